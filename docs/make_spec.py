@@ -1,7 +1,7 @@
 """Writes docs/spec.md from the contract itself: every field of a job with bounds and default.
 
-Run ``.venv/bin/python docs/make_spec.py`` after a change of ``service/contract/spec.py``; a test
-compares the two.
+Run ``.venv/bin/python docs/make_spec.py`` after a change of a specification in
+``service/contract``; a test compares the two.
 """
 
 import json
@@ -29,8 +29,8 @@ _INTRODUCTION = """\
 
 What `POST /v1/jobs` and `roadless submit` take, as JSON or YAML. Unknown fields and numbers that
 are not finite are refused with a pointer to the field. Only `model`, `data`, `task` and
-`optimizer` have no default. Written from `service/contract/spec.py` and
-`service/contract/optimizers.py` by `.venv/bin/python docs/make_spec.py`; do not edit by hand.
+`optimizer` have no default. Written from `service/contract/` by `.venv/bin/python
+docs/make_spec.py`; do not edit by hand.
 
 Five rules join fields:
 

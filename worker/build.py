@@ -11,17 +11,9 @@ from torch import nn
 
 import optim
 from optim.positions import TwoPositions
+from service.contract.data import DataSpec, DigitsData, FileBytesData, PythonStdlibBytesData
+from service.contract.models import ConvnetPreset, GptPreset, MlpPreset, ModelSpec
 from service.contract.optimizers import OptimizerSpec, ScheduleFreeWrapperSpec
-from service.contract.spec import (
-    ConvnetPreset,
-    DataSpec,
-    DigitsData,
-    FileBytesData,
-    GptPreset,
-    MlpPreset,
-    ModelSpec,
-    PythonStdlibBytesData,
-)
 from worker.data import file_bytes, stdlib_bytes
 from worker.data.base import DataSet, Description
 from worker.data.digits import Digits

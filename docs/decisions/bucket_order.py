@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from service.contract.spec import ConvnetPreset
+from service.contract.models import ConvnetPreset
 from worker.build import build_model
 from worker.data.digits import Digits
 from worker.data.order import global_indices, rank_slice

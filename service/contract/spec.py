@@ -9,86 +9,14 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
 
 from service.contract.base import Spec
+from service.contract.data import DataSpec
+from service.contract.models import ModelSpec
 from service.contract.optimizers import OptimizerSpec
 
 SPEC_VERSION: Final = 1
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 Task = Literal["classification", "causal_lm"]
-
-
-# ---- model ------------------------------------------------------------------------------------
-
-
-class MlpPreset(Spec):
-    """A multi-layer perceptron: flatten, then ``hidden`` layers with ReLU."""
-
-    kind: Literal["preset"]
-    name: Literal["mlp"]
-    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field((64,), max_length=32)
-
-
-class ConvnetPreset(Spec):
-    """Two blocks of convolution, batch norm and ReLU, then a linear head over the mean."""
-
-    kind: Literal["preset"]
-    name: Literal["convnet"]
-    width: int = Field(32, ge=1, le=4096, description="channels of the first block")
-
-
-class GptPreset(Spec):
-    """A decoder-only transformer over bytes."""
-
-    kind: Literal["preset"]
-    name: Literal["gpt"]
-    layers: int = Field(2, ge=1, le=128)
-    width: int = Field(96, ge=8, le=16384, description="must be a multiple of 2 * heads")
-    heads: int = Field(4, ge=1, le=256)
-    context: int = Field(64, ge=2, le=65536, description="tokens per sample")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"expected width to be a multiple of 2 * heads = {2 * self.heads}, saw {self.width}"
-            )
-        return self
-
-
-ModelSpec = Annotated[MlpPreset | ConvnetPreset | GptPreset, Field(discriminator="name")]
-
-
-# ---- data -------------------------------------------------------------------------------------
-
-
-class DigitsData(Spec):
-    """scikit-learn's 8x8 handwritten digits: 1797 images, ten classes; every fifth held out."""
-
-    kind: Literal["builtin"]
-    name: Literal["digits"]
-
-
-class PythonStdlibBytesData(Spec):
-    """The bytes of the Python standard library's own source; the last 5 % are held out."""
-
-    kind: Literal["builtin"]
-    name: Literal["python_stdlib_bytes"]
-
-
-class FileBytesData(Spec):
-    """The bytes of one local file on the training nodes; the last 5 % are held out.
-
-    Only files below one of the runner's ``ROADLESS_DATA_ROOTS`` are read.
-    """
-
-    kind: Literal["files"]
-    name: Literal["bytes"]
-    path: str = Field(min_length=1, max_length=4096)
-
-
-DataSpec = Annotated[
-    DigitsData | PythonStdlibBytesData | FileBytesData, Field(discriminator="name")
-]
 
 _TASK_OF_DATA: dict[str, Task] = {
     "digits": "classification",

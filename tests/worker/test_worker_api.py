@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from service.contract.cluster import AttemptBrief, AttemptEnded, Registered, Sync, SyncReply
+from service.contract.data import DigitsData
 from service.contract.events import Report, ReportReply
+from service.contract.models import MlpPreset
 from service.contract.optimizers import AdamWScheduleFreeSpec
-from service.contract.spec import DigitsData, JobSpec, MlpPreset
+from service.contract.spec import JobSpec
 from service.contract.states import Desired, Reason
 from worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi, insist
 

@@ -8,7 +8,9 @@ import torch
 from pydantic import TypeAdapter
 
 import optim
-from service.contract.spec import DataSpec, ModelSpec, OptimizerSpec
+from service.contract.data import DataSpec
+from service.contract.models import ModelSpec
+from service.contract.spec import OptimizerSpec
 from service.contract.states import Reason
 from worker.build import build_data, build_model, build_optimizer
 from worker.data.base import Description

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from optim import using_buffers
-from service.contract.spec import ConvnetPreset, EvaluationSpec, GptPreset, JobSpec
+from service.contract.models import ConvnetPreset, GptPreset
+from service.contract.spec import EvaluationSpec, JobSpec
 from worker.data.base import Batch, Description
 from worker.data.bytes_windows import BytesWindows
 from worker.data.digits import Digits

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from service.contract.spec import ConvnetPreset, GptPreset, MlpPreset
+from service.contract.models import ConvnetPreset, GptPreset, MlpPreset
 from worker.data.base import Description
 from worker.model.convnet import Convnet
 from worker.model.gpt import Gpt

@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from service.contract.cluster import AttemptBrief
+from service.contract.data import DataSpec
 from service.contract.events import EvalPoint, Event, StepMetrics
 from service.contract.manifest import CheckpointKind
-from service.contract.spec import DataSpec, JobSpec, ModelSpec
+from service.contract.models import ModelSpec
+from service.contract.spec import JobSpec
 from worker.build import build_data, build_model, build_optimizer
 from worker.built import Built
 from worker.checkpoint import Resumed, read_state

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from service.contract.spec import ConvnetPreset
+from service.contract.models import ConvnetPreset
 from worker.data.base import Description
 
 

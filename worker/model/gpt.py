@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.spec import GptPreset
+from service.contract.models import GptPreset
 from worker.data.base import Description
 
 _ROTARY_BASE = 10_000.0
