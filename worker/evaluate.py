@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
-from service.contract.spec import EvaluationSpec, JobSpec, Task
+from service.contract.evaluation import EvaluationSpec
+from service.contract.spec import JobSpec
+from service.contract.tasks import Task
 from worker.data.base import Batch, DataSet
 from worker.data.order import global_indices, reserved_seed
 from worker.task import SCORES, example_scores, metrics

@@ -11,6 +11,7 @@ from worker.data.base import Batch
 from worker.data.order import global_indices, rank_slice
 from worker.milestones import Milestones
 from worker.position import Position, Stopwatch, is_used_up
+from worker.rates import build_rates
 from worker.report import Reporter
 from worker.step import Orders, StepResult, agree, train_step
 
@@ -40,6 +41,7 @@ class Training:
         #: Step and evaluated step of the training state that was saved last.
         self._saved = (position.step, evaluated_step) if brief.resume else None
         self._evaluations_served = brief.evaluations_served
+        self._rates = build_rates(brief.spec)
         self._stopwatch = Stopwatch(position, gpus=seats.num_workers * seats.gpus_per_worker)
 
     @property
@@ -63,6 +65,7 @@ class Training:
     def _step(self) -> Orders:
         step, spec = self._position.step, self._spec.training
         _seed_step(spec.seed, step=step, rank=self._cluster.rank)
+        self._set_rate()
         after = self._position.after_step(
             samples=spec.batch_size,
             tokens=spec.batch_size * self._built.data.description.tokens_per_sample,
@@ -78,6 +81,14 @@ class Training:
         self._position = self._stopwatch.stamp(after)
         self._say(result)
         return result.orders
+
+    def _set_rate(self) -> None:
+        """Set what the schedule says for the next step; without one the optimizer's rate stays."""
+        if self._rates is None:
+            return
+        rate = self._rates.after(self._position.step)
+        for group in self._built.optimizer.param_groups:
+            group["lr"] = rate
 
     def _batch(self, step: int) -> Batch:
         spec, data = self._spec.training, self._built.data

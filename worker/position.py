@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
-from service.contract.spec import BudgetSpec
+from service.contract.budget import BudgetSpec
 
 
 @dataclass(frozen=True)

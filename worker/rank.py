@@ -16,15 +16,17 @@ from service.contract.events import Event, Failed, Finished, Started
 from service.contract.manifest import Manifest
 from service.contract.states import Reason
 from worker.api import AttemptApi, Fenced, insist
-from worker.build import build_data, build_model, build_optimizer
+from worker.build import build_optimizer
 from worker.built import Built
 from worker.checkpoint import Resumed, check_files, read_state
 from worker.cluster import Cluster, join
 from worker.data.base import DataSet
+from worker.data.build import build_data
 from worker.errors import JobFailed, NonFiniteLoss
 from worker.launcher import RankLaunch
 from worker.loop import Training
 from worker.milestones import Milestones
+from worker.model.build import build_model
 from worker.position import Position
 from worker.report import Reporter
 

@@ -9,7 +9,7 @@ import math
 import torch
 from torch.nn import functional
 
-from service.contract.spec import Task
+from service.contract.tasks import Task
 
 #: Rows of what :func:`example_scores` returns: the loss in nats, and the share of right answers.
 SCORES = ("loss", "accuracy")

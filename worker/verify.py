@@ -14,10 +14,11 @@ import torch
 
 from service.contract.manifest import EvaluationReceipt, Manifest
 from service.contract.spec import JobSpec
-from worker.build import build_data, build_model
 from worker.checkpoint import check_files, read_model
+from worker.data.build import build_data
 from worker.errors import CheckpointUnreadable
 from worker.evaluate import EvalResult, reevaluate
+from worker.model.build import build_model
 
 MANIFEST_FILE = "manifest.json"
 

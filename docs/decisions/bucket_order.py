@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from service.contract.models import ConvnetPreset
-from worker.build import build_model
 from worker.data.digits import Digits
 from worker.data.order import global_indices, rank_slice
+from worker.model.build import build_model
 
 _SPEC = ConvnetPreset(kind="preset", name="convnet", width=48)
 

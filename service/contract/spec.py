@@ -1,22 +1,26 @@
 """What a user asks for: the job specification, its parts, bounds and defaults.
 
 Frozen data, JSON both ways. Every choice is a union tagged by ``kind`` or ``name``; adding a choice
-is adding a class here and a ``case`` in ``worker/build.py``.
+is adding a class beside its like and a ``case`` where the worker builds it.
 """
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from service.contract.base import Spec
+from service.contract.budget import BudgetSpec
 from service.contract.data import DataSpec
+from service.contract.evaluation import CheckpointsSpec, EvaluationSpec
 from service.contract.models import ModelSpec
 from service.contract.optimizers import OptimizerSpec
+from service.contract.schedules import ScheduleSpec, cooldown_steps, has_horizon
+from service.contract.tasks import Task
+from service.contract.training import ParallelismSpec, TrainingSpec
 
 SPEC_VERSION: Final = 1
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63)]
-Task = Literal["classification", "causal_lm"]
 
 _TASK_OF_DATA: dict[str, Task] = {
     "digits": "classification",
@@ -31,58 +35,6 @@ _TASK_OF_MODEL: dict[str, Task] = {
 
 
 # ---- how it runs ------------------------------------------------------------------------------
-
-
-class TrainingSpec(Spec):
-    """One optimizer step: how many samples, from which seed, how far the gradient may reach."""
-
-    batch_size: int = Field(64, ge=1, le=10**7, description="global samples per optimizer step")
-    seed: int = Field(0, ge=0, lt=2**63)
-    max_grad_norm: float | None = Field(None, gt=0, description="clip the global norm; null: never")
-
-
-class ParallelismSpec(Spec):
-    """How many ranks, and what each of them holds."""
-
-    strategy: Literal["ddp"] = "ddp"
-    num_workers: int = Field(1, ge=1, le=4096)
-    cpus_per_worker: int = Field(1, ge=1, le=1024, description="cores reserved, and torch threads")
-    gpus_per_worker: Literal[0, 1] = 0
-
-
-class BudgetSpec(Spec):
-    """When a job ends by itself: at the first of these limits. No budget: it is open-ended."""
-
-    max_steps: int | None = Field(None, ge=1)
-    max_samples: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_seconds: float | None = Field(None, gt=0, description="seconds in RUNNING, all attempts")
-    max_gpu_seconds: float | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _names_a_limit(self) -> Self:
-        if not self.model_dump(exclude_none=True):
-            raise ValueError("expected at least one limit; use null for an open-ended job")
-        return self
-
-
-class EvaluationSpec(Spec):
-    """When and how the averaged point x is evaluated on held-out data."""
-
-    every_steps: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=1, le=10**6)
-    max_batches: int | None = Field(None, ge=1, description="null: the whole held-out set")
-    batchnorm_batches: int = Field(
-        8, ge=1, le=10**4, description="training batches for the batch-norm statistics of x"
-    )
-
-
-class CheckpointsSpec(Spec):
-    """Which eval points keep their checkpoint, and how often the training state is saved."""
-
-    keep_last: int = Field(3, ge=1, le=1000)
-    keep_best: int = Field(1, ge=0, le=1000, description="by eval loss, beside the last ones")
-    state_every_steps: int = Field(100, ge=1)
 
 
 class RetrySpec(Spec):
@@ -108,6 +60,9 @@ class JobSpec(Spec):
     training: TrainingSpec = TrainingSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
     budget: BudgetSpec | None = None
+    schedule: ScheduleSpec | None = Field(
+        None, description="null: the optimizer's own rate, as schedule-free training wants it"
+    )
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     retry: RetrySpec = RetrySpec()
@@ -131,6 +86,50 @@ class JobSpec(Spec):
             raise ValueError("expected no max_gpu_seconds for a job without GPUs, saw one")
         if value and value.max_tokens and task == "classification":
             raise ValueError("expected no max_tokens for data without tokens, saw one")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _horizon_is_known(
+        cls, value: ScheduleSpec | None, info: ValidationInfo
+    ) -> ScheduleSpec | None:
+        budget = info.data.get("budget")
+        if (
+            value
+            and has_horizon(value)
+            and "budget" in info.data
+            and not (budget and budget.max_steps)
+        ):
+            raise ValueError(
+                f"expected budget.max_steps for {value.name!r}, whose rates depend on the number "
+                "of steps, saw none"
+            )
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _parts_fit_the_budget(
+        cls, value: ScheduleSpec | None, info: ValidationInfo
+    ) -> ScheduleSpec | None:
+        budget = info.data.get("budget")
+        if value and budget and budget.max_steps:
+            parts = value.warmup_steps + cooldown_steps(value, max_steps=budget.max_steps)
+            if parts > budget.max_steps:
+                raise ValueError(
+                    f"expected warmup and cooldown within budget.max_steps = {budget.max_steps}, "
+                    f"saw {parts} steps"
+                )
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _one_warmup(cls, value: ScheduleSpec | None, info: ValidationInfo) -> ScheduleSpec | None:
+        theirs = getattr(info.data.get("optimizer"), "warmup_steps", 0)
+        if value and value.warmup_steps and theirs > 1:
+            raise ValueError(
+                f"expected a warmup of the schedule or of the optimizer, saw {value.warmup_steps} "
+                f"and {theirs} steps"
+            )
         return value
 
     @field_validator("parallelism")

@@ -12,8 +12,8 @@ from service.auth.tokens import Audience, digest, mint
 from service.checkpoints import store as checkpoints
 from service.contract.cluster import Assignment, Node, Sync, SyncReply
 from service.contract.ids import new_id
-from service.contract.spec import ParallelismSpec
 from service.contract.states import Reason, Signal
+from service.contract.training import ParallelismSpec
 from service.db.tables import AttemptRow, JobRow
 from service.jobs import store as jobs
 from service.jobs.endings import end_attempt

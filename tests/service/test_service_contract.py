@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract import events, resources, spec
+from service.contract import events, models, resources
 from service.contract.cluster import AttemptBrief, Sync
 from service.contract.ids import CHECKPOINT_ID_PATTERN, new_id
 from service.contract.manifest import CheckpointFile, Manifest
@@ -111,7 +111,7 @@ def test_ranks_share_the_batch_evenly_or_not_at_all(batch_size, num_workers):
 @pytest.mark.parametrize(("width", "heads"), [(96, 5), (10, 4), (8, 8)])
 def test_heads_divide_the_width(width, heads):
     with pytest.raises(ValidationError, match="multiple of 2"):
-        spec.GptPreset(kind="preset", name="gpt", width=width, heads=heads)
+        models.GptPreset(kind="preset", name="gpt", width=width, heads=heads)
 
 
 # ---- events ------------------------------------------------------------------------------------

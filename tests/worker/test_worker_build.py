@@ -10,13 +10,15 @@ from pydantic import TypeAdapter
 import optim
 from service.contract.data import DataSpec
 from service.contract.models import ModelSpec
-from service.contract.spec import OptimizerSpec
+from service.contract.optimizers import OptimizerSpec
 from service.contract.states import Reason
-from worker.build import build_data, build_model, build_optimizer
+from worker.build import build_optimizer
 from worker.data.base import Description
+from worker.data.build import build_data
 from worker.data.digits import Digits
 from worker.errors import JobFailed
 from worker.launcher import rank_environment
+from worker.model.build import build_model
 from worker.model.convnet import Convnet
 from worker.model.gpt import Gpt
 from worker.model.mlp import Mlp

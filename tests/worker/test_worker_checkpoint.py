@@ -13,7 +13,7 @@ from training_bench import bits
 
 from optim import at_average, averaged_point
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.spec import OptimizerSpec
+from service.contract.optimizers import OptimizerSpec
 from worker.build import build_optimizer
 from worker.checkpoint import (
     MODEL_FILE,

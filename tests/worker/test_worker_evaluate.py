@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from optim import using_buffers
+from service.contract.evaluation import EvaluationSpec
 from service.contract.models import ConvnetPreset, GptPreset
-from service.contract.spec import EvaluationSpec, JobSpec
+from service.contract.spec import JobSpec
 from worker.data.base import Batch, Description
 from worker.data.bytes_windows import BytesWindows
 from worker.data.digits import Digits

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.spec import BudgetSpec
+from service.contract.budget import BudgetSpec
 from worker import position
 from worker.position import Position, Stopwatch, is_used_up
 

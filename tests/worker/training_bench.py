@@ -15,13 +15,15 @@ from service.contract.events import EvalPoint, Event, StepMetrics
 from service.contract.manifest import CheckpointKind
 from service.contract.models import ModelSpec
 from service.contract.spec import JobSpec
-from worker.build import build_data, build_model, build_optimizer
+from worker.build import build_optimizer
 from worker.built import Built
 from worker.checkpoint import Resumed, read_state
 from worker.cluster import Cluster
 from worker.data.base import DataSet
+from worker.data.build import build_data
 from worker.loop import Training
 from worker.milestones import Milestones
+from worker.model.build import build_model
 from worker.position import Position
 from worker.report import Heard, Staged
 

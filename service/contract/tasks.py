@@ -1,0 +1,5 @@
+"""What a job learns to do."""
+
+from typing import Literal
+
+Task = Literal["classification", "causal_lm"]
