@@ -11,7 +11,10 @@ from sqlalchemy import text
 from stage import LEASE_SECONDS, staged
 
 from service.contract.ids import new_id
+from service.contract.states import Reason
+from service.db.tables import JobRow
 from service.errors import Fenced, NotFound
+from service.jobs import store
 from service.scheduling import routes
 
 ONE_RANK = {"parallelism": {"num_workers": 1}}
@@ -291,6 +294,18 @@ def test_a_poll_without_work_answers_in_time(service, runner_id):
 
 
 # ---- together ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_saying_why_jobs_wait_does_not_wait_for_a_claim(stage, digits_spec):
+    """It passes over the job that a claim holds, and explains the others."""
+    held, other = stage.submit(digits_spec), stage.submit(digits_spec)
+    with stage.db.write() as claim:
+        store.get(claim, held, "default", lock=True)
+        stage.tick()
+        with stage.db.read() as session:
+            said = {job_id: session.get(JobRow, job_id).reason for job_id in (held, other)}
+    assert said == {held: Reason.WAITING_FOR_CAPACITY, other: Reason.NO_RUNNER}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
