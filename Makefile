@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap pins clean
+.PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap theory evidence pins clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "expected Python with venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	TORCH_INDEX='$(TORCH_INDEX)' deploy/install-torch.sh $(BIN)/pip
-	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,dev,studies]'
 	@touch $@
 
 demo: setup ## train two real jobs over HTTP and check what was downloaded (about 2 minutes)
@@ -58,6 +58,13 @@ bench-soap: setup ## a step of SOAP beside heavyball's, and what its schedule sa
 
 bench-optim: setup ## an optimizer step beside torch's, schedulefree's and heavyball's
 	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.optim
+
+theory: setup ## every simulation of the convex bound: figures and table in docs/theory
+	$(BIN)/pip install -q -c constraints.txt -e '.[lower-bound]'
+	$(BIN)/python -m tests.studies.theory
+
+evidence: setup ## the headline claims on real data: figures and table in docs/evidence
+	$(BIN)/python -m tests.studies.evidence
 
 pins: ## take up the newest versions of all dependencies into constraints.txt
 	deploy/pin.sh

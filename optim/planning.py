@@ -5,7 +5,7 @@ norms G are rarely known. Ratios of rates need neither: `transfer_base` takes a 
 for one schedule and horizon to another, and `implied_distance` finds the D, in units of G, for
 which a tuned rate is the best.
 
-Source: Schaipp et al., arXiv 2501.18965, sections 4 and 5.
+Source: Schaipp et al., arXiv 2501.18965.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,14 +17,15 @@ from numpy.typing import ArrayLike
 
 from optim.checks import require_above_zero
 from optim.rows import Floats, checked_norms, require_whole_number
-from optim.schedules import SCHEDULES, DecayType, ScheduleBase
+from optim.schedule_parts import DecayType
+from optim.schedules import SCHEDULES, ScheduleBase
 from optim.theory import Kind, bound, optimal_base
 
 #: Shares of the steps that `best_cooldown` tries; a hundredth is as fine as the bound can tell.
 COOLDOWN_FRACTIONS: tuple[float, ...] = tuple(n / 100 for n in range(1, 101))
 #: What the paper tries for an extension: cooldown fractions, and factors of the second stage.
-EXTENSION_FRACTIONS: tuple[float, ...] = tuple(float(c) for c in np.linspace(0.1, 1, 33))
-EXTENSION_FACTORS: tuple[float, ...] = tuple(float(rho) for rho in np.linspace(0.2, 1, 33))
+EXTENSION_FRACTIONS: tuple[float, ...] = tuple(np.linspace(0.1, 1, 33).round(6).tolist())
+EXTENSION_FACTORS: tuple[float, ...] = tuple(np.linspace(0.2, 1, 33).round(6).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,7 @@ class CooldownCurve:
         return np.array([plan.bound for plan in self.plans])
 
     def best(self, *, slack: float = 0.0) -> Plan:
-        """Return the plan with the shortest cooldown that is within ``slack`` of the smallest bound.
+        """Return the plan with the shortest cooldown that is within ``slack`` of the best.
 
         Args:
             slack: relative, >= 0; the curve is flat at its end, so that 0.01 often spares a third
@@ -145,7 +146,7 @@ def plan_at(family: Family, *, horizon: int, base_lr: float, assuming: Assumptio
 
     >>> wsd = Family("wsd", {"cooldown_len": 0.2})
     >>> round(plan_at(wsd, horizon=400, base_lr=0.05, assuming=Assumptions(D=2.0)).bound, 5)
-    0.21865
+    0.21867
     """
     require_above_zero({"base_lr": base_lr}, "base_lr")
     best_base_lr, best_bound = _best(family, horizon=horizon, assuming=assuming)
@@ -198,7 +199,7 @@ def transfer_base(
     ...     0.001, source=wsd, source_horizon=50_000, target=linear, target_horizon=50_000
     ... )
     >>> round(lr, 5)
-    0.00195
+    0.00194
     """
     require_above_zero({"base_lr": base_lr}, "base_lr")
     at_source, _ = _best(source, horizon=source_horizon, assuming=assuming)
@@ -269,7 +270,7 @@ def best_cooldown(
 
     >>> plan = best_cooldown(horizon=400, slack=0.01)
     >>> plan.family.arguments["cooldown_len"]
-    0.58
+    0.59
     """
     curve = cooldown_curve(
         horizon=horizon, decay_type=decay_type, base_lr=base_lr, assuming=assuming
@@ -295,7 +296,8 @@ def extend_by_cooldown(
         family: the finished run's, with a ``cooldown_len``: "wsd", "sqrt", "polynomial-cooldown".
         finished: steps of the finished run, >= 1.
         horizon: steps of the longer one, > finished.
-        fractions: cooldowns to try, shares of the longer run in (0, 1].
+        fractions: cooldowns to try, shares of the longer run in (0, 1]; those that leave no room
+            for the warmup are passed over.
         assuming: about the loss; D sets the base rate (`implied_distance`), not the fraction.
 
     Raises:
@@ -308,6 +310,8 @@ def extend_by_cooldown(
     if "cooldown_len" not in family.arguments:
         raise ValueError(f"arguments: expected a cooldown_len, seen {dict(family.arguments)}")
 
+    room = horizon + 1 - family.at(finished).warmup_steps
+
     def with_fraction(c: float) -> Family:
         return replace(family, arguments={**family.arguments, "cooldown_len": c})
 
@@ -315,7 +319,7 @@ def extend_by_cooldown(
         family,
         finished=finished,
         horizon=horizon,
-        trials=[with_fraction(c) for c in fractions],
+        trials=[with_fraction(c) for c in fractions if int(c * (horizon + 1)) <= room],
         assuming=assuming,
     )
 
@@ -388,7 +392,7 @@ def _extended(
     if horizon <= finished:
         raise ValueError(f"horizon: expected more than the {finished} finished, seen {horizon}")
     if not trials:
-        raise ValueError("trials: expected fractions or factors to try, seen none")
+        raise ValueError("trials: expected fractions or factors that fit, seen none")
     gamma, _ = _best(family, horizon=finished, assuming=assuming)
     found = [_best(trial, horizon=horizon, assuming=assuming)[0] for trial in trials]
     chosen = trials[int(np.argmin(np.abs(np.array(found) - gamma)))]

@@ -220,7 +220,7 @@ def averaged_bounds_at(
         ValueError: bad input.
 
     Source: the averages are those of Defazio et al., arXiv 2405.15682, theorem 2, whose proof gives
-    the first step; weights in proportion to the rates are in Pun et al., arXiv 2511.07767.
+    the first step; Pun et al., arXiv 2511.07767v1, have averages that suit the schedule.
     """
     rates, noise, w = _checked_weights(eta, grad_norms, D=D, weights=weights)
     a = w / rates
@@ -366,7 +366,8 @@ def _potential(a: Floats, noise: Floats, *, start: float) -> tuple[Floats, Float
     ``noise`` is w_t eta_t G_t^2; ``start`` is what the distance had gathered before, beside D^2.
     """
     rise = np.maximum(1.0, a[1:] / a[:-1])
-    growth = np.cumprod(np.concatenate(([1.0], rise)))
+    with np.errstate(over="ignore"):
+        growth = np.cumprod(np.concatenate(([1.0], rise)))
     if not np.isfinite(growth[-1]):
         raise ValueError("weights: expected w/eta to rise by a finite factor, seen infinite")
     p = a[0] * growth
