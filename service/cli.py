@@ -22,6 +22,8 @@ from service.client import ApiError, Client, ClientError
 from service.contract.manifest import CheckpointKind
 from service.contract.resources import Job
 from service.contract.states import Phase
+from service.contract.theory import Norms
+from service.theory_tables import plan_tables, theory_tables
 from service.watch import watch as watch_job
 
 FAILED, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
@@ -36,6 +38,7 @@ out = Console()
 err = Console(stderr=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job id: job_...")]
+AsJson = Annotated[bool, typer.Option("--json", help="the answer as it is")]
 
 
 class UsageError(Exception):
@@ -189,6 +192,88 @@ def events(job: JobId) -> None:
         for event in client.events(job):
             at = event.at.astimezone().strftime("%H:%M:%S")
             _say(f"{at}  {event.code}  {event.message}")
+
+
+@app.command()
+def theory(
+    job: JobId,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="how far to go on; default: twice as far")
+    ] = None,
+    distance: Annotated[
+        float | None, typer.Option(help="from start to optimum; default: fitted")
+    ] = None,
+    norms: Annotated[
+        Norms, typer.Option(help="each step's own gradient norm, or an even one")
+    ] = "logged",
+    as_json: AsJson = False,
+) -> None:
+    """Say what the convex theory makes of a job: bound, other schedules, how to go on."""
+    with Client() as client:
+        found = client.theory(job, steps=steps, distance=distance, norms=norms)
+    if as_json:
+        _say(found.model_dump_json(indent=2))
+    else:
+        out.print(theory_tables(found))
+
+
+@app.command()
+def plan(
+    horizon: Annotated[int, typer.Option(help="steps of the run")],
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,KEY=VALUE...]", help="may be repeated; default: the usual ones"
+        ),
+    ] = None,
+    grad_norm: Annotated[float, typer.Option(help="of all steps")] = 1.0,
+    distance: Annotated[
+        float | None, typer.Option(help="from start to optimum; default: 1")
+    ] = None,
+    tuned: Annotated[
+        str | None,
+        typer.Option(metavar="LR:HORIZON:SCHEDULE", help="a tuned rate, instead of a distance"),
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="FROM:TO:SCHEDULE", help="a run to make longer"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best base rates of schedules, and how to make a run longer."""
+    request: dict[str, Any] = {"horizon": horizon, "grad_norm": grad_norm, "distance": distance}
+    if schedule:
+        request["schedules"] = [_schedule(text) for text in schedule]
+    if tuned:
+        lr, steps, name = _three(tuned, "--tuned", "LR:HORIZON:SCHEDULE")
+        request["tuned"] = {"lr": lr, "horizon": steps, "schedule": _schedule(name)}
+    if extend:
+        first, last, name = _three(extend, "--extend", "FROM:TO:SCHEDULE")
+        request["extend"] = {"from_steps": first, "to_steps": last, "schedule": _schedule(name)}
+    with Client() as client:
+        found = client.plan(request)
+    if as_json:
+        _say(found.model_dump_json(indent=2))
+    else:
+        out.print(plan_tables(found))
+
+
+def _three(text: str, option: str, form: str) -> tuple[str, str, str]:
+    first, _, rest = text.partition(":")
+    second, _, name = rest.partition(":")
+    if not name:
+        raise UsageError(f"expected {option} {form}, saw {text!r}")
+    return first, second, name
+
+
+def _schedule(text: str) -> dict[str, Any]:
+    """Parse ``wsd,cooldown_len=0.5``; the service says what is wrong with names and values."""
+    name, _, arguments = text.partition(",")
+    try:
+        settings = yaml.safe_load("{" + arguments.replace("=", ": ") + "}")
+    except yaml.YAMLError as error:
+        raise UsageError(f"expected --schedule NAME[,KEY=VALUE...], saw {text!r}") from error
+    return {"name": name, **settings}
 
 
 @app.command()

@@ -23,6 +23,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
+from service.contract.plan import Plan, PlanRequest
 from service.contract.resources import (
     Checkpoint,
     CurvePoint,
@@ -37,6 +38,7 @@ from service.contract.resources import (
 )
 from service.contract.spec import JobSpec
 from service.contract.states import TERMINAL, Phase
+from service.contract.theory import Norms, Theory
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 TIMEOUT_SECONDS = 30.0
@@ -203,13 +205,47 @@ class Client:
             buckets=buckets,
         )
 
-    def eval_curve(self, job_id: str, *, since: int | None = None) -> list[CurvePoint]:
-        """Evaluations at the averaged point after step ``since``, by step."""
+    def eval_curve(
+        self, job_id: str, *, since: int | None = None, bound: bool = False
+    ) -> list[CurvePoint]:
+        """Evaluations at the averaged point after step ``since``, by step.
+
+        ``bound``: with the convex bound of each, where there is one.
+        """
         curve: list[CurvePoint] = []
-        while part := self._get(EvalCurve, f"/v1/jobs/{job_id}/eval-curve", since=since).data:
+        path, wanted = f"/v1/jobs/{job_id}/eval-curve", bound or None
+        while part := self._get(EvalCurve, path, since=since, bound=wanted).data:
             curve += part
             since = part[-1].step
         return curve
+
+    def theory(
+        self,
+        job_id: str,
+        *,
+        distance: float | None = None,
+        steps: int | None = None,
+        norms: Norms = "logged",
+    ) -> Theory:
+        """The convex bound beside the eval curve, other schedules, and how to go on.
+
+        Args:
+            job_id: the job.
+            distance: from start to optimum, > 0; None: as the losses say.
+            steps: how far an extension goes; None: twice as far as the job.
+            norms: each step's own gradient norm, or an even one.
+        """
+        wanted = {"distance": distance, "steps": steps, "norms": norms}
+        return self._get(Theory, f"/v1/jobs/{job_id}/theory", **wanted)
+
+    def plan(self, request: PlanRequest | Mapping[str, Any]) -> Plan:
+        """The best base rates of schedules over a horizon, and how to make a run longer.
+
+        ``request``: see ``service/contract/plan.py``; a mapping is sent as it is.
+        """
+        if isinstance(request, PlanRequest):
+            request = request.model_dump(mode="json")
+        return self._post(Plan, "/v1/plan", body=dict(request))
 
     def checkpoints(
         self, job_id: str, *, kind: CheckpointKind | None = None

@@ -11,7 +11,7 @@
         KeyInUse                      409  the first request with this key is still running
       TooLarge                        413
       RangeNotSatisfiable             416
-      Unavailable                     503  the database is away; try again
+      Unavailable                     503  database or blobs are away; try again
         Locked                        503  another transaction holds a row for too long
 
 Each class carries its HTTP status and a stable ``code``, which becomes the problem's type, and the
@@ -103,7 +103,7 @@ class RangeNotSatisfiable(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """The database does not answer; nothing was lost, try again."""
+    """Database or blob store do not answer, or a disk is full; nothing was lost, try again."""
 
     status, code, title = 503, "unavailable", "Temporarily unavailable"
     headers = {"Retry-After": "1"}

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import AsyncIterator
 from types import FrameType
 
@@ -16,7 +17,11 @@ from service.attempts.leases import LeaseKeeper
 from service.auth.bootstrap import make_first_tokens
 from service.checkpoints import routes as checkpoint_routes
 from service.checkpoints import transfer as transfer_routes
-from service.checkpoints.blobs import LocalBlobs
+from service.checkpoints.blobs import BlobStore
+from service.checkpoints.intake import STORING_THREADS
+from service.checkpoints.local_blobs import LocalBlobs
+from service.checkpoints.s3_blobs import S3Blobs
+from service.checkpoints.s3_bucket import Bucket, BucketUnusable, require_usable
 from service.clock import utc_now
 from service.db.migrate import alone, migrate
 from service.db.session import Database
@@ -30,6 +35,9 @@ from service.scheduling import loop
 from service.scheduling import routes as scheduling_routes
 from service.scheduling.housekeeping import Housekeeping
 from service.settings import Settings
+from service.theory import routes as theory_routes
+from service.theory.curve import JobBounds
+from service.theory.turns import Turns
 from service.wakeups import Wakeups
 
 log = logging.getLogger("service")
@@ -40,6 +48,7 @@ ROUTERS = (
     event_routes.router,
     evaluation_routes.router,
     metric_routes.router,
+    theory_routes.router,
     checkpoint_routes.router,
     scheduling_routes.router,
     ingest_routes.router,
@@ -70,8 +79,10 @@ def create_app(settings: Settings) -> FastAPI:
 def _compose(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
     app.state.db = _open_database(settings)
-    app.state.blobs = LocalBlobs(settings.home_dir / "blobs")
+    app.state.blobs = _open_blobs(settings)
     app.state.wakeups = Wakeups()
+    app.state.turns = Turns()
+    app.state.curve_bounds = JobBounds(app.state.db, app.state.turns)
     app.state.leases = LeaseKeeper.starting(
         utc_now(), seconds=settings.lease_seconds, look_every_seconds=settings.tick_seconds
     )
@@ -89,11 +100,25 @@ def _open_database(settings: Settings) -> Database:
     return db
 
 
+def _open_blobs(settings: Settings) -> BlobStore:
+    if settings.blobs is None:
+        return LocalBlobs(settings.home_dir / "blobs")
+    bucket = Bucket.at(
+        settings.blobs,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        is_path_style=settings.s3_path_style,
+    )
+    require_usable(bucket)
+    return S3Blobs(bucket)
+
+
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state, settings = app.state, app.state.settings
     state.wakeups.bind(asyncio.get_running_loop())
     state.report_limiter = anyio.CapacityLimiter(settings.report_threads)
+    state.storing_limiter = anyio.CapacityLimiter(STORING_THREADS)
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.request_threads
     ticking = loop.run_forever(
         state.db,
@@ -129,8 +154,12 @@ def main() -> None:
     """Serve until a signal comes."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings()
+    try:
+        app = create_app(settings)
+    except BucketUnusable as error:
+        sys.exit(f"the service cannot store checkpoints: {error}")
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         log_level="warning",

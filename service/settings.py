@@ -5,16 +5,28 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_BUCKET_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
+
 
 class Settings(BaseSettings):
     """Everything an operator can set; docs/settings.md lists each one."""
 
     model_config = SettingsConfigDict(env_prefix="ROADLESS_", frozen=True, extra="ignore")
 
-    home: Path = Field(Path("~/.roadless"), description="data folder: database, blobs, tokens")
+    home: Path = Field(
+        Path("~/.roadless"), description="data folder: database, blobs, uploads, tokens"
+    )
     database_url: str | None = Field(
         None, validation_alias="DATABASE_URL", description="null: SQLite in the home folder"
     )
+    blobs: str | None = Field(
+        None, pattern=_BUCKET_URL, description="s3://BUCKET or s3://BUCKET/PREFIX; null: a folder"
+    )
+    s3_endpoint: str | None = Field(
+        None, pattern="^https?://.", description="URL of the S3-compatible store; null: Amazon's"
+    )
+    s3_region: str | None = Field(None, description="null: as the SDK finds it")
+    s3_path_style: bool = Field(False, description="the bucket is named in the path of URLs")
     host: str = "127.0.0.1"
     port: int = Field(8700, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="silence after which an attempt is lost")

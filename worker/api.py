@@ -10,8 +10,9 @@ Translates every way a call can fail into three words, so that no caller reads a
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 import httpx
 from pydantic import BaseModel
@@ -31,6 +32,9 @@ _READ_SECONDS = 10.0
 _TIMEOUT = httpx.Timeout(_READ_SECONDS, connect=_CONNECT_SECONDS)
 #: A checkpoint file is hashed and stored before the service answers.
 _FILE_TIMEOUT = httpx.Timeout(120.0, connect=_CONNECT_SECONDS)
+#: A file up to this size is sent in one request, a larger one in parts of this size.
+PART_BYTES = 64 << 20
+_CHUNK_BYTES = 1 << 20
 _AWAY_STATUSES = frozenset({408, 425, 429})
 _BACKOFF_SECONDS = (0.05, 2.0)
 
@@ -80,6 +84,23 @@ class RunnerApi:
         self._client.close()
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """How many bytes of a file the service has. ``is_stored``: all, and it has checked them."""
+
+    num_bytes: int
+    is_stored: bool
+
+    @classmethod
+    def told_by(cls, response: httpx.Response) -> Self:
+        """What the headers say; something between us may have answered without them."""
+        try:
+            num_bytes = int(response.headers["Upload-Offset"])
+            return cls(num_bytes, is_stored=response.headers["Upload-Complete"] == "?1")
+        except (KeyError, ValueError) as error:
+            raise Away(f"expected how much has arrived, saw {response.headers}") from error
+
+
 class AttemptApi:
     """The calls of one attempt's ranks and agents, made with the attempt's token.
 
@@ -111,13 +132,19 @@ class AttemptApi:
         _fencing(lambda: _post(self._client, f"{self._path}/ended", ended))
 
     def upload(self, path: Path, *, checkpoint_id: str, name: str, sha256: str) -> None:
-        """Store the file at ``path`` as the checkpoint's file ``name``; a repeat does no harm."""
+        """Store the file at ``path`` as the checkpoint's file ``name``; a repeat does no harm.
+
+        A file larger than ``PART_BYTES`` goes in parts: the next call after ``Away`` goes on with
+        the first byte that has not arrived.
+        """
         url = self._file_url(checkpoint_id, name)
-        headers = {"X-Content-SHA256": sha256, "Content-Type": "application/octet-stream"}
+        headers = {"X-Content-SHA256": sha256}
+        num_bytes = path.stat().st_size
         with path.open("rb") as file:
-            _fencing(
-                lambda: self._client.put(url, content=file, headers=headers, timeout=_FILE_TIMEOUT)
-            )
+            if num_bytes > PART_BYTES:
+                self._upload_in_parts(file, url, headers, num_bytes=num_bytes)
+            else:
+                self._send(file, url, headers, num_bytes=num_bytes)
 
     def download(self, path: Path, *, checkpoint_id: str, name: str) -> None:
         """Write the checkpoint's file ``name`` to ``path``; the caller checks its hash."""
@@ -134,8 +161,61 @@ class AttemptApi:
         """Close the connections."""
         self._client.close()
 
+    def _upload_in_parts(
+        self, file: BinaryIO, url: str, headers: dict[str, str], *, num_bytes: int
+    ) -> None:
+        arrived = resumed = self._arrived(url, headers)
+        while not arrived.is_stored:
+            before = arrived.num_bytes
+            try:
+                arrived = self._send_part(file, url, headers, start=before, num_bytes=num_bytes)
+            except Refused as error:
+                if _is_mended_by_looking_again(error, resumed):
+                    raise Away(f"the service has other bytes: {error}") from error
+                raise
+            if not arrived.is_stored and arrived.num_bytes <= before:
+                raise Away(f"expected the service to have more than {before} bytes, saw no more")
+
+    def _arrived(self, url: str, headers: dict[str, str]) -> Arrived:
+        try:
+            response = _fencing(lambda: self._client.head(url, headers=headers))
+        except Refused as error:
+            if error.status == httpx.codes.CONFLICT:  # a HEAD has no body that could say "fenced"
+                raise Fenced("the attempt is over") from error
+            raise
+        return Arrived.told_by(response)
+
+    def _send_part(
+        self, file: BinaryIO, url: str, headers: dict[str, str], *, start: int, num_bytes: int
+    ) -> Arrived:
+        place = {"Upload-Offset": str(start), "Upload-Length": str(num_bytes)}
+        file.seek(start)
+        size = min(PART_BYTES, num_bytes - start)
+        return Arrived.told_by(self._send(file, url, headers | place, num_bytes=size))
+
+    def _send(
+        self, file: BinaryIO, url: str, headers: dict[str, str], *, num_bytes: int
+    ) -> httpx.Response:
+        """Send the next ``num_bytes`` of the file, read as they are sent."""
+        kind = {"Content-Type": "application/octet-stream", "Content-Length": str(num_bytes)}
+        return _fencing(
+            lambda: self._client.put(
+                url,
+                content=_chunks(file, num_bytes),
+                headers=headers | kind,
+                timeout=_FILE_TIMEOUT,
+            )
+        )
+
     def _file_url(self, checkpoint_id: str, name: str) -> str:
         return f"{self._path}/checkpoints/{checkpoint_id}/files/{name}"
+
+
+def _is_mended_by_looking_again(error: Refused, resumed: Arrived) -> bool:
+    """Whether the service expects other bytes, or has kept wrong ones, which it forgets then."""
+    if error.status == httpx.codes.CONFLICT:
+        return True
+    return error.status == httpx.codes.UNPROCESSABLE_ENTITY and resumed.num_bytes > 0
 
 
 def insist(call: Callable[[], None], *, seconds: float) -> None:
@@ -179,6 +259,12 @@ def _post(
     return client.post(
         url, content=body.model_dump_json(), headers=headers, timeout=timeout or _TIMEOUT
     )
+
+
+def _chunks(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    while num_bytes and (chunk := file.read(min(_CHUNK_BYTES, num_bytes))):
+        num_bytes -= len(chunk)
+        yield chunk
 
 
 def _write_or_read(response: httpx.Response, path: Path) -> None:

@@ -1,24 +1,26 @@
-"""Where files live: a tiny protocol, a local folder, and a fake beside it.
+"""Where files live: a tiny protocol, and a fake beside it.
 
-A key names the content's hash (see ``keys.py``), so a blob that exists is complete and right.
+A key names the content's hash (see ``keys.py``), so a blob that exists is complete and right. The
+real stores are ``local_blobs.py``, a folder, and ``s3_blobs.py``, a bucket.
 """
 
-import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 from service.clock import utc_now
 from service.errors import BlobMissing
 
+#: What a reader gets at a time, and so what a download holds in memory.
 CHUNK_BYTES = 1 << 20
 
 
 class BlobStore(Protocol):
-    """Keys are ``/``-separated names that we made ourselves, never parts of a request."""
+    """Keys are ``/``-separated names that we made ourselves, never parts of a request.
+
+    A store that is away, or whose disk is full, raises Unavailable; nothing is lost by that.
+    """
 
     def put(self, key: str, source: Path) -> None:
         """Move the file ``source`` in; the blob appears whole or not at all. Repeatable."""
@@ -35,72 +37,8 @@ class BlobStore(Protocol):
     def folders(self, *, before: datetime) -> Iterator[str]:
         """Folders of checkpoints (see ``keys.py``) in which nothing was stored since ``before``."""
 
-
-class LocalBlobs:
-    """Blobs as files below one folder."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def put(self, key: str, source: Path) -> None:
-        """Bring the file beside its place, flush it, rename it, and flush the folders above."""
-        target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{target.name}.part")
-        shutil.move(source, part)  # which copies where blobs are on another disk
-        _fsync(part)
-        part.replace(target)
-        for folder in target.parents:
-            _fsync(folder)
-            if folder == self._root.resolve():
-                break
-
-    def size(self, key: str) -> int | None:
-        """Bytes of the file."""
-        try:
-            return self._path(key).stat().st_size
-        except FileNotFoundError:
-            return None
-
-    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """Open now, so that absence is known before the answer begins; then read lazily."""
-        try:
-            file = self._path(key).open("rb")
-        except FileNotFoundError as error:
-            raise BlobMissing(f"{key} is not stored") from error
-        return _chunks(file, start, stop)
-
-    def delete(self, prefix: str) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self._path(prefix), ignore_errors=True)
-
-    def folders(self, *, before: datetime) -> Iterator[str]:
-        """Each blob lies in a folder of its own, so the checkpoint's folder tells when it came."""
-        for path in self._root.glob("*/*/*"):
-            with contextlib.suppress(FileNotFoundError):  # removed since
-                if path.stat().st_mtime < before.timestamp():
-                    yield path.relative_to(self._root).as_posix()
-
-    def _path(self, key: str) -> Path:
-        path = (self._root / key).resolve()
-        assert path.is_relative_to(self._root.resolve()), f"key {key!r} leaves the store"
-        return path
-
-
-def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
-        file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
-            start += len(chunk)
-            yield chunk
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def drop_unfinished(self, *, before: datetime) -> int:
+        """Remove what puts that began before then and never ended left; return how many."""
 
 
 class MemoryBlobs:
@@ -136,3 +74,7 @@ class MemoryBlobs:
     def folders(self, *, before: datetime) -> Iterator[str]:
         """Those whose last put was before."""
         return iter([key for key, at in self._stored_at.items() if at < before])
+
+    def drop_unfinished(self, *, before: datetime) -> int:  # noqa: ARG002  nothing is unfinished
+        """A put ends at once here."""
+        return 0

@@ -1,36 +1,59 @@
 """/v1/jobs/{id}/eval-curve."""
 
+from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from fastapi.concurrency import run_in_threadpool
 
 from service.attempts.store import require_job
 from service.auth.dependencies import Project
 from service.contract.resources import CurvePoint, EvalCurve
 from service.db.dependencies import Db
+from service.db.session import Database
 from service.db.tables import EvalPointRow
 from service.evaluations import store
+from service.evaluations.bounds import Bounds
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
 
 #: The most points in one answer; ask again with ``since`` the last step for more.
 MAX_POINTS = 10_000
+#: Likewise with bounds, each of which costs a pass over the steps.
+MAX_POINTS_WITH_BOUND = 200
 
 
 @router.get("")
-def eval_curve(
+async def eval_curve(
     job_id: str,
     project: Project,
     db: Db,
+    bounds: Bounds,
     since: Annotated[int, Query(ge=-1, description="only points after this step")] = -1,
+    bound: Annotated[bool, Query(description="with the convex bound of each point")] = False,
 ) -> EvalCurve:
     """The loss of the averaged point by step: at each, that of a finished model."""
+    limit = MAX_POINTS_WITH_BOUND if bound else MAX_POINTS
+    look = partial(_curve, db, job_id, project, since=since, limit=limit)
+    curve = await run_in_threadpool(look)
+    if not bound or not curve.data:
+        return curve
+    return _with_bounds(curve, await bounds(job_id, project, [point.step for point in curve.data]))
+
+
+def _curve(db: Database, job_id: str, project: str, *, since: int, limit: int) -> EvalCurve:
     with db.read() as session:
         require_job(session, job_id, project)
-        rows = store.curve(session, job_id, since=since, limit=MAX_POINTS)
+        rows = store.curve(session, job_id, since=since, limit=limit)
         return EvalCurve(
             job_id=job_id, data=[_point(point, checkpoint_id) for point, checkpoint_id in rows]
         )
+
+
+def _with_bounds(curve: EvalCurve, bounds: Mapping[int, float | None]) -> EvalCurve:
+    points = [point.model_copy(update={"bound": bounds.get(point.step)}) for point in curve.data]
+    return curve.model_copy(update={"data": points})
 
 
 def _point(point: EvalPointRow, checkpoint_id: str | None) -> CurvePoint:

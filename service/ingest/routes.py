@@ -1,6 +1,8 @@
 """/internal/v1/attempts: the specification down, reports and endings up."""
 
+import logging
 import re
+from collections.abc import Iterable
 
 import anyio
 from fastapi import APIRouter
@@ -21,11 +23,13 @@ from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import AttemptRow
 from service.dependencies import AppSettings, Bell, ReportLimiter
-from service.errors import Invalid
+from service.errors import Invalid, Unavailable
 from service.ingest.apply import apply_report, lock_open_attempt
 from service.jobs import store as jobs
 from service.jobs.endings import end_attempt
 from service.jobs.moves import Deadlines
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"])
 
@@ -76,14 +80,23 @@ async def post_report(
                 deadlines=deadlines,
                 now=utc_now(),
             )
-        for folder in dropped:
-            blobs.delete(folder)
+        _delete(dropped, blobs=blobs)
         return reply
 
     reply = await anyio.to_thread.run_sync(work, limiter=limiter)
     if any(event.kind in ("finished", "failed") for event in report.events):
         bell.ring()
     return reply
+
+
+def _delete(folders: Iterable[str], *, blobs: BlobStore) -> None:
+    """Delete the files of checkpoints that are no longer listed; what stays is swept later."""
+    try:
+        for folder in folders:
+            blobs.delete(folder)
+    except Unavailable as error:
+        # The report is applied, and its rank must not hear otherwise.
+        log.warning("checkpoint files are deleted later: %s", error)
 
 
 def _require_files(db: Database, blobs: BlobStore, token: str, report: Report) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.checkpoints import archive, sweep
-from service.checkpoints.blobs import LocalBlobs, MemoryBlobs
+from service.checkpoints.incoming import Incoming
+from service.checkpoints.local_blobs import LocalBlobs
 from service.clock import utc_now
 from service.contract.ids import new_id
 from service.contract.manifest import Manifest
@@ -262,6 +263,36 @@ def test_remains_of_uploads_are_swept(service, settings, home, digits_spec):
     assert not (settings.uploads_dir / "left").exists()
 
 
+def test_what_has_arrived_is_not_swept_while_it_is_being_stored(settings, service, home):
+    """A file of many gigabytes takes longer to be stored than a broken upload is waited for."""
+    settings.uploads_dir.mkdir()
+    with Incoming(settings.uploads_dir / "large") as incoming:
+        home.sweep(utc_now() + LATER)
+        assert incoming.path.exists()
+    home.sweep(utc_now() + LATER)
+    assert not incoming.path.exists()
+
+
+def test_files_of_jobs_that_the_database_does_not_know_are_left_alone(settings, home, tmp_path):
+    """They are somebody else's: of a second service, or of a database that was lost."""
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    theirs = new_id("ckpt")
+    home.blobs.put(f"default/{new_id('job')}/{theirs}/{SHA256}/name", source)
+    home.sweep(utc_now() + LATER)
+    assert folders(settings) == [theirs]
+
+
+def test_copies_that_broke_off_are_swept(home, settings):
+    part = settings.home_dir / "blobs" / "default" / "job" / "ckpt" / "hash" / ".name.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half a file")
+    home.sweep(utc_now() + LATER)
+    assert part.exists(), "it may be arriving"
+    home.sweep(utc_now() + sweep.LONGEST_PUT + LATER)
+    assert not part.exists()
+
+
 def test_old_idempotency_keys_are_forgotten(service, home, digits_spec):
     key = {"Idempotency-Key": "k"}
     first = service.post("/jobs", json=digits_spec, headers=key).json()["id"]
@@ -282,17 +313,3 @@ def test_the_service_sweeps_when_it_starts(settings):
         while left.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-
-
-@pytest.mark.parametrize("kind", ["local", "memory"])
-def test_folders_are_told_by_the_age_of_their_newest_file(kind, tmp_path):
-    blobs = LocalBlobs(tmp_path / "blobs") if kind == "local" else MemoryBlobs()
-    for key in ("p/job/a/hash/name", "p/job/b/hash1/name", "p/job/b/hash2/name"):
-        source = tmp_path / "source"
-        source.write_bytes(b"x")
-        blobs.put(key, source)
-    now = utc_now()
-    assert sorted(blobs.folders(before=now + timedelta(seconds=5))) == ["p/job/a", "p/job/b"]
-    assert list(blobs.folders(before=now - timedelta(seconds=5))) == []
-    blobs.delete("p/job/a")
-    assert list(blobs.folders(before=now + timedelta(seconds=5))) == ["p/job/b"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from live_app import serving
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
+from theory_jobs import NUM_STEPS, WITH_WSD, trained
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -219,6 +220,101 @@ def test_the_axes_can_be_chosen(signed_in, service, digits_spec):
     signed_in.get_by_label("logarithmic loss").check()
     expect(signed_in.get_by_role("img", name="Train loss in 60 buckets")).to_be_visible()
     expect(signed_in.get_by_role("option", name="tokens")).to_be_disabled()
+
+
+OVERLAY = "what the theory says"
+
+
+def hovered(page: Page, *, share: float) -> dict[str, str]:
+    """What the legend of the eval chart says at this share of its width."""
+    plot = page.locator("#eval-chart .u-over")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    x = min(max(share * box["width"], 1), box["width"] - 1)
+    page.mouse.move(box["x"] + x, box["y"] + box["height"] / 2)
+    names = page.locator("#eval-chart .u-legend .u-label").all_inner_texts()
+    values = page.locator("#eval-chart .u-legend .u-value").all_inner_texts()
+    return dict(zip(names, values, strict=True))
+
+
+COUNT_PIXELS = """
+name => {
+  const canvas = document.querySelector("#eval-chart canvas");
+  const probe = new OffscreenCanvas(1, 1).getContext("2d");
+  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name);
+  probe.fillRect(0, 0, 1, 1);
+  const wanted = probe.getImageData(0, 0, 1, 1).data;
+  const seen = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const isWanted = (i) => [0, 1, 2].every((j) => Math.abs(seen[i + j] - wanted[j]) < 24);
+  let count = 0;
+  for (let i = 0; i < seen.length; i += 4) if (seen[i + 3] > 200 && isWanted(i)) count++;
+  return count;
+}
+"""
+
+
+def inked(page: Page, colour: str) -> int:
+    """How many pixels of the eval chart have this colour of the style sheet."""
+    return page.evaluate(COUNT_PIXELS, colour)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("changes", [{}, WITH_WSD], ids=["schedule-free", "wsd"])
+def test_the_overlay_draws_the_numbers_of_the_theory(signed_in, service, changes, scheme):
+    """Off at first; then predicted and promised losses are those of the endpoint."""
+    job, _ = trained(service, **changes)
+    said = service.get(f"/jobs/{job}/theory").json()
+    now, end = said["data"][-1], said["extension"]["data"][-1]
+    signed_in.emulate_media(color_scheme=scheme)
+    signed_in.goto(f"/jobs/{job}")
+    expect(signed_in.get_by_role("img", name="12 evaluations")).to_be_visible()
+    assert inked(signed_in, "--theory") == 0
+    signed_in.get_by_label(OVERLAY).check()
+    expect(signed_in.locator("#eval-chart .u-legend")).to_contain_text("promised")
+    assert inked(signed_in, "--theory") > 100
+    first = said["data"][0]["step"]
+    last = hovered(signed_in, share=(NUM_STEPS - first) / (end["step"] - first))
+    assert last["eval loss"] == f"{now['loss']:.4g}"
+    assert last["predicted"] == f"{now['predicted']:.4g}"
+    assert hovered(signed_in, share=1)["promised"] == f"{end['predicted']:.4g}"
+    note = signed_in.locator("#theory-note")
+    expect(note).to_contain_text(said["extension"]["advice"])
+    expect(note).to_contain_text(f"{end['predicted']:.5g}")
+    signed_in.get_by_label(OVERLAY).uncheck()
+    expect(signed_in.locator("#eval-chart .u-legend")).not_to_contain_text("promised")
+    expect(note).not_to_be_visible()
+
+
+def test_the_overlay_says_what_the_theory_does_not_cover(signed_in, service):
+    job, _ = trained(service, **WITH_WSD)
+    said = service.get(f"/jobs/{job}/theory").json()
+    signed_in.goto(f"/jobs/{job}")
+    signed_in.get_by_label(OVERLAY).check()
+    signed_in.get_by_text("What it does not cover").click()
+    limits = signed_in.locator("#theory-caveats li")
+    expect(limits).to_have_text([caveat["text"] for caveat in said["caveats"]])
+
+
+def test_the_overlay_of_a_job_without_norms_says_what_is_missing(signed_in, service, digits_spec):
+    job, rank = service.running(digits_spec)
+    train(rank, 2, 60)
+    signed_in.goto(f"/jobs/{job}")
+    signed_in.get_by_label(OVERLAY).check()
+    expect(signed_in.locator("#theory-note")).to_contain_text("saw none of grad.norm")
+    expect(signed_in.get_by_role("img", name="3 evaluations")).to_be_visible()
+
+
+@pytest.mark.parametrize("axis", ["samples", "wall_seconds"])
+def test_the_overlay_is_drawn_along_every_axis(signed_in, service, axis):
+    job, _ = trained(service)
+    end = service.get(f"/jobs/{job}/theory").json()["extension"]["data"][-1]
+    signed_in.goto(f"/jobs/{job}")
+    signed_in.get_by_label(OVERLAY).check()
+    signed_in.get_by_label("Along").select_option(axis)
+    legend = signed_in.locator("#eval-chart .u-legend")
+    expect(legend).to_contain_text({"samples": "samples", "wall_seconds": "seconds"}[axis])
+    expect(legend).to_contain_text("promised")
+    assert hovered(signed_in, share=1)["promised"] == f"{end['predicted']:.4g}"
 
 
 def test_a_job_that_does_not_exist_is_said(signed_in):

@@ -44,9 +44,30 @@ def test_the_database_is_named_as_everywhere(monkeypatch):
     assert Settings().resolved_database_url == "postgresql://db/roadless"
 
 
+@pytest.mark.parametrize("url", ["s3://models", "s3://models/", "s3://my.models/a/b_c.d/"])
+def test_a_bucket_is_named_by_its_url(monkeypatch, url):
+    monkeypatch.setenv("ROADLESS_BLOBS", url)
+    monkeypatch.setenv("ROADLESS_S3_ENDPOINT", "http://minio:9000")
+    monkeypatch.setenv("ROADLESS_S3_PATH_STYLE", "true")
+    settings = Settings()
+    assert (settings.blobs, settings.s3_endpoint, settings.s3_region, settings.s3_path_style) == (
+        url,
+        "http://minio:9000",
+        None,
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("blobs", "/srv/blobs"),
+        ("blobs", "s3://"),
+        ("blobs", "s3://Bucket"),
+        ("blobs", "s3://bucket/../other"),
+        ("blobs", "s3://key:secret@bucket"),
+        ("s3_endpoint", "minio:9000"),
+        ("s3_path_style", "perhaps"),
         ("port", "70000"),
         ("port", "http"),
         ("lease_seconds", "0"),

@@ -11,7 +11,10 @@ from fastapi.testclient import TestClient
 from live_app import serving
 from played import Service
 
+from service.checkpoints import intake
+from service.checkpoints.incoming import Incoming
 from service.contract.ids import new_id
+from service.errors import Unavailable
 from service.main import create_app
 from service.settings import Settings
 
@@ -147,6 +150,154 @@ def wait_until(holds, seconds=10):
         time.sleep(0.01)
 
 
+# ---- in parts ----------------------------------------------------------------------------------
+
+CONTENT = bytes(range(256)) * 10
+
+
+class Sending:
+    """A file that is sent in parts."""
+
+    def __init__(self, rank, *, content=CONTENT, sha256=None):
+        self.rank, self.content = rank, content
+        self.url = f"{rank.url}/checkpoints/{new_id('ckpt')}/files/model.safetensors"
+        sha256 = sha256 or hashlib.sha256(content).hexdigest()
+        self.headers = {**rank.headers, "X-Content-SHA256": sha256}
+
+    def send(self, start, stop, *, length=None):
+        place = {"Upload-Offset": str(start), "Upload-Length": str(length or len(self.content))}
+        content = self.content[start:stop]
+        return self.rank.http.put(self.url, content=content, headers={**self.headers, **place})
+
+    def look(self):
+        return told(self.rank.http.head(self.url, headers=self.headers))
+
+
+def told(answer):
+    assert answer.status_code == 204, answer.text
+    return int(answer.headers["Upload-Offset"]), answer.headers["Upload-Complete"]
+
+
+@pytest.fixture
+def sending(service, digits_spec):
+    _, rank = service.running(digits_spec)
+    return Sending(rank)
+
+
+def test_parts_make_one_file_which_is_there_with_the_last(sending, uploads, blobs):
+    assert sending.look() == (0, "?0")
+    assert told(sending.send(0, 1000)) == sending.look() == (1000, "?0")
+    assert (len(uploads()), blobs()) == (1, [])
+    assert told(sending.send(1000, 1001)) == (1001, "?0")
+    assert told(sending.send(1001, 2560)) == sending.look() == (2560, "?1")
+    (blob,) = blobs()
+    assert (blob.read_bytes(), uploads()) == (CONTENT, [])
+
+
+@pytest.mark.parametrize("start", [0, 999, 1001])
+def test_a_part_that_is_not_the_next_changes_nothing(sending, start):
+    sending.send(0, 1000)
+    answer = sending.send(start, 2000)
+    assert (answer.status_code, answer.json()["title"]) == (409, "Conflict")
+    assert answer.json()["detail"] == f"expected byte 1000 as the next, saw {start}"
+    assert sending.look() == (1000, "?0")
+
+
+def test_parts_of_another_content_are_refused_and_forgotten(service, digits_spec, uploads, blobs):
+    _, rank = service.running(digits_spec)
+    sending = Sending(rank, sha256="0" * 64)
+    sending.send(0, 1000)
+    answer = sending.send(1000, 2560)
+    assert answer.status_code == 422
+    assert hashlib.sha256(CONTENT).hexdigest() in answer.json()["detail"]
+    assert (uploads(), blobs(), sending.look()) == ([], [], (0, "?0"))
+
+
+def test_parts_of_two_files_do_not_mix(service, digits_spec, blobs):
+    _, rank = service.running(digits_spec)
+    one, other = Sending(rank), Sending(rank, content=b"y" * 3000)
+    for sending in (one, other, one, other):
+        sending.send(sending.look()[0], sending.look()[0] + 1500)
+    assert sorted(blob.read_bytes() for blob in blobs()) == [CONTENT, b"y" * 3000]
+
+
+def test_more_than_was_said_is_refused(sending):
+    assert sending.send(0, 2560, length=2559).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"Upload-Offset": "0"},
+        {"Upload-Length": "5"},
+        {"Upload-Offset": "6", "Upload-Length": "5"},
+        {"Upload-Offset": "-1", "Upload-Length": "5"},
+        {"Upload-Offset": "0", "Upload-Length": "0"},
+        {"Upload-Offset": "x", "Upload-Length": "5"},
+    ],
+)
+def test_a_place_that_is_none_is_refused(sending, place, uploads):
+    headers = {**sending.headers, **place}
+    assert sending.rank.http.put(sending.url, content=b"x", headers=headers).status_code == 422
+    assert uploads() == []
+
+
+def test_a_file_in_parts_has_the_same_bound(digits_spec, tmp_path):
+    settings = Settings(home=tmp_path, DATABASE_URL=None, max_file_bytes=2559)
+    with TestClient(create_app(settings)) as http:
+        _, rank = Service(http, tmp_path).running(digits_spec)
+        assert Sending(rank).send(0, 10).status_code == 413
+
+
+def test_one_connection_at_a_time_brings_a_file(sending, settings, uploads):
+    sending.send(0, 1000)
+    (name,) = uploads()
+    with Incoming(settings.uploads_dir / name):
+        answer = sending.send(1000, 2560)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert told(sending.send(1000, 2560)) == (2560, "?1")
+
+
+def test_a_full_disk_is_waited_for(sending, settings, uploads, blobs, caplog):
+    settings.uploads_dir.mkdir()
+    sending.send(0, 1)
+    (name,) = uploads()
+    (settings.uploads_dir / name).unlink()
+    (settings.uploads_dir / name).symlink_to("/dev/full")
+    answer = sending.send(0, 2560)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "no room" in answer.json()["detail"]
+    assert "is full" in caplog.text
+    (settings.uploads_dir / name).unlink()
+    assert told(sending.send(0, 2560)) == (2560, "?1")
+    assert len(blobs()) == 1
+
+
+def test_a_store_that_is_away_at_the_last_byte_costs_no_byte(service, sending, monkeypatch):
+    def away(key, source):
+        raise Unavailable("the blob store does not answer; try again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.http.app.state.blobs, "put", away)
+        answer = sending.send(0, 2560)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert sending.look() == (2560, "?0")
+    assert told(sending.send(2560, 2560)) == sending.look() == (2560, "?1")
+
+
+def test_a_silent_connection_gives_its_place_to_the_next(service, sending, uploads, monkeypatch):
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.2)
+    with serving(service.http.app) as base_url:
+        address = urlsplit(base_url)
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            headers = {**sending.headers, "Upload-Offset": "0", "Upload-Length": "2560"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            head = f"PUT {sending.url} HTTP/1.1\r\nHost: x\r\nContent-Length: 2560\r\n{lines}\r\n"
+            connection.sendall(head.encode() + CONTENT[:1000])
+            assert b"503 Service Unavailable" in connection.recv(1000)
+    assert told(sending.send(1000, 2560)) == (2560, "?1")
+
+
 # ---- never another file ------------------------------------------------------------------------
 
 
@@ -156,6 +307,7 @@ def doors(service, rank, checkpoint_id):
     return {
         ("GET", f"/v1/checkpoints/{checkpoint_id}/files/"): service.user,
         ("GET", own): rank.headers,
+        ("HEAD", own): {**rank.headers, "X-Content-SHA256": hashlib.sha256(b"x").hexdigest()},
         ("PUT", own): {**rank.headers, "X-Content-SHA256": hashlib.sha256(b"x").hexdigest()},
     }
 

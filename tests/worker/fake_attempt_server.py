@@ -22,6 +22,8 @@ class AttemptServer:
     def __init__(self, brief: AttemptBrief) -> None:
         self.brief = brief
         self.service = FakeAttemptService()
+        #: What has arrived of files that come in parts.
+        self.parts: dict[tuple[str, str], bytes] = {}
         self.url = ""
 
 
@@ -55,6 +57,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer(self._upload)
 
+    def do_HEAD(self) -> None:
+        self._answer(self._arrived)
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -74,6 +79,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _upload(self) -> bytes:
         body = self._body()
+        if "Upload-Offset" in self.headers:
+            return self._upload_part(body)
+        self._store(body)
+        return b""
+
+    def _upload_part(self, part: bytes) -> bytes:
+        self.server_of.service.require_open()
+        arrived = self.server_of.parts.get(self._file(), b"")
+        if len(arrived) != int(self.headers["Upload-Offset"]):
+            raise Refused(f"expected byte {len(arrived)} as the next", status=409)
+        self.server_of.parts[self._file()] = arrived + part
+        if len(arrived + part) == int(self.headers["Upload-Length"]):
+            self._store(self.server_of.parts.pop(self._file()))
+        return self._arrived()
+
+    def _arrived(self) -> bytes:
+        self.server_of.service.require_open()
+        stored = self.server_of.service.files.get(self._file())
+        arrived = self.server_of.parts.get(self._file(), b"") if stored is None else stored
+        self.told = {
+            "Upload-Offset": str(len(arrived)),
+            "Upload-Complete": "?0" if stored is None else "?1",
+        }
+        return b""
+
+    def _store(self, body: bytes) -> None:
         checkpoint_id, name = self._file()
         sha256 = self.headers["X-Content-SHA256"]
         assert hashlib.sha256(body).hexdigest() == sha256
@@ -82,7 +113,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.server_of.service.upload(
                 Path(file.name), checkpoint_id=checkpoint_id, name=name, sha256=sha256
             )
-        return b""
 
     def _file(self) -> tuple[str, str]:
         *_, checkpoint_id, _, name = self.path.split("/")
@@ -92,6 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers["Content-Length"]))
 
     def _answer(self, handle: object) -> None:
+        self.told: dict[str, str] = {}
         try:
             status, body = 200, handle()  # type: ignore[operator]
         except Away:
@@ -103,5 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, body = error.status, error.detail.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
+        for header, value in self.told.items():
+            self.send_header(header, value)
         self.end_headers()
         self.wfile.write(body)

@@ -1,5 +1,6 @@
 """The client of the internal endpoints: one word for every way a call can end."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -7,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from fake_attempt_server import serving
 
 from service.contract.cluster import AttemptBrief, AttemptEnded, Registered, Sync, SyncReply
 from service.contract.data import DigitsData
@@ -18,6 +20,17 @@ from service.contract.states import Desired, Reason
 from worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi, insist
 
 CHECKPOINT = "ckpt_1"
+BRIEF = AttemptBrief(
+    attempt_id="att_1",
+    job_id="job_1",
+    fence=1,
+    spec=JobSpec(
+        model=MlpPreset(kind="preset", name="mlp"),
+        data=DigitsData(kind="builtin", name="digits"),
+        task="classification",
+        optimizer=AdamWScheduleFreeSpec(name="adamw_schedulefree"),
+    ),
+)
 ENDED = AttemptEnded(reason=Reason.RANK_DIED, message="gone")
 PROBLEM = '{{"type": "urn:roadless:error:{kind}", "title": "No", "detail": "why not"}}'
 
@@ -30,6 +43,8 @@ class Peer:
     status: int = 200
     content: bytes = b""
     cut_after: int | None = None
+    told: list[dict[str, str]] = field(default_factory=list)
+    bodies: list[tuple[str, bytes]] = field(default_factory=list)
     request: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
@@ -44,12 +59,16 @@ def peer() -> Iterator[Peer]:
             peer.request = f"{self.command} {self.path}"
             peer.headers = {name.lower(): value for name, value in self.headers.items()}
             peer.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            peer.bodies.append((self.command, peer.body))
             self.send_response(peer.status)
+            for header, value in (peer.told.pop(0) if peer.told else {}).items():
+                self.send_header(header, value)
             self.send_header("Content-Length", str(len(peer.content)))
             self.end_headers()
-            self.wfile.write(peer.content[: peer.cut_after])
+            if self.command != "HEAD":
+                self.wfile.write(peer.content[: peer.cut_after])
 
-        do_GET = do_POST = do_PUT = answer  # noqa: N815  the names that http.server asks for
+        do_GET = do_POST = do_PUT = do_HEAD = answer  # noqa: N815  the names that http.server asks for
 
         def log_message(self, *args: object) -> None:
             pass
@@ -94,19 +113,8 @@ def test_unknown_runner_token_is_refused_and_not_fenced(peer: Peer) -> None:
 
 
 def test_brief_is_fetched(peer: Peer, api: AttemptApi) -> None:
-    brief = AttemptBrief(
-        attempt_id="att_1",
-        job_id="job_1",
-        fence=1,
-        spec=JobSpec(
-            model=MlpPreset(kind="preset", name="mlp"),
-            data=DigitsData(kind="builtin", name="digits"),
-            task="classification",
-            optimizer=AdamWScheduleFreeSpec(name="adamw_schedulefree"),
-        ),
-    )
-    peer.content = brief.model_dump_json().encode()
-    assert api.brief() == brief
+    peer.content = BRIEF.model_dump_json().encode()
+    assert api.brief() == BRIEF
     assert peer.request == "GET /internal/v1/attempts/att_1"
 
 
@@ -133,6 +141,101 @@ def test_file_is_uploaded_whole_with_its_hash(peer: Peer, api: AttemptApi, tmp_p
     assert peer.body == content
     assert peer.headers["x-content-sha256"] == "ab12"
     assert peer.headers["content-length"] == str(len(content))
+
+
+# ---- in parts ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of two parts and a half."""
+    monkeypatch.setattr("worker.api.PART_BYTES", 4)
+    path = tmp_path / "large"
+    path.write_bytes(b"0123456789")
+    return path
+
+
+def arrived(num_bytes: int, *, is_stored: bool = False) -> dict[str, str]:
+    return {"Upload-Offset": str(num_bytes), "Upload-Complete": "?1" if is_stored else "?0"}
+
+
+def upload(api: AttemptApi, path: Path) -> None:
+    api.upload(path, checkpoint_id=CHECKPOINT, name="large", sha256="ab12")
+
+
+def test_large_file_goes_in_parts(peer: Peer, api: AttemptApi, large: Path) -> None:
+    peer.status = 204
+    peer.told = [arrived(0), arrived(4), arrived(8), arrived(10, is_stored=True)]
+    upload(api, large)
+    assert peer.bodies == [("HEAD", b""), ("PUT", b"0123"), ("PUT", b"4567"), ("PUT", b"89")]
+    assert peer.request.endswith("/checkpoints/ckpt_1/files/large")
+    assert peer.headers["x-content-sha256"] == "ab12"
+    assert (peer.headers["upload-offset"], peer.headers["upload-length"]) == ("8", "10")
+
+
+def test_file_of_exactly_one_part_goes_whole(peer: Peer, api: AttemptApi, tmp_path: Path) -> None:
+    peer.status, path = 204, tmp_path / "small"
+    path.write_bytes(b"0123")
+    upload(api, path)
+    assert peer.bodies == [("PUT", b"0123")]
+    assert "upload-offset" not in peer.headers
+
+
+@pytest.mark.parametrize(("start", "sent"), [(5, [b"5678", b"9"]), (10, [b""])])
+def test_large_file_goes_on_where_it_was(
+    peer: Peer, api: AttemptApi, large: Path, start: int, sent: list[bytes]
+) -> None:
+    peer.status = 204
+    peer.told = [arrived(start), *[arrived(9)] * (len(sent) - 1), arrived(10, is_stored=True)]
+    upload(api, large)
+    assert peer.bodies == [("HEAD", b""), *(("PUT", part) for part in sent)]
+
+
+def test_large_file_that_is_stored_is_not_sent(peer: Peer, api: AttemptApi, large: Path) -> None:
+    peer.status, peer.told = 204, [arrived(10, is_stored=True)]
+    upload(api, large)
+    assert peer.bodies == [("HEAD", b"")]
+
+
+@pytest.mark.parametrize("seen", [{}, {"Upload-Offset": "x", "Upload-Complete": "?0"}])
+def test_answer_that_does_not_say_how_much_arrived_is_away(
+    peer: Peer, api: AttemptApi, large: Path, seen: dict[str, str]
+) -> None:
+    peer.told = [seen]
+    with pytest.raises(Away, match="expected how much has arrived"):
+        upload(api, large)
+
+
+def test_service_that_takes_no_byte_is_away(peer: Peer, api: AttemptApi, large: Path) -> None:
+    """Else a rank would send the same part for ever."""
+    peer.status, peer.told = 204, [arrived(4), arrived(4)]
+    with pytest.raises(Away, match="more than 4 bytes, saw no more"):
+        upload(api, large)
+
+
+@pytest.mark.parametrize(("status", "error"), [(409, Fenced), (401, Fenced), (503, Away)])
+def test_first_look_has_the_same_words(
+    peer: Peer, api: AttemptApi, large: Path, status: int, error: type[Exception]
+) -> None:
+    peer.status = status
+    with pytest.raises(error):
+        upload(api, large)
+
+
+def test_stand_in_of_the_service_takes_parts_too(large: Path) -> None:
+    sha256 = hashlib.sha256(large.read_bytes()).hexdigest()
+    with (
+        serving(BRIEF) as server,
+        AttemptApi(server.url, attempt_id="att_1", token="secret") as api,
+    ):
+        server.parts[CHECKPOINT, "large"] = b"01234"
+        for _ in range(2):
+            api.upload(large, checkpoint_id=CHECKPOINT, name="large", sha256=sha256)
+        assert server.service.files == {(CHECKPOINT, "large"): b"0123456789"}
+        assert server.service.uploads == [(CHECKPOINT, "large")]
+
+
+# ---- down --------------------------------------------------------------------------------------
 
 
 def test_file_is_downloaded_whole(peer: Peer, api: AttemptApi, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class Chart {
     this.data = isLog ? [data[0], ...data.slice(1).map(positive)] : data;
     this.axis = axis;
     this.isLog = isLog;
-    const look = `${axis} ${isLog}`;
+    const look = `${axis} ${isLog} ${data.length}`;
     if (this.plot && this.look === look) this.plot.setData(this.data);
     else this.redraw();
     this.look = look;
@@ -70,7 +70,8 @@ class Chart {
   }
 }
 
-const positive = (values) => values.map((value) => (value > 0 ? value : null));
+// null is a gap in the line, undefined none: the column has nothing to say there.
+const positive = (values) => values.map((value) => (value === undefined || value > 0 ? value : null));
 const short = (value) => {
   if (value === null || value === undefined) return "-";
   if (Math.abs(value) >= 1e4) {
@@ -97,16 +98,19 @@ export class BandChart extends Chart {
   }
 }
 
-// Columns: x, loss. `links`: for each point the address of its checkpoint, or null.
+// Columns: x, loss, and with the theory's overlay: predicted, promised. `links`: for each point the
+// address of its checkpoint, or null.
 export class PointChart extends Chart {
   links = [];
 
   content() {
     const line = colour("--eval");
     return {
+      legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       series: [
         { label: this.axis, value: legend },
         { label: "eval loss", stroke: line, width: 1.5, points: { show: true, size: 5, fill: colour("--card") }, value: legend },
+        ...(this.data.length > 2 ? this.overlay() : []),
       ],
       hooks: {
         draw: [(plot) => this.drawKept(plot, line)],
@@ -114,6 +118,14 @@ export class PointChart extends Chart {
         ready: [(plot) => plot.over.addEventListener("click", () => this.follow(plot))],
       },
     };
+  }
+
+  overlay() {
+    const line = { stroke: colour("--theory"), width: 1.5, points: { show: false }, value: legend };
+    return [
+      { label: "predicted", ...line },
+      { label: "promised", ...line, dash: [6, 5] },
+    ];
   }
 
   drawKept(plot, fill) {

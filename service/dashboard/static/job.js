@@ -2,6 +2,7 @@
 
 import { get, keepLooking } from "./api.js";
 import { BandChart, PointChart } from "./charts.js";
+import { Overlay } from "./theory.js";
 import { NOTHING, bytes, count, duration, isTerminal, loss, node, reason, showPhase, write } from "./format.js";
 
 const LIVE_MS = 1000;
@@ -22,8 +23,9 @@ const trainChart = new BandChart(byId("train-chart"), {
   describe: ([x, , , last]) => `Train loss in ${x.length} buckets; the last is ${loss(last.at(-1))}.`,
 });
 const evalChart = new PointChart(byId("eval-chart"), {
-  describe: ([x, y]) => `${x.length} evaluations at the averaged point; the last loss is ${loss(y.at(-1))}.`,
+  describe: () => `${seen.curve.length} evaluations at the averaged point; the last loss is ${loss(seen.curve.at(-1)?.loss)}.${overlay.inWords()}`,
 });
+const overlay = new Overlay(`${base}/theory`);
 
 async function look() {
   const job = await get(base);
@@ -31,7 +33,7 @@ async function look() {
   const stale = isTerminal(job.phase) ? 0 : Math.floor(Date.now() / FRESH_MS);
   const mark = [job.version, job.progress.step, job.attempt?.fence, job.phase, stale].join();
   if (mark !== seen.mark) {
-    await Promise.all([readTrain(), readCurve(job), readCheckpoints()]);
+    await Promise.all([readTrain(), readCurve(job), readCheckpoints(), overlay.read(job.phase)]);
     showCharts(job);
   }
   await readEvents();
@@ -113,8 +115,10 @@ function showCharts(job) {
   trainChart.draw([x, min, max, last], { ...wanted, empty: nothingYet(job, "step") });
   write("train-loss", loss(last.findLast((value) => value !== null)));
   const curve = seen.curve;
-  evalChart.links = curve.map((point) => (seen.kept.has(point.step) ? address(seen.kept.get(point.step)) : null));
-  evalChart.draw([curve.map((point) => point[axis.value]), curve.map((point) => point.loss)], {
+  const rows = overlay.over(curve, axis.value);
+  evalChart.links = rows.map((row) => (seen.kept.has(row.step) && row.loss !== undefined ? address(seen.kept.get(row.step)) : null));
+  const columns = ["x", "loss", ...(overlay.isDrawn ? ["predicted", "promised"] : [])];
+  evalChart.draw(columns.map((name) => rows.map((row) => row[name])), {
     ...wanted, empty: nothingYet(job, "evaluation"),
   });
   write("eval-loss", loss(curve.at(-1)?.loss));
@@ -177,11 +181,11 @@ function emptyRow(width, text) {
 
 async function redraw() {
   const job = await get(base);
-  await readTrain();
+  await Promise.all([readTrain(), overlay.read(job.phase)]);
   showCharts(job);
 }
 
-for (const control of [axis, isLog]) {
+for (const control of [axis, isLog, overlay.toggle]) {
   control.addEventListener("change", () => redraw().catch(console.warn));
 }
 byId("log").form.addEventListener("submit", (event) => event.preventDefault());

@@ -1,0 +1,25 @@
+"""A full disk is a trouble that passes: whoever brings a file is told to come again."""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from service.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextlib.contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Raise Unavailable, and tell the operator, where the disk of ``folder`` is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        log.error("the disk of %s is full; files wait until there is room", folder)
+        raise Unavailable("the service has no room for this file; try again") from error

@@ -1,0 +1,149 @@
+"""What the theory does not cover of a job: stable codes with a sentence each. Pure."""
+
+from collections.abc import Iterator
+
+from optim.fitting import LossFit
+from service.contract.models import MlpPreset
+from service.contract.optimizers import (
+    AdamCScheduleFreePlusSpec,
+    AdamWScheduleFreeSpec,
+    OptimizerSpec,
+    ScheduleFreeWrapperSpec,
+    SFPaLMForeachSOAPSpec,
+    SGDScheduleFreeSpec,
+    SOAPSpec,
+)
+from service.contract.spec import JobSpec
+from service.contract.theory import Caveat, CaveatCode
+from service.theory.advice import RECENT_SHARE
+from service.theory.analysis import Analysis
+from service.theory.averaging import averaging_of
+from service.theory.reading import GRAD_NORM, RATE, Record
+
+#: Fewer evaluations than this make a fit that a single one can turn.
+FEW_POINTS = 10
+#: Above 1 by less than this, a slope is 1.
+SLOPE_SLACK = 0.01
+#: A line that half of the losses are further off is called poor, relative to them.
+GOOD_ERROR = 0.05
+
+
+def of_spec(spec: JobSpec) -> Iterator[Caveat]:
+    """Yield what the specification alone tells."""
+    if not (isinstance(spec.model, MlpPreset) and not spec.model.hidden):
+        yield _caveat(CaveatCode.NON_CONVEX, "the bound is proved for convex losses; this is none")
+    if not _steps_along_the_gradient(spec.optimizer):
+        yield _caveat(
+            CaveatCode.ADAPTIVE_OPTIMIZER,
+            f"the bound is proved for steps along the gradient; {spec.optimizer.name} rescales "
+            f"them, and {GRAD_NORM} is the norm before that: compare norms=even",
+        )
+    if _has_momentum(spec.optimizer):
+        yield _caveat(CaveatCode.MOMENTUM, "the bound is proved for steps without momentum")
+    if _decays_weights(spec.optimizer):
+        yield _caveat(CaveatCode.WEIGHT_DECAY, "the bound does not know of weight decay")
+    if spec.training.max_grad_norm is not None or _clips_itself(spec.optimizer):
+        yield _caveat(
+            CaveatCode.CLIPPING,
+            "a clipped gradient is none of the loss; norms count as training.max_grad_norm "
+            "leaves them",
+        )
+
+
+def of_record(record: Record) -> Iterator[Caveat]:
+    """Yield what comes of how the steps were logged and summed up."""
+    blocks = record.blocks
+    if record.num_missing:
+        yield _caveat(
+            CaveatCode.INTERPOLATED,
+            f"{RATE} or {GRAD_NORM} was not logged at {record.num_missing} of {blocks.num_steps} "
+            "steps; they are read from a line between their neighbours",
+        )
+    if blocks.size > 1:
+        yield _caveat(
+            CaveatCode.COARSENED,
+            f"{blocks.num_steps} steps are summed up in blocks of {blocks.size}, within which "
+            "rates and norms count as even",
+        )
+
+
+def of_analysis(record: Record, analysis: Analysis) -> Iterator[Caveat]:
+    """Yield what comes of the evaluations."""
+    if analysis.distance.source == "assumed":
+        yield _caveat(
+            CaveatCode.DISTANCE_ASSUMED,
+            "the losses do not tell the distance, which is taken for the one for which the job's "
+            "rates are the best",
+        )
+    if analysis.fit is not None:
+        yield from _of_fit(analysis.fit.huber)
+    shown = analysis.steps.size
+    if shown < record.evaluated.size:
+        yield _caveat(
+            CaveatCode.THINNED,
+            f"{shown} of {record.evaluated.size} evaluations are shown and fitted",
+        )
+    yield _caveat(
+        CaveatCode.MIXED_BOUNDS,
+        "schedule_free is bounded at its average, the schedules at their last iterate: between "
+        "them, how tight each bound is counts too",
+    )
+    yield _caveat(
+        CaveatCode.NORMS_AHEAD,
+        "further steps are supposed to have the gradient norms of the last "
+        f"{100 * RECENT_SHARE:g} % of those taken",
+    )
+
+
+def _of_fit(line: LossFit) -> Iterator[Caveat]:
+    if line.M > 1 + SLOPE_SLACK:
+        yield _caveat(
+            CaveatCode.SLOPE_ABOVE_ONE,
+            f"the losses fall {line.M:.3g} times as much as the bound, which at this distance "
+            "therefore bounds nothing: do not trust best rates, and what they promise",
+        )
+    if line.median_relative_error > GOOD_ERROR:
+        yield _caveat(
+            CaveatCode.POOR_FIT,
+            f"half of the losses are more than {100 * line.median_relative_error:.2g} % off the "
+            "line: they do not fall as the bound does",
+        )
+    if line.n < FEW_POINTS:
+        yield _caveat(CaveatCode.FEW_POINTS, f"a fit of three unknowns to {line.n} evaluations")
+
+
+def _caveat(code: CaveatCode, text: str) -> Caveat:
+    return Caveat(code=code, text=text)
+
+
+def _steps_along_the_gradient(optimizer: OptimizerSpec) -> bool:
+    if isinstance(optimizer, ScheduleFreeWrapperSpec):
+        return optimizer.base.name == "SGD"
+    return isinstance(optimizer, SGDScheduleFreeSpec)
+
+
+def _has_momentum(optimizer: OptimizerSpec) -> bool:
+    """Schedule-free's own beta, by which y lies between z and x, is covered for every value."""
+    match optimizer:
+        case ScheduleFreeWrapperSpec(base=base):
+            return bool(getattr(base, "momentum", 0) or getattr(base, "betas", (0, 0))[0])
+        case AdamCScheduleFreePlusSpec():
+            return optimizer.betas[0] > 0
+        case AdamWScheduleFreeSpec():
+            return optimizer.inner_momentum > 0
+        case _:
+            return averaging_of(optimizer) is None
+
+
+def _decays_weights(optimizer: OptimizerSpec) -> bool:
+    if isinstance(optimizer, ScheduleFreeWrapperSpec):
+        return optimizer.weight_decay_at_y > 0 or optimizer.base.weight_decay > 0
+    return optimizer.weight_decay > 0
+
+
+def _clips_itself(optimizer: OptimizerSpec) -> bool:
+    match optimizer:
+        case SOAPSpec() | SFPaLMForeachSOAPSpec():
+            return optimizer.gradient_clip_val > 0
+        case _:
+            return False

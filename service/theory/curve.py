@@ -1,0 +1,45 @@
+"""The bound as a column of the eval curve."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from service.db.session import Database
+from service.theory import reading
+from service.theory.analysis import analyse
+from service.theory.averaging import averaging_of
+from service.theory.bounds import terms_at
+from service.theory.extension_views import known
+from service.theory.reading import Record, TheoryUnavailable
+from service.theory.turns import Turns
+
+
+class JobBounds:
+    """The bounds of a job after steps of its, as ``evaluations.bounds.CurveBounds`` asks."""
+
+    def __init__(self, db: Database, turns: Turns) -> None:
+        self._db = db
+        self._turns = turns
+
+    async def __call__(
+        self, job_id: str, project: str, steps: Sequence[int]
+    ) -> Mapping[int, float | None]:
+        """Return the bound after each of the steps that has one; nothing for a job without any."""
+        return await self._turns.take(partial(self._bounds, job_id, project, steps))
+
+    def _bounds(self, job_id: str, project: str, steps: Sequence[int]) -> dict[int, float | None]:
+        try:
+            with self._db.read() as session:
+                record = reading.read(session, job_id, project)
+            return _bounds_at(record, steps)
+        except TheoryUnavailable:
+            return {}
+
+
+def _bounds_at(record: Record, steps: Sequence[int]) -> dict[int, float | None]:
+    averaging = averaging_of(record.spec.optimizer)
+    distance = analyse(record, averaging, distance=None).distance
+    reached = np.array([step for step in steps if 1 <= step <= record.blocks.num_steps], np.int64)
+    bounds = terms_at(record.blocks, reached, averaging=averaging).at(distance.value)
+    return {int(step): known(bound) for step, bound in zip(reached, bounds, strict=True)}

@@ -1,0 +1,126 @@
+"""Plans without a job: the best base rates, a ranking, and how to make a run longer. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from optim.named_schedules import rates
+from optim.theory import BoundTerms, split_bound, split_schedule_free_bound
+from service.contract.plan import (
+    Candidate,
+    ExtendRun,
+    Plan,
+    PlannedSchedule,
+    PlanRequest,
+    ScheduleFree,
+)
+from service.contract.resources import ProblemError
+from service.contract.schedules import has_horizon
+from service.contract.theory import Extension as ExtensionResource
+from service.errors import Invalid
+from service.theory.advice import Extension
+from service.theory.averaging import Averaging
+from service.theory.extension_views import extension_resource
+from service.theory.steps import Floats, Steps, blocks_of
+
+#: Equal weights, as schedule-free has them at a constant rate.
+EQUAL_WEIGHTS = Averaging(r=0.0, power=2.0)
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What is known of the loss."""
+
+    grad_norm: float | Floats
+    distance: float
+    source: Literal["given", "tuned", "unit"]
+
+
+def plan_of(request: PlanRequest) -> Plan:
+    """Return the plan.
+
+    Raises:
+        Invalid: a schedule's parts do not fit into its steps.
+    """
+    norms = np.asarray(request.grad_norm, np.float64)
+    loss = _loss(request, norms)
+    return Plan(
+        horizon=request.horizon,
+        grad_norm=float(np.sqrt(np.mean(norms**2))),
+        distance=loss.distance,
+        distance_source=loss.source,
+        ranking=_ranking(request, loss),
+        extension=None if request.extend is None else _extension(request.extend, loss),
+    )
+
+
+def _loss(request: PlanRequest, norms: Floats) -> _Loss:
+    if request.tuned is not None:
+        tuned = request.tuned
+        terms = _terms(tuned.schedule, tuned.horizon, _Loss(norms, 1.0, "tuned"), "/tuned/schedule")
+        return _Loss(norms, tuned.lr / terms.best_factor, "tuned")
+    if request.distance is not None:
+        return _Loss(norms, request.distance, "given")
+    return _Loss(norms, 1.0, "unit")
+
+
+def _ranking(request: PlanRequest, loss: _Loss) -> list[PlannedSchedule]:
+    found = [
+        (schedule, _terms(schedule, request.horizon, loss, f"/schedules/{i}"))
+        for i, schedule in enumerate(request.schedules)
+    ]
+    least = min(terms.best_total for _, terms in found)
+    ranked = sorted(found, key=lambda one: one[1].best_total)
+    return [
+        PlannedSchedule(
+            schedule=schedule,
+            base_lr=terms.best_factor,
+            bound=terms.best_total,
+            relative_bound=terms.best_total / least,
+        )
+        for schedule, terms in ranked
+    ]
+
+
+def _terms(schedule: Candidate, horizon: int, loss: _Loss, pointer: str) -> BoundTerms:
+    """Return the terms at base rate 1; ``pointer`` is where the request names the schedule."""
+    norms = np.broadcast_to(loss.grad_norm, horizon)
+    if isinstance(schedule, ScheduleFree):
+        return split_schedule_free_bound(np.ones(horizon), norms, D=loss.distance)
+    return split_bound(_shape(schedule, horizon, pointer), norms, D=loss.distance)
+
+
+def _shape(schedule: Candidate, horizon: int, pointer: str) -> Floats:
+    if isinstance(schedule, ScheduleFree):
+        return np.ones(horizon)
+    try:
+        return rates(schedule.name, steps=horizon, **schedule.model_dump(exclude={"name"}))
+    except ValueError as error:
+        fault = ProblemError(pointer=pointer, message=str(error))
+        raise Invalid(f"{pointer}: {error}", errors=(fault,)) from error
+
+
+def _extension(run: ExtendRun, loss: _Loss) -> ExtensionResource:
+    """Extend a run at its best base rate."""
+    at = "/extend/schedule"
+    norms = np.broadcast_to(np.sqrt(np.mean(np.square(loss.grad_norm))), run.from_steps)
+    is_averaged = isinstance(run.schedule, ScheduleFree)
+    base_lr = _terms(run.schedule, run.from_steps, loss, at).best_factor
+    eta = base_lr * _shape(run.schedule, run.from_steps, at)
+    schedule = None if isinstance(run.schedule, ScheduleFree) else run.schedule
+    extension = Extension(
+        blocks=blocks_of([Steps(eta, norms)], num_steps=run.from_steps),
+        averaging=EQUAL_WEIGHTS if is_averaged else None,
+        schedule=schedule,
+        made_for=run.from_steps,
+        to_step=run.to_steps,
+        grad_norm=float(norms[0]),
+        distance=loss.distance,
+    )
+    made_for = run.from_steps if schedule is not None and has_horizon(schedule) else None
+    return extension_resource(extension, made_for=made_for, predict=_no_losses)
+
+
+def _no_losses(bounds: Floats) -> Floats:
+    return np.full(bounds.shape, np.nan)

@@ -1,0 +1,53 @@
+"""GET /v1/jobs/{job_id}/theory and POST /v1/plan: what the convex theory says."""
+
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+
+from service.auth.dependencies import Project, require_user
+from service.contract.plan import Plan, PlanRequest
+from service.contract.theory import Norms, Theory
+from service.db.dependencies import Db
+from service.db.session import Database
+from service.theory import reading, views
+from service.theory.planner import plan_of
+from service.theory.turns import Turn
+
+router = APIRouter(prefix="/v1", tags=["theory"])
+
+Distance = Annotated[
+    float | None,
+    Query(gt=0, le=1e12, allow_inf_nan=False, description="start to optimum; default: fitted"),
+]
+Steps = Annotated[
+    int | None,
+    Query(ge=2, description="how far an extension goes; default: twice as far"),
+]
+
+
+@router.get("/jobs/{job_id}/theory")
+async def job_theory(
+    job_id: str,
+    project: Project,
+    db: Db,
+    turn: Turn,
+    distance: Distance = None,
+    steps: Steps = None,
+    norms: Norms = "logged",
+) -> Theory:
+    """The bound beside the eval curve, other schedules beside the job's, and how to go on."""
+    wanted = views.Wanted(distance=distance, to_step=steps, norms=norms)
+    return await turn.take(partial(_theory, db, job_id, project, wanted))
+
+
+def _theory(db: Database, job_id: str, project: str, wanted: views.Wanted) -> Theory:
+    with db.read() as session:
+        record = reading.read(session, job_id, project)
+    return views.theory_of(record, wanted)
+
+
+@router.post("/plan", dependencies=[Depends(require_user)])
+async def plan(request: PlanRequest, turn: Turn) -> Plan:
+    """Best base rates of schedules over a horizon, and how to make a run longer."""
+    return await turn.take(partial(plan_of, request))
