@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?=
 STAMP := $(VENV)/.ready
 
-.PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap theory evidence pins clean
+.PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap bench-runtime theory evidence pins clean
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "expected Python with venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	TORCH_INDEX='$(TORCH_INDEX)' deploy/install-torch.sh $(BIN)/pip
-	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,dev,studies]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,data,transformers,dev,studies]'
 	@touch $@
 
 demo: setup ## train two real jobs over HTTP and check what was downloaded (about 2 minutes)
@@ -44,7 +44,7 @@ format: setup ## rewrite the sources in the house style
 up: setup ## server, Ray head and runner on this machine; stays until Ctrl-C
 	$(BIN)/roadless up
 
-bench: bench-start bench-recovery bench-optim bench-soap ## all benchmarks
+bench: bench-start bench-recovery bench-optim bench-soap bench-runtime ## all benchmarks
 
 bench-start: setup ## POST to first stored step, next to Ray's Jobs API with TorchTrainer
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
@@ -52,6 +52,11 @@ bench-start: setup ## POST to first stored step, next to Ray's Jobs API with Tor
 
 bench-recovery: setup ## kill -9 of a rank to the next stored step
 	PYTHONPATH=tests $(BIN)/python tests/benchmarks/recovery.py
+
+bench-runtime: setup ## steps per second of a job beside a bare loop and two trainers; the cost of saving
+	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
+	PYTHONPATH=tests $(BIN)/python tests/benchmarks/throughput.py
+	PYTHONPATH=tests/worker $(BIN)/python -m tests.benchmarks.save_delay
 
 bench-soap: setup ## a step of SOAP beside heavyball's, and what its schedule saves
 	$(BIN)/python -m tests.benchmarks.soap

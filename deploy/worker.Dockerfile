@@ -11,7 +11,7 @@ WORKDIR /src
 # Without its packages the project installs as its dependencies alone: a layer that only changes
 # when they do.
 COPY pyproject.toml constraints.txt README.md ./
-RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[worker]"
+RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[worker,data,transformers]"
 COPY migrations migrations
 COPY optim optim
 COPY service service

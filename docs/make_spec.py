@@ -34,9 +34,11 @@ docs/make_spec.py`; do not edit by hand.
 
 Five rules join fields:
 
-- `task` must fit model and data: `classification` for `mlp`, `convnet` and `digits`; `causal_lm`
-  for `gpt`, `python_stdlib_bytes` and `bytes`.
-- `parallelism.num_workers` must divide `training.batch_size`.
+- `task` must be one that the model can learn ([models.md](models.md) has the table) and that the
+  data has targets for.
+- `parallelism.num_workers`, times `training.accumulation_steps`, must divide `training.batch_size`.
+  An elastic job runs on those numbers between `min_workers` and `max_workers` that divide it and
+  are multiples of `replicas`; a smaller gang computes more parts, none larger than at full size.
 - `width` of a `gpt` must be a multiple of 2 * `heads`.
 - `max_gpu_seconds` needs GPUs, and `max_tokens` data with tokens.
 - A `budget` names at least one limit; `null` makes an open-ended job. The first limit that is

@@ -4,22 +4,25 @@ Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
 from service import client as sdk
+from service import data_commands
 from service import up as local
 from service.client import ApiError, Client, ClientError
 from service.contract.manifest import CheckpointKind
+from service.contract.requests import Extend
 from service.contract.resources import Job
 from service.contract.states import Phase
 from service.contract.theory import Norms
@@ -34,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_commands.app, name="data")
 out = Console()
 err = Console(stderr=True)
 
@@ -161,6 +165,88 @@ def _cells(job: Job) -> tuple[str, ...]:
     created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     step = str(job.progress.step)
     return job.id, job.name, str(job.phase), job.reason or "", step, created
+
+
+@app.command()
+def pause(
+    job: JobId,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="leave at once, without saving anything more")
+    ] = False,
+) -> None:
+    """Let a job leave its seats and wait; resume goes on where it was."""
+    with Client() as client:
+        paused = client.pause(job, checkpoint="latest" if latest else "save")
+    _say(f"{job} {paused.phase}")
+
+
+@app.command()
+def resume(job: JobId) -> None:
+    """Let a paused or stopped job go on."""
+    with Client() as client:
+        _say(f"{job} {client.resume(job).phase}")
+
+
+@app.command()
+def extend(
+    job: JobId,
+    steps: Annotated[int | None, typer.Option(min=1, help="this many more")] = None,
+    samples: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    seconds: Annotated[float | None, typer.Option()] = None,
+    gpu_seconds: Annotated[float | None, typer.Option()] = None,
+    cooldown: Annotated[
+        float | None, typer.Option(help="scheduled jobs: a cooldown over this part of all steps")
+    ] = None,
+    second_stage: Annotated[
+        float | None, typer.Option(help="scheduled jobs: go on at this part of the rate")
+    ] = None,
+    keep_last_rate: Annotated[
+        bool, typer.Option("--keep-last-rate", help="scheduled jobs: go on at the last rate")
+    ] = False,
+) -> None:
+    """Give a job more to do, or no end; one that has finished goes on."""
+    amounts = {
+        "steps": steps,
+        "samples": samples,
+        "tokens": tokens,
+        "seconds": seconds,
+        "gpu_seconds": gpu_seconds,
+    }
+    plans = [
+        {"kind": "cooldown", "cooldown_len": cooldown} if cooldown is not None else None,
+        {"kind": "second_stage", "factor": second_stage} if second_stage is not None else None,
+        {"kind": "keep_last_rate"} if keep_last_rate else None,
+    ]
+    with Client() as client:
+        extended = client.extend(job, _extend_of(amounts, [plan for plan in plans if plan]))
+    _say(f"{job} {extended.phase}")
+
+
+def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> Extend:
+    if len(plans) > 1:
+        raise UsageError("expected one of --cooldown, --second-stage and --keep-last-rate")
+    try:
+        return Extend.model_validate({**amounts, "plan": plans[0] if plans else None})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = "/".join(str(part) for part in fault["loc"])
+        raise UsageError(f"{where}: {fault['msg']}, saw {fault['input']}") from error
+
+
+@app.command()
+def retry(job: JobId) -> None:
+    """Try a failed job again, from its newest training state."""
+    with Client() as client:
+        _say(f"{job} {client.retry(job).phase}")
+
+
+@app.command()
+def delete(job: JobId) -> None:
+    """Delete a job that has ended, with its curves, events and models."""
+    with Client() as client:
+        client.delete(job)
+    _say(f"{job} deleted")
 
 
 @app.command()

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.plan import Plan, PlanRequest
+from service.contract.requests import Extend, JobPatch
 from service.contract.resources import (
     Checkpoint,
     CurvePoint,
@@ -155,6 +156,49 @@ class Client:
     def jobs(self, *, phase: Phase | None = None) -> Iterator[Job]:
         """All jobs of the project, newest first; pages are fetched as they are needed."""
         return self._pages(Page[Job], "/v1/jobs", phase=phase)
+
+    def pause(self, job_id: str, *, checkpoint: Literal["save", "latest"] = "save") -> Job:
+        """Ask the job to leave its seats and wait.
+
+        Args:
+            job_id: the job.
+            checkpoint: "save": evaluate and save first; "latest": leave at once, and go on later
+                from the newest training state.
+        """
+        return self._post(Job, f"/v1/jobs/{job_id}/pause", body={"checkpoint": checkpoint})
+
+    def resume(self, job_id: str) -> Job:
+        """Let a paused or stopped job go on from its newest training state."""
+        return self._post(Job, f"/v1/jobs/{job_id}/resume")
+
+    def extend(self, job_id: str, asked: Extend | None = None) -> Job:
+        """Add to the job's budget; one that has finished goes on where it ended.
+
+        Args:
+            job_id: the job.
+            asked: how much is added, and for a schedule with a horizon how its rates go on; None:
+                the job becomes open-ended.
+        """
+        body = asked.model_dump(mode="json", exclude_none=True) if asked else None
+        return self._post(Job, f"/v1/jobs/{job_id}/extend", body=body)
+
+    def retry(self, job_id: str) -> Job:
+        """Try a failed job again from its newest training state."""
+        return self._post(Job, f"/v1/jobs/{job_id}/retry")
+
+    def patch(self, job: Job, changes: JobPatch) -> Job:
+        """Change name, labels, priority or budget; only the fields that are set are sent.
+
+        Raises ApiError with status 412 when the job has changed since ``job`` was read.
+        """
+        headers = {"If-Match": f'"{job.version}"'}
+        body = changes.model_dump(mode="json", exclude_unset=True)
+        answer = self._send("PATCH", f"/v1/jobs/{job.id}", json=body, headers=headers)
+        return Job.model_validate_json(answer.content)
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its curves, events and checkpoints."""
+        self._send("DELETE", f"/v1/jobs/{job_id}")
 
     def stop(self, job_id: str) -> Job:
         """Ask for a graceful end: a last evaluation, a finished model and the training state."""
@@ -384,6 +428,16 @@ class Client:
             if not answer.has_more:
                 return
             after = answer.last_id
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request that may be repeated, with the retries and errors of every method here.
+
+        Args:
+            method: of HTTP.
+            path: below the service's URL.
+            **options: of ``httpx.Client.request``.
+        """
+        return self._send(method, path, **options)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send until it is answered by something other than 503, or the retries are used up."""

@@ -9,8 +9,10 @@
       Conflict                        409  the state does not allow it
         Fenced                        409  a newer attempt has taken over, or this one has ended
         KeyInUse                      409  the first request with this key is still running
+      PreconditionFailed              412  the job has changed since it was looked at
       TooLarge                        413
       RangeNotSatisfiable             416
+      PreconditionRequired            428  a change must say which version it means
       Unavailable                     503  database or blobs are away; try again
         Locked                        503  another transaction holds a row for too long
 
@@ -84,6 +86,18 @@ class KeyInUse(Conflict):
     """The first request with this idempotency key has not finished."""
 
     code, title = "idempotency_key_in_use", "Request with this key is running"
+
+
+class PreconditionFailed(ServiceError):
+    """The thing has changed since the caller looked at it."""
+
+    status, code, title = 412, "precondition_failed", "Changed meanwhile"
+
+
+class PreconditionRequired(ServiceError):
+    """A change must name the version that it means."""
+
+    status, code, title = 428, "precondition_required", "If-Match needed"
 
 
 class TooLarge(ServiceError):

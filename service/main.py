@@ -23,6 +23,7 @@ from service.checkpoints.local_blobs import LocalBlobs
 from service.checkpoints.s3_blobs import S3Blobs
 from service.checkpoints.s3_bucket import Bucket, BucketUnusable, require_usable
 from service.clock import utc_now
+from service.datasets import routes as dataset_routes
 from service.db.migrate import alone, migrate
 from service.db.session import Database
 from service.evaluations import routes as evaluation_routes
@@ -53,6 +54,8 @@ ROUTERS = (
     scheduling_routes.router,
     ingest_routes.router,
     transfer_routes.router,
+    dataset_routes.router,
+    dataset_routes.rank_router,
 )
 
 
@@ -79,7 +82,8 @@ def create_app(settings: Settings) -> FastAPI:
 def _compose(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
     app.state.db = _open_database(settings)
-    app.state.blobs = _open_blobs(settings)
+    app.state.blobs = _open_blobs(settings, "blobs")
+    app.state.dataset_blobs = _open_blobs(settings, "datasets")
     app.state.wakeups = Wakeups()
     app.state.turns = Turns()
     app.state.curve_bounds = JobBounds(app.state.db, app.state.turns)
@@ -100,11 +104,12 @@ def _open_database(settings: Settings) -> Database:
     return db
 
 
-def _open_blobs(settings: Settings) -> BlobStore:
+def _open_blobs(settings: Settings, folder: str) -> BlobStore:
+    """``folder``: below the home folder, or below the prefix of the bucket."""
     if settings.blobs is None:
-        return LocalBlobs(settings.home_dir / "blobs")
+        return LocalBlobs(settings.home_dir / folder)
     bucket = Bucket.at(
-        settings.blobs,
+        f"{settings.blobs.rstrip('/')}/{folder}",
         endpoint=settings.s3_endpoint,
         region=settings.s3_region,
         is_path_style=settings.s3_path_style,
@@ -127,7 +132,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         bell=state.wakeups,
         limiter=state.report_limiter,
     )
-    sweeping = Housekeeping(state.db, state.blobs, settings.uploads_dir).run_forever()
+    keeping = Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
+    sweeping = keeping.run_forever()
     tasks = [asyncio.create_task(ticking), asyncio.create_task(sweeping)]
     try:
         yield

@@ -1,8 +1,9 @@
 """Settings of the service, read once from the environment (prefix ``ROADLESS_``)."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _BUCKET_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
@@ -32,11 +33,37 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30.0, gt=0, description="silence after which an attempt is lost")
     start_seconds: float = Field(120.0, gt=0, description="deadline of STARTING")
     stop_seconds: float = Field(600.0, gt=0, description="deadline of STOPPING")
+    max_pause_seconds: float | None = Field(
+        None, gt=0, description="how long a job may be PAUSED; then it is stopped; null: for ever"
+    )
+    forget_runner_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="silence after which a runner is gone for good, and its seats count as free; "
+        "null: never",
+    )
+    grow_seconds: float | None = Field(
+        600.0,
+        ge=0,
+        description="how long an elastic job keeps its number of workers before it is moved to "
+        "more, when they are free; null: it stays",
+    )
     tick_seconds: float = Field(1.0, gt=0, description="how often deadlines are looked at")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest JSON request")
     max_file_bytes: int = Field(2**40, gt=0, description="largest file of a checkpoint")
+    max_dataset_bytes: int = Field(2**40, gt=0, description="all files of an uploaded data set")
     request_threads: int = Field(16, ge=1, description="threads for users' requests")
     report_threads: int = Field(16, ge=1, description="threads kept for reports and syncs")
+
+    @model_validator(mode="after")
+    def _forgets_nobody_before_the_lease(self) -> Self:
+        forget = self.forget_runner_seconds
+        if forget is not None and forget < self.lease_seconds:
+            raise ValueError(
+                f"expected ROADLESS_FORGET_RUNNER_SECONDS >= {self.lease_seconds:g}, the lease, "
+                f"saw {forget:g}"
+            )
+        return self
 
     @property
     def home_dir(self) -> Path:

@@ -228,6 +228,7 @@ def _runner_env(plan: Plan, head: Mapping[str, Any]) -> dict[str, str]:
         "ROADLESS_URL": plan.url,
         "ROADLESS_RUNNER_TOKEN_FILE": str(plan.home / "runner.token"),
         "ROADLESS_SCRATCH": str(plan.home / "scratch"),
+        "ROADLESS_DATA_CACHE": str(plan.home / "data-cache"),
         "RAY_ADDRESS": str(head["address"]),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(head["auth_token_path"]),

@@ -36,6 +36,8 @@ _COLOURS = {
     Phase.SUCCEEDED: "bold green",
     Phase.STOPPED: "bold blue",
     Phase.CANCELLED: "yellow",
+    Phase.PAUSING: "yellow",
+    Phase.PAUSED: "bold yellow",
     Phase.FAILING: "red",
     Phase.FAILED: "bold red",
     Phase.RECOVERING: "magenta",
@@ -201,10 +203,15 @@ def _print(looks: Iterator[Look], console: Console) -> Job:
     shown: tuple[Phase, int] | None = None
     for number, look in enumerate(looks):
         seen = (look.job.phase, len(look.curve))
-        if seen != shown or number % LOOKS_PER_LINE == 0:
+        if seen != shown or (number % LOOKS_PER_LINE == 0 and not _stands_still(look.job)):
             console.print(line(look), markup=False, highlight=False, soft_wrap=True)
         shown = seen
     return look.job
+
+
+def _stands_still(job: Job) -> bool:
+    """Whether nothing changes until a user acts, so that more lines would say the same."""
+    return job.phase is Phase.PAUSED
 
 
 def line(look: Look) -> str:

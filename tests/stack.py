@@ -34,9 +34,11 @@ class Stack:
             "ROADLESS_URL": self.url,
             "ROADLESS_PORT": self.url.rpartition(":")[2],
             "ROADLESS_SCRATCH": str(home / "scratch"),
+            "ROADLESS_DATA_CACHE": str(home / "data-cache"),
             "ROADLESS_RUNNER_TOKEN_FILE": str(home / "runner.token"),
             "ROADLESS_RUNNER_NAME": home.name,
             "ROADLESS_DATA_ROOTS": str(home / "data"),
+            "ROADLESS_GROW_SECONDS": "0.5",
         }
         if database_url is not None:
             self._environment["DATABASE_URL"] = database_url

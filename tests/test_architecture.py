@@ -21,6 +21,7 @@ GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
 CLIENT_SIDE = (
     *("service.client", "service.cli", "service.theory_tables", "service.watch", "service.up"),
+    *("service.data_client", "service.data_commands"),
 )
 
 #: Room -> the outside packages that it may import, besides the standard library.
@@ -31,8 +32,14 @@ MAY_IMPORT = {
     "migrations": {"alembic", "sqlalchemy", "service"},
     "worker": {
         *{"httpx", "numpy", "optim", "pydantic", "ray", "safetensors", "service"},
-        *{"sklearn", "torch"},
+        *{"psutil", "sklearn", "torch"},
     },
+    "worker.model.huggingface": {"huggingface_hub", "service", "torch", "transformers"},
+    "worker.data.arrow_rows": {"numpy", "pyarrow", "service"},
+    "worker.data.bpe": {"numpy", "service", "tokenizers"},
+    "worker.data.hub_records": {"datasets", "pyarrow", "service"},
+    "worker.data.images": {"PIL", "numpy", "service"},
+    "worker.data.object_files": {"obstore", "service"},
     **{name: {"click", "httpx", "pydantic", "rich", "typer", "yaml"} for name in CLIENT_SIDE},
 }
 

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from typer.main import get_command
@@ -14,13 +14,14 @@ from typer.main import get_command
 from service.cli import app as command_line
 from service.contract.spec import JobSpec
 from service.contract.states import Phase, Reason
+from service.contract.tasks import Task
 from service.db.tables import Table
 from service.errors import ServiceError
 from service.main import create_app
 from service.settings import Settings
 from worker import settings as runner_settings
 from worker.settings import RunnerSettings
-from worker.task import metrics
+from worker.task import metrics, score_names
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -84,13 +85,14 @@ def every_error(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 def test_every_metric_is_described():
     said_by_the_loop = re.findall(r'"([a-z]+\.[a-z_]+)":', text_of("worker/loop.py"))
-    evaluated = {name for task in ("classification", "causal_lm") for name in scores(task)}
+    evaluated = {name for task in get_args(Task) for name in scores(task)}
     assert said_by_the_loop
     assert missing([*said_by_the_loop, *evaluated], "docs/api.md") == []
 
 
 def scores(task: Any) -> dict[str, float]:
-    return metrics(task, loss=1.0, accuracy=1.0)
+    means = dict.fromkeys(score_names(task, num_classes=10), 1.0)
+    return metrics(task, means, bytes_per_token=1.0)
 
 
 def test_every_setting_of_the_service_is_described_with_its_default():

@@ -25,6 +25,7 @@ from service.contract.cluster import (
     Sync,
     SyncReply,
 )
+from service.contract.datasets import DatasetContent
 from service.contract.events import Report, ReportReply
 
 _CONNECT_SECONDS = 3.0
@@ -156,6 +157,17 @@ class AttemptApi:
             return response
 
         _fencing(fetch)
+
+    def dataset(self, dataset_id: str) -> DatasetContent:
+        """Fetch what the job's uploaded data set consists of."""
+        response = _fencing(lambda: self._client.get(f"{self._path}/datasets/{dataset_id}"))
+        return DatasetContent.model_validate_json(response.content)
+
+    def dataset_part(self, dataset_id: str, *, name: str, offset: int) -> bytes:
+        """Fetch the part of its file ``name`` that begins at ``offset``; the caller checks it."""
+        url = f"{self._path}/datasets/{dataset_id}/files/{name}"
+        params = {"offset": offset}
+        return _fencing(lambda: self._client.get(url, params=params, timeout=_FILE_TIMEOUT)).content
 
     def close(self) -> None:
         """Close the connections."""

@@ -10,7 +10,11 @@ from worker.data.base import DataSet
 
 @dataclass(frozen=True)
 class Built:
-    """What a specification has become. ``wrapped``: what is trained, the DDP form of ``model``."""
+    """What a specification has become.
+
+    ``model``: the bare model, which is evaluated and saved. ``wrapped``: the same parameters in the
+    form that is trained: a replica, compiled, or the model itself.
+    """
 
     model: nn.Module
     wrapped: nn.Module

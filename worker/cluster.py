@@ -6,10 +6,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from worker.interface import use_interface_towards
 from worker.launcher import RankLaunch
+from worker.peers import Store
 
-#: How long a collective waits for a peer. Agents kill the peers of a dead rank long before.
-COLLECTIVE_SECONDS = 600.0
+#: How long a collective waits for a peer: longer than any ``hang_seconds``, so that the watchdog,
+#: which can say where a rank hangs, comes first. Agents kill the peers of a dead rank long before.
+COLLECTIVE_SECONDS = 90_000.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Cluster:
     rank: int
     world_size: int
     device: torch.device
+    store: Store | None = None  #: text by key, seen by all ranks; None for a rank alone
 
     @property
     def is_lead(self) -> bool:
@@ -41,12 +45,27 @@ def join(launch: RankLaunch) -> Cluster:
     device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    if launch.world_size > 1:
-        dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo",
-            init_method=f"tcp://{launch.master_addr}:{launch.master_port}",
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timedelta(seconds=COLLECTIVE_SECONDS),
-        )
-    return Cluster(launch.rank, launch.world_size, device)
+    store = _meet(launch, has_gpu=has_gpu) if launch.world_size > 1 else None
+    return Cluster(launch.rank, launch.world_size, device, store)
+
+
+def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:
+    """Open the process group; return the store that the ranks met by, for words of their own."""
+    use_interface_towards(launch.master_addr)
+    timeout = timedelta(seconds=COLLECTIVE_SECONDS)
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # torch hides it from mypy
+        launch.master_addr,
+        launch.master_port,
+        launch.world_size,
+        is_master=launch.rank == 0,
+        timeout=timeout,
+    )
+    dist.init_process_group(
+        backend="nccl" if has_gpu else "gloo",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+    )
+    ours: Store = dist.PrefixStore("ranks", store)  # type: ignore[attr-defined]  # likewise
+    return ours

@@ -5,6 +5,10 @@
       DataForbidden          data_forbidden         outside the folders that the operator opened
       DataUnreadable         data_unreadable        it exists, and reading it fails
       DataInvalid            data_invalid           it was read, and cannot be trained on
+      ModelNotFound          model_not_found        the folder, hub id or function is absent
+      ModelForbidden         model_forbidden        the operator has not opened or allowed it
+      ModelUnreadable        model_unreadable       it exists, and reading it fails
+      ModelInvalid           model_invalid          it was read or made, and does not fit the data
       NonFiniteLoss          non_finite_loss        before the optimizer step, on every rank
       CheckpointUnreadable   checkpoint_unreadable  files and manifest differ; may be tried again
 
@@ -48,6 +52,34 @@ class DataInvalid(JobFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason=Reason.DATA_INVALID)
+
+
+class ModelNotFound(JobFailed):
+    """The model's source does not exist."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.MODEL_NOT_FOUND)
+
+
+class ModelForbidden(JobFailed):
+    """The operator has not opened the model's folder, the hub or the entry point."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.MODEL_FORBIDDEN)
+
+
+class ModelUnreadable(JobFailed):
+    """The model's source exists, and reading it fails."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.MODEL_UNREADABLE)
+
+
+class ModelInvalid(JobFailed):
+    """The model was read or made, and cannot be trained on this data."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.MODEL_INVALID)
 
 
 class NonFiniteLoss(JobFailed):

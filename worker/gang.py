@@ -25,10 +25,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from service.contract.cluster import Assignment, Node
 from worker.agents import NAMESPACE, Agents
 from worker.capacity import Bundle, Held
+from worker.data.sources import DataSources
 from worker.launcher import RankLaunch
+from worker.model.sources import ModelSources
 
 _log = logging.getLogger(__name__)
 
+_NO_SOURCES = ModelSources()
 _GROUP_PREFIX = "attempt:"
 _PLACE_SECONDS = 10.0
 _SEAT_SECONDS = 30.0
@@ -93,10 +96,18 @@ class Gangs:
     the CPUs, ranks are forked by the node agents, and an actor a seat would cost 0.14-0.47 s.
     """
 
-    def __init__(self, *, agents: Agents, service_url: str, data_roots: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        *,
+        agents: Agents,
+        service_url: str,
+        data_sources: DataSources,
+        model_sources: ModelSources = _NO_SOURCES,
+    ) -> None:
         self._agents = agents
         self._service_url = service_url
-        self._data_roots = data_roots
+        self._data_sources = data_sources
+        self._model_sources = model_sources
 
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once every node starts ranks without a cold import, or after that time."""
@@ -165,7 +176,13 @@ class Gangs:
                 threads=assignment.cpus_per_worker,
                 gpu_ids=seat.gpu_ids,
                 scratch=assignment.attempt_id,
-                data_roots=self._data_roots,
+                data_roots=self._data_sources.roots,
+                data_urls=self._data_sources.urls,
+                data_cache=self._data_sources.cache,
+                data_cache_bytes=self._data_sources.cache_bytes,
+                model_roots=self._model_sources.roots,
+                allow_hub=self._model_sources.allow_hub,
+                entry_points=self._model_sources.entry_points,
             )
             by_node[seat.node_id].append(launch)
         return by_node

@@ -19,7 +19,12 @@ def main() -> None:
     is_asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: is_asked_to_stop.set())
-    head = start_head(arguments.home, num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus)
+    head = start_head(
+        arguments.home,
+        num_cpus=arguments.num_cpus,
+        num_gpus=arguments.num_gpus,
+        node_ip=arguments.node_ip,
+    )
     try:
         environment = head.environment
         said = {
@@ -37,6 +42,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--home", type=Path, required=True, help="folder for the token file")
     parser.add_argument("--num-cpus", type=int, help="cores for training; default: all")
     parser.add_argument("--num-gpus", type=int, help="GPUs for training; default: all")
+    parser.add_argument("--node-ip", help="address that other nodes reach; default: Ray's choice")
     return parser.parse_args()
 
 

@@ -56,6 +56,12 @@ class RankLaunch:
     gpu_ids: tuple[str, ...] = ()  #: empty: the rank computes on the CPU
     scratch: str  #: the attempt's own folder on this node
     data_roots: tuple[str, ...] = ()  #: folders that the job's data may lie in
+    data_urls: tuple[str, ...] = ()  #: beginnings of URLs that it may be read from
+    data_cache: str = "~/.roadless/data-cache"  #: where prepared data is kept on this node
+    data_cache_bytes: int = 100 * 2**30
+    model_roots: tuple[str, ...] = ()  #: folders that saved models may lie in
+    allow_hub: bool = False  #: whether the job may fetch a model from the hub
+    entry_points: tuple[str, ...] = ()  #: factories that the job may call
 
     @property
     def log_path(self) -> Path:
@@ -69,7 +75,7 @@ class RankLaunch:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Build the value from what ``to_json`` gave, after a trip through JSON."""
-        lists = {"gpu_ids": tuple(value["gpu_ids"]), "data_roots": tuple(value["data_roots"])}
+        lists = {name: tuple(item) for name, item in value.items() if isinstance(item, list)}
         return cls(**{**value, **lists})
 
 

@@ -1,19 +1,30 @@
 """The training loop: step, say, evaluate at x, save, until a budget or a user ends it."""
 
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 import torch
 
 from service.contract.cluster import AttemptBrief
-from service.contract.events import StepMetrics
+from service.contract.events import BudgetNow, Notice, StepMetrics
 from service.contract.states import Desired, Reason
+from service.contract.training import num_parts
 from worker.built import Built
+from worker.cadence import build_cadence
 from worker.cluster import Cluster
 from worker.data.base import Batch
 from worker.data.order import global_indices, rank_slice
+from worker.data.prefetch import Prefetch
+from worker.evaluate import EvalResult, unheard
+from worker.goals import judge, standing
 from worker.milestones import Milestones
+from worker.peeks import WarmupHint
 from worker.position import Position, Stopwatch, is_used_up
 from worker.rates import build_rates
 from worker.report import Reporter
-from worker.step import Orders, StepResult, agree, train_step
+from worker.step import Orders, StepResult, StepSettings, agree, train_step
 
 
 class Training:
@@ -29,8 +40,10 @@ class Training:
         reporter: Reporter,
         position: Position,
         evaluated_step: int | None,
+        beat: Callable[[], None] = unheard,
     ) -> None:
-        seats = brief.spec.parallelism
+        """``beat``: called after each step, for who watches that training goes on."""
+        seats, training = brief.spec.parallelism, brief.spec.training
         self._built = built
         self._milestones = milestones
         self._spec = brief.spec
@@ -38,29 +51,53 @@ class Training:
         self._reporter = reporter
         self._position = position
         self._evaluated_step = evaluated_step
+        self._beat = beat
+        self._warmup_hint = WarmupHint()
         #: Step and evaluated step of the training state that was saved last.
         self._saved = (position.step, evaluated_step) if brief.resume else None
         self._evaluations_served = brief.evaluations_served
+        self._budget = BudgetNow(limits=brief.spec.budget)
+        self._cadence = build_cadence(brief.spec.evaluation)
+        self._asked = position  #: where the cadence was asked last, or an evaluation ended
         self._rates = build_rates(brief.spec)
-        self._stopwatch = Stopwatch(position, gpus=seats.num_workers * seats.gpus_per_worker)
+        self._batches = Prefetch(self._load)
+        self._step_settings = StepSettings(
+            task=brief.spec.task,
+            num_parts=num_parts(training, seats, world_size=cluster.world_size),
+            precision=training.precision,
+            max_grad_norm=training.max_grad_norm,
+        )
+        self._stopwatch = Stopwatch(position, gpus=cluster.world_size * seats.gpus_per_worker)
 
     @property
     def step(self) -> int:
         """Optimizer steps completed."""
         return self._position.step
 
+    @property
+    def budget(self) -> BudgetNow:
+        """The budget that the lead rank last held training to."""
+        return self._budget
+
     def run(self) -> Reason | None:
         """Train to the end; return why it ended, or None when the attempt is over already."""
         orders = agree(self._cluster, self._orders(self._position)).orders
-        while not orders.is_end:
+        first_step, is_moving = self.step + 1, False
+        while not (orders.is_end or is_moving):
             orders = self._step()
+            if self.step == first_step:
+                self._milestones.prepare_states()
             if not orders.is_end:
-                self._reach_milestones(orders)
+                orders = self._reach_milestones(orders)
+                is_moving = orders.resize and self._is_state_due() and not orders.is_end
+        self._batches.close()
         if orders.leave:
             return None
-        self._evaluate(serves_request=orders.evaluate)
-        self._save_state()
-        return Reason.STOPPED_BY_USER if orders.stop else Reason.BUDGET_REACHED
+        if not is_moving:
+            self._evaluate(orders)
+            self._save_state()
+        self._milestones.settle()
+        return Reason.RESIZED if is_moving else _reason_of(orders)
 
     def _step(self) -> Orders:
         step, spec = self._position.step, self._spec.training
@@ -70,17 +107,25 @@ class Training:
             samples=spec.batch_size,
             tokens=spec.batch_size * self._built.data.description.tokens_per_sample,
         )
+        now = self._stopwatch.stamp(after)
         result = train_step(
             self._built.wrapped,
-            self._batch(step),
+            self._batches(step).to(self._cluster.device),
             optimizer=self._built.optimizer,
             cluster=self._cluster,
-            max_grad_norm=spec.max_grad_norm,
-            orders=self._orders(self._stopwatch.stamp(after)),
+            settings=self._step_settings,
+            orders=self._orders(now, is_due=self._cadence(now, self._asked)),
+            may_skip=self._may_skip(),
         )
-        self._position = self._stopwatch.stamp(after)
+        self._asked = now
+        self._position = self._stopwatch.stamp(after.after_update(is_skipped=result.is_skipped))
         self._say(result)
+        self._beat()
         return result.orders
+
+    def _may_skip(self) -> bool:
+        spec = self._spec.training
+        return spec.on_non_finite == "skip" and self._position.skips_in_a_row < spec.max_skips
 
     def _set_rate(self) -> None:
         """Set what the schedule says for the next step; without one the optimizer's rate stays."""
@@ -90,65 +135,110 @@ class Training:
         for group in self._built.optimizer.param_groups:
             group["lr"] = rate
 
-    def _batch(self, step: int) -> Batch:
+    def _load(self, step: int) -> Batch:
+        """This rank's share of the step's batch; called ahead of time, in a thread of its own."""
         spec, data = self._spec.training, self._built.data
         indices = global_indices(
             step, batch_size=spec.batch_size, num_train=data.num_train, seed=spec.seed
         )
         mine = rank_slice(indices, rank=self._cluster.rank, world_size=self._cluster.world_size)
-        return data.train_batch(mine).to(self._cluster.device)
+        return data.train_batch(mine)
 
-    def _orders(self, position: Position) -> Orders:
+    def _orders(self, position: Position, *, is_due: bool = False) -> Orders:
         """What the lead rank has heard, and whether the budget is used up at ``position``."""
         heard = self._reporter.heard
+        self._budget = heard.budget or self._budget
         return Orders(
             stop=heard.desired is Desired.STOP,
-            finish=is_used_up(self._spec.budget, position),
+            pause=heard.desired is Desired.PAUSE,
+            finish=is_used_up(self._budget.limits, position),
             leave=heard.is_fenced,
             evaluate=heard.evaluations_requested > self._evaluations_served,
+            resize=heard.resize,
+            due=is_due,
+            **self._goals(),
         )
+
+    def _goals(self) -> dict[str, bool]:
+        """The orders that come of what planned evaluations have found."""
+        reached = standing(self._position.goals, self._budget.limits)
+        return {
+            "goal": reached is Reason.GOAL_REACHED,
+            "no_better": reached is Reason.NO_BETTER,
+        }
 
     def _say(self, result: StepResult) -> None:
         if not self._cluster.is_lead:
             return
         position = self._position
-        group = self._built.optimizer.param_groups[0]
         point = StepMetrics(
             step=position.step,
             samples=position.samples,
             tokens=position.tokens,
             wall_seconds=position.wall_seconds,
             gpu_seconds=position.gpu_seconds,
-            values={
-                "train.loss": result.loss,
-                "grad.norm": result.grad_norm,
-                "optimizer.lr": float(group.get("scheduled_lr", group["lr"])),
-            },
+            values=self._values(result),
         )
         self._reporter.say(point)
+        hint = self._warmup_hint.after(position.step, loss=result.loss, grad_norm=result.grad_norm)
+        if hint is not None:
+            self._reporter.say(hint)
+        if result.is_skipped and _is_power_of_two(position.skips):
+            self._reporter.say(_skip_notice(position, result))
 
-    def _reach_milestones(self, orders: Orders) -> None:
+    def _values(self, result: StepResult) -> dict[str, float]:
+        group = self._built.optimizer.param_groups[0]
+        values = {
+            "train.loss": result.loss,
+            "grad.norm": result.grad_norm,
+            "optimizer.lr": float(group.get("scheduled_lr", group["lr"])),
+        }
+        if self._spec.training.on_non_finite == "skip":
+            values["train.skipped"] = float(self._position.skips)
+        return values
+
+    def _reach_milestones(self, orders: Orders) -> Orders:
         """Evaluate and save as often as the specification says, in this order.
 
-        So a state knows of the evaluation of its own step, and no later attempt repeats it.
+        So a state knows of the evaluation of its own step, and no later attempt repeats it. Returns
+        the orders with what the evaluation adds to them.
         """
-        step = self._position.step
-        if orders.evaluate or step % self._spec.evaluation.every_steps == 0:
-            self._evaluate(serves_request=orders.evaluate)
-        if step % self._spec.checkpoints.state_every_steps == 0:
+        if orders.evaluate or orders.due:
+            self._evaluate(orders)
+        if orders.due:
+            orders = self._with_goals(orders)
+        if self._is_state_due() and not orders.is_end:
             self._save_state()
+        return orders
 
-    def _evaluate(self, *, serves_request: bool) -> None:
+    def _with_goals(self, orders: Orders) -> Orders:
+        """The orders with the lead's verdict, since only the lead hears of a changed budget."""
+        verdict = agree(self._cluster, Orders(**self._goals())).orders
+        return replace(orders, goal=verdict.goal, no_better=verdict.no_better)
+
+    def _is_state_due(self) -> bool:
+        return self._position.step % self._spec.checkpoints.state_every_steps == 0
+
+    def _evaluate(self, orders: Orders) -> None:
         """Evaluate at x, once per step."""
         if self._evaluated_step == self._position.step:
             return
         self._evaluated_step = self._position.step
-        if serves_request:
+        if orders.evaluate:
             self._evaluations_served = self._reporter.heard.evaluations_requested
-        self._milestones.evaluate(
+        result = self._milestones.evaluate(
             self._position,
-            evaluations_served=self._evaluations_served if serves_request else 0,
+            evaluations_served=self._evaluations_served if orders.evaluate else 0,
         )
+        self._position = self._asked = self._stopwatch.stamp(self._position)
+        if orders.due and self._cluster.is_lead:
+            self._position = self._judged(result)
+
+    def _judged(self, result: EvalResult) -> Position:
+        """The position with one more planned evaluation in its record."""
+        values = {"eval.loss": result.loss, **result.metrics}
+        goals = judge(self._position.goals, values, budget=self._budget.limits)
+        return replace(self._position, goals=goals)
 
     def _save_state(self) -> None:
         """Save the training state, unless this very one is saved already."""
@@ -158,10 +248,36 @@ class Training:
         self._milestones.save_state(self._position, evaluated_step=self._evaluated_step)
 
 
+def _reason_of(orders: Orders) -> Reason:
+    if orders.stop:
+        return Reason.STOPPED_BY_USER
+    if orders.finish:
+        return Reason.BUDGET_REACHED
+    if orders.goal:
+        return Reason.GOAL_REACHED
+    return Reason.NO_BETTER if orders.no_better else Reason.PAUSED_BY_USER
+
+
+def _skip_notice(position: Position, result: StepResult) -> Notice:
+    """Told of the first skip and whenever their number has doubled, so that lines stay few."""
+    return Notice(
+        code="train.skipped",
+        message=f"step {position.step} made no update, the {position.skips}. of the job: loss "
+        f"{result.loss:.6g}, gradient norm {result.grad_norm:.6g}",
+    )
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
 def _seed_step(seed: int, *, step: int, rank: int) -> None:
     """Make the step's random numbers (dropout) a function of seed, step and rank.
 
     So there is no random state to save, and a resumed run draws what an uninterrupted one draws.
+    Other people's models draw from numpy and random too.
     """
     number = (seed * 1_000_003 + step) * 65_537 + rank
     torch.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
+    np.random.seed(number & 0xFFFF_FFFF)
+    random.seed(number)

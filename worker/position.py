@@ -1,9 +1,12 @@
 """Where training stands. Counted over the whole job: an attempt goes on where the last one was."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from service.contract.budget import BudgetSpec
+from worker.goals import NOTHING_JUDGED, GoalRecord
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,15 @@ class Position:
     tokens: int = 0
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0
+    skips: int = 0  #: steps without an update, because something was not finite
+    skips_in_a_row: int = 0
+    goals: GoalRecord = NOTHING_JUDGED  #: of the lead; the others need none
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Position":
+        """Build the value from the JSON of a training state, or that of an earlier release."""
+        goals = GoalRecord.from_record(record.get("goals", {}))
+        return cls(**{**record, "goals": goals})
 
     def after_step(self, *, samples: int, tokens: int) -> "Position":
         """The position one step on; times are the stopwatch's to set."""
@@ -24,6 +36,12 @@ class Position:
             samples=self.samples + samples,
             tokens=self.tokens + tokens,
         )
+
+    def after_update(self, *, is_skipped: bool) -> "Position":
+        """The position once it is known whether the step made an update."""
+        if not is_skipped:
+            return replace(self, skips_in_a_row=0)
+        return replace(self, skips=self.skips + 1, skips_in_a_row=self.skips_in_a_row + 1)
 
 
 class Stopwatch:

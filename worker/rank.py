@@ -9,26 +9,30 @@ import traceback
 from pathlib import Path
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from service.contract.cluster import AttemptBrief
-from service.contract.events import Event, Failed, Finished, Started
-from service.contract.manifest import Manifest
+from service.contract.events import DATA_PREPARING, Event, Failed, Finished, Notice, Started
+from service.contract.manifest import CheckpointFile, Manifest
 from service.contract.states import Reason
 from worker.api import AttemptApi, Fenced, insist
-from worker.build import build_optimizer
+from worker.assemble import assemble
 from worker.built import Built
-from worker.checkpoint import Resumed, check_files, read_state
+from worker.checkpoint import check_file
 from worker.cluster import Cluster, join
 from worker.data.base import DataSet
 from worker.data.build import build_data
-from worker.errors import JobFailed, NonFiniteLoss
+from worker.data.sources import DataSources
+from worker.errors import DataInvalid, JobFailed, NonFiniteLoss
+from worker.initial import initial_model
 from worker.launcher import RankLaunch
 from worker.loop import Training
 from worker.milestones import Milestones
-from worker.model.build import build_model
+from worker.model.sources import ModelSources
 from worker.position import Position
 from worker.report import Reporter
+from worker.state import Resumed, read_state
+from worker.uploads import ServiceUploads
+from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 #: How long an ending rank keeps trying to deliver its last words.
 DRAIN_SECONDS = 3600.0
+#: How long a rank that hangs tries to say so, before it dies and its agent speaks for it.
+HANG_REPORT_SECONDS = 10.0
 _MESSAGE_LENGTH = 4000
 
 
@@ -54,7 +60,7 @@ def main(launch: RankLaunch) -> None:
             log.info("this attempt is over; leaving without a word")
             _leave(0)
         if ending is not None:
-            reporter.say(ending)
+            reporter.end(ending)
         delivered = reporter.close(timeout_seconds=DRAIN_SECONDS)
     _leave(0 if delivered or reporter.heard.is_fenced else 1)
 
@@ -83,6 +89,14 @@ def _ending_of(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event
         return Failed(reason=Reason.WORKER_ERROR, message=f"{said}\n{trace}")
 
 
+def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
+    """Say that this rank hangs, and die; called by another thread than the one that hangs."""
+    said = f"rank {launch.rank}: {message}"
+    reporter.say(Failed(reason=Reason.RANK_HUNG, message=_fit(said)))
+    delivered = reporter.close(timeout_seconds=HANG_REPORT_SECONDS)
+    _leave(0 if delivered or reporter.heard.is_fenced else 1)
+
+
 def _fit(text: str) -> str:
     """The text as an event takes it: bounded, and without what UTF-8 cannot say."""
     return text[:_MESSAGE_LENGTH].encode(errors="replace").decode()
@@ -91,16 +105,21 @@ def _fit(text: str) -> str:
 def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | None:
     brief = _fetch_brief(api)
     reporter.wish(brief.desired)
-    data = build_data(brief.spec.data, model=brief.spec.model, roots=launch.data_roots)
+    data = _data(launch, brief, api, reporter)
+    _require_same_data(brief, data)
     cluster = join(launch)
-    built = _build(brief, data, cluster)
+    built = _build(launch, brief, api, data=data, cluster=cluster)
     resumed = _resume(brief, api, built, Path(launch.scratch) / f"resume-{launch.rank}")
+    watchdog = Watchdog(
+        brief.spec.retry.hang_seconds, on_hang=lambda message: _give_up(launch, reporter, message)
+    )
     milestones = Milestones(
         built,
         brief=brief,
         cluster=cluster,
         reporter=reporter,
         staging=Path(launch.scratch) / f"staging-{launch.rank}",
+        beat=watchdog.beat,
     )
     training = Training(
         built,
@@ -110,14 +129,54 @@ def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | Non
         reporter=reporter,
         position=resumed.position,
         evaluated_step=resumed.evaluated_step,
+        beat=watchdog.beat,
     )
     if cluster.is_lead:
         reporter.say(_started(brief, cluster, data, resumed))
-    reason = training.run()
+    try:
+        reason = training.run()
+    finally:
+        watchdog.close()
+        milestones.close()
     if reason is None or not cluster.is_lead:
         return None
-    assert reason in (Reason.BUDGET_REACHED, Reason.STOPPED_BY_USER)
-    return Finished(reason=reason, step=training.step)
+    assert reason in (
+        Reason.BUDGET_REACHED,
+        Reason.GOAL_REACHED,
+        Reason.NO_BETTER,
+        Reason.STOPPED_BY_USER,
+        Reason.PAUSED_BY_USER,
+        Reason.RESIZED,
+    )
+    return Finished(reason=reason, step=training.step, budget=training.budget)
+
+
+def _data(launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, reporter: Reporter) -> DataSet:
+    """Build the data set; each word of a long preparation renews the deadline of STARTING."""
+    return build_data(
+        brief.spec.data,
+        model=brief.spec.model,
+        task=brief.spec.task,
+        sources=DataSources(
+            roots=launch.data_roots,
+            urls=launch.data_urls,
+            allow_hub=launch.allow_hub,
+            cache=launch.data_cache,
+            cache_bytes=launch.data_cache_bytes,
+        ),
+        uploads=ServiceUploads(api, seconds=START_SECONDS),
+        say=lambda text: reporter.say(Notice(code=DATA_PREPARING, message=_fit(text))),
+    )
+
+
+def _require_same_data(brief: AttemptBrief, data: DataSet) -> None:
+    """Other data under the same name would go on with other samples, and nobody would know."""
+    expected, seen = brief.data_fingerprint, data.description.fingerprint
+    if expected not in (None, seen):
+        raise DataInvalid(
+            f"expected the data that training began with, whose fingerprint is {expected}, "
+            f"saw {seen}: it has changed since"
+        )
 
 
 def _fetch_brief(api: AttemptApi) -> AttemptBrief:
@@ -126,40 +185,58 @@ def _fetch_brief(api: AttemptApi) -> AttemptBrief:
     return found[0]
 
 
-def _build(brief: AttemptBrief, data: DataSet, cluster: Cluster) -> Built:
-    spec = brief.spec
-    model = build_model(spec.model, data=data.description, seed=spec.training.seed)
-    model.to(cluster.device)
-    optimizer = build_optimizer(spec.optimizer, params=model.parameters())
-    wrapped = _wrap(model) if cluster.world_size > 1 else model
-    return Built(model=model, wrapped=wrapped, optimizer=optimizer, data=data)
+def _build(
+    launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, *, data: DataSet, cluster: Cluster
+) -> Built:
+    folder = Path(launch.scratch) / f"initial-{launch.rank}"
+
+    def fetch(manifest: Manifest) -> Path:
+        _fetch_files(manifest, api, folder)
+        return folder
+
+    model = initial_model(brief, data=data.description, sources=_sources(launch), fetch=fetch)
+    shutil.rmtree(folder, ignore_errors=True)
+    return assemble(model, spec=brief.spec, data=data, cluster=cluster)
 
 
-def _wrap(model: torch.nn.Module) -> torch.nn.Module:
-    # Without find_unused_parameters DDP rebuilds its buckets after the first iteration, which
-    # changes the order of sums: a resumed run of three ranks would differ in the last bit.
-    return DistributedDataParallel(model, find_unused_parameters=True)
+def _sources(launch: RankLaunch) -> ModelSources:
+    return ModelSources(
+        roots=launch.model_roots, allow_hub=launch.allow_hub, entry_points=launch.entry_points
+    )
 
 
 def _resume(brief: AttemptBrief, api: AttemptApi, built: Built, folder: Path) -> Resumed:
     if brief.resume is None:
         return Resumed(Position(), None)
-    _fetch_files(brief.resume, api, folder)
-    resumed = read_state(folder, model=built.model, optimizer=built.optimizer)
+    checkpoint_id = brief.resume.checkpoint_id
+    files = {file.name: file for file in brief.resume.files}
+    _make_empty(folder)
+
+    def fetch(name: str) -> None:
+        _fetch_file(files[name], api, folder, checkpoint_id=checkpoint_id)
+
+    resumed = read_state(folder, model=built.model, optimizer=built.optimizer, fetch=fetch)
     shutil.rmtree(folder)
     return resumed
 
 
 def _fetch_files(manifest: Manifest, api: AttemptApi, folder: Path) -> None:
+    _make_empty(folder)
+    for file in manifest.files:
+        _fetch_file(file, api, folder, checkpoint_id=manifest.checkpoint_id)
+
+
+def _fetch_file(file: CheckpointFile, api: AttemptApi, folder: Path, *, checkpoint_id: str) -> None:
+    def fetch() -> None:
+        api.download(folder / file.name, checkpoint_id=checkpoint_id, name=file.name)
+
+    insist(fetch, seconds=START_SECONDS)
+    check_file(folder, file)
+
+
+def _make_empty(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in manifest.files:
-
-        def fetch(name: str = file.name) -> None:
-            api.download(folder / name, checkpoint_id=manifest.checkpoint_id, name=name)
-
-        insist(fetch, seconds=START_SECONDS)
-    check_files(folder, manifest)
 
 
 def _started(brief: AttemptBrief, cluster: Cluster, data: DataSet, resumed: Resumed) -> Started:
@@ -173,6 +250,8 @@ def _started(brief: AttemptBrief, cluster: Cluster, data: DataSet, resumed: Resu
             "device": torch.cuda.get_device_name() if cluster.device.type == "cuda" else "cpu",
             "threads": str(torch.get_num_threads()),
             "seed": str(brief.spec.training.seed),
+            "precision": brief.spec.training.precision,
+            "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
             "data_fingerprint": data.description.fingerprint,
         },
     )

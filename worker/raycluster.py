@@ -33,6 +33,7 @@ _LOCAL_NAMES = frozenset({"auto", "local"})
 _RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_memory_monitor_refresh_ms": "0",
@@ -82,17 +83,24 @@ class Head:
 
 
 def start_head(
-    home: Path, *, num_cpus: int | None = None, num_gpus: int | None = None, port: int = 0
+    home: Path,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    port: int = 0,
+    node_ip: str | None = None,
 ) -> Head:
     """Start a Ray head whose token lies in ``home``; raise RayStartError when it does not come up.
 
-    ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any.
+    ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
+    address that other nodes reach; None: the one that Ray finds.
     """
     token_file = home / "ray.token"
     _ensure_token(token_file)
     folder = Path(tempfile.mkdtemp(prefix="roadless-", dir=_TEMP_ROOT))
     head = Head(token_file=token_file, folder=folder)
     options = [f"--port={port}", "--include-dashboard=false"]
+    options += [] if node_ip is None else [f"--node-ip-address={node_ip}"]
     try:
         head.start_node(["--head", *options, *_sizes(num_cpus, num_gpus)])
     except BaseException:

@@ -6,7 +6,6 @@ but disk, up to a stated bound. Each answer carries what the user wants; the loo
 """
 
 import logging
-import queue
 import shutil
 import threading
 import time
@@ -21,6 +20,7 @@ from pydantic import TypeAdapter
 
 from service.contract.events import (
     MAX_EVENTS_PER_REPORT,
+    BudgetNow,
     CheckpointSaved,
     Event,
     Notice,
@@ -28,7 +28,7 @@ from service.contract.events import (
     ReportReply,
     StepMetrics,
 )
-from service.contract.manifest import Manifest
+from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.states import Desired
 from worker.api import Away, Fenced, Refused
 from worker.spool import Spool
@@ -44,6 +44,8 @@ SPOOL_BYTES = 256 << 20
 #: Beyond the bound one step in this many is kept, and beyond twice the bound none.
 THINNED_TO_ONE_IN = 16
 _BACKOFF_SECONDS = (0.1, 2.0)
+#: How often the lead asks whether the others have uploaded their files of a checkpoint.
+_PEERS_SECONDS = 0.02
 _MESSAGE_LENGTH = 4000
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
@@ -61,24 +63,54 @@ class ReportApi(Protocol):
 
 @dataclass(frozen=True)
 class Heard:
-    """What the service wants, as last heard. ``is_fenced``: this attempt is over; leave."""
+    """What the service wants, as last heard. ``is_fenced``: this attempt is over; leave.
+
+    ``budget``: None before the service has said it; then that of the specification holds.
+    """
 
     desired: Desired = Desired.RUN
     evaluations_requested: int = 0
+    budget: BudgetNow | None = None
+    resize: bool = False
     is_fenced: bool = False
+
+
+class Peers(Protocol):
+    """The other ranks that write files of the same checkpoint (``worker.peers.StorePeers``)."""
+
+    is_lead: bool
+
+    def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
+        """Say that this rank's files are uploaded, or with None that they never will be."""
+
+    def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
+        """Return what each of the others has said; None until all have. For the lead."""
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A checkpoint written to local disk, to be uploaded and then announced."""
+    """A checkpoint written to local disk, to be uploaded and then announced.
+
+    ``peers``: who else uploads files of it; the lead announces when all have. None: nobody.
+    """
 
     folder: Path
     manifest: Manifest
     evaluations_served: int = 0
+    peers: Peers | None = None
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a newer one makes it superfluous."""
+        return self.manifest.kind is CheckpointKind.RESUME
 
 
 class Reporter:
-    """One rank's voice. ``say`` and ``publish`` return at once; ``close`` waits for the rest."""
+    """One rank's voice. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
+
+    Events are said in the order of their calls. A checkpoint is announced once it is uploaded, so
+    behind everything that was said before it, and ``end`` speaks behind all checkpoints.
+    """
 
     def __init__(
         self, api: ReportApi, *, rank: int, folder: Path, spool_bytes: int = SPOOL_BYTES
@@ -95,9 +127,10 @@ class Reporter:
         self._is_closing = False
         self._changed = threading.Condition()
         self._urgent = threading.Event()
-        #: Sequence numbers of checkpoint events whose files are not uploaded yet.
-        self._awaiting_upload: deque[int] = deque()
-        self._uploads: queue.Queue[Staged | None] = queue.Queue()
+        #: Checkpoints whose files are not uploaded yet, and at last the ending; the first of them
+        #: stays in line while it is worked on.
+        self._line: deque[Staged | Event] = deque()
+        self._has_superseded = False
         self.heard = Heard()
         self._threads = [
             threading.Thread(target=self._send_forever, name="report", daemon=True),
@@ -121,14 +154,25 @@ class Reporter:
             self._urgent.set()
 
     def publish(self, staged: Staged) -> None:
-        """Upload a checkpoint, then announce it; events said later wait behind it."""
-        event = CheckpointSaved(
-            manifest=staged.manifest, evaluations_served=staged.evaluations_served
-        )
+        """Upload a checkpoint, then announce it.
+
+        A training state takes the place of older ones that wait: nobody would resume from them.
+        """
         with self._changed:
-            self._append(event)
-            self._awaiting_upload.append(self._last_seq)
-            self._uploads.put(staged)
+            waiting = list(self._line)[1:] if staged.is_state else []
+            older = [one for one in waiting if isinstance(one, Staged) and one.is_state]
+            for one in older:
+                self._line.remove(one)
+            self._line.append(staged)
+            self._changed.notify_all()
+        for one in older:
+            self._supersede(one, by=staged)
+
+    def end(self, event: Event) -> None:
+        """Say the last word, once every checkpoint published before is announced."""
+        with self._changed:
+            self._line.append(event)
+            self._changed.notify_all()
 
     def close(self, *, timeout_seconds: float) -> bool:
         """Send what is left; return whether all of it was acknowledged."""
@@ -136,19 +180,22 @@ class Reporter:
         self._urgent.set()
         with self._changed:
             self._changed.wait_for(
-                lambda: not len(self._spool) or self.heard.is_fenced, timeout_seconds
+                lambda: self._is_delivered() or self.heard.is_fenced, timeout_seconds
             )
-            is_delivered = not len(self._spool)
+            is_delivered = self._is_delivered()
             self._is_closing = True
+            self._changed.notify_all()
         self._urgent.set()
-        self._uploads.put(None)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()) + _BACKOFF_SECONDS[1])
         with self._changed:
             self._spool.close()
         return is_delivered
 
-    # ---- the line ------------------------------------------------------------------------------
+    def _is_delivered(self) -> bool:
+        return not self._line and not len(self._spool)
+
+    # ---- the spool -----------------------------------------------------------------------------
 
     def _append(self, event: Event) -> None:
         numbered = event.model_copy(update={"seq": self._last_seq + 1})
@@ -229,12 +276,7 @@ class Reporter:
             self._send_singly(events, error)
 
     def _sendable(self) -> int:
-        """How many events from the front may go: those before the first unfinished upload."""
-        count = min(len(self._spool), MAX_EVENTS_PER_REPORT)
-        if self._awaiting_upload:
-            first_seq = self._last_seq - len(self._spool) + 1
-            count = min(count, self._awaiting_upload[0] - first_seq)
-        return count
+        return min(len(self._spool), MAX_EVENTS_PER_REPORT)
 
     def _send_singly(self, events: list[Event], error: Refused) -> None:
         """One of these is refused: find it, keep it aside, and say so in its place."""
@@ -268,6 +310,8 @@ class Reporter:
                 self.heard,
                 desired=reply.desired,
                 evaluations_requested=reply.evaluations_requested,
+                budget=reply.budget,
+                resize=reply.resize,
             )
             self._changed.notify_all()
 
@@ -279,19 +323,76 @@ class Reporter:
     # ---- uploading -----------------------------------------------------------------------------
 
     def _upload_forever(self) -> None:
-        while (staged := self._uploads.get()) is not None:
-            try:
-                self._upload(staged)
-            except Exception:
-                # The announcement is then refused too, and kept aside with its reason.
-                log.exception("checkpoint %s: upload failed", staged.manifest.checkpoint_id)
-            finally:
-                shutil.rmtree(staged.folder, ignore_errors=True)
+        while (first := self._first_in_line()) is not None:
+            event = self._event_of(first) if isinstance(first, Staged) else first
             with self._changed:
                 if self._is_over:
                     return  # perhaps in the midst of it: the checkpoint must not be announced
-                self._awaiting_upload.popleft()
+                self._line.popleft()
+                if event is not None:
+                    self._append(event)
+                self._changed.notify_all()
             self._urgent.set()
+
+    def _first_in_line(self) -> Staged | Event | None:
+        """Wait for something to upload or to end with; None when it is too late for that."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._line or self._is_over)
+            return None if self._is_over else self._line[0]
+
+    def _event_of(self, staged: Staged) -> Event | None:
+        """Upload a checkpoint; return its announcement, if it is whole and this rank's to say."""
+        is_uploaded = self._try_to_upload(staged)
+        if staged.peers is None:
+            files: tuple[CheckpointFile, ...] | None = staged.manifest.files
+        elif staged.peers.is_lead:
+            files = self._files_of_all(staged, staged.peers)
+        else:
+            files = None
+            said = staged.manifest.files if is_uploaded else None
+            staged.peers.tell(staged.manifest.checkpoint_id, said)
+        if files is None:
+            return None
+        manifest = staged.manifest.model_copy(update={"files": files})
+        return CheckpointSaved(manifest=manifest, evaluations_served=staged.evaluations_served)
+
+    def _try_to_upload(self, staged: Staged) -> bool:
+        try:
+            self._upload(staged)
+        except Exception:
+            # The announcement is then refused too, and kept aside with its reason.
+            log.exception("checkpoint %s: upload failed", staged.manifest.checkpoint_id)
+            return False
+        finally:
+            shutil.rmtree(staged.folder, ignore_errors=True)
+        self._has_superseded = False
+        return True
+
+    def _files_of_all(self, staged: Staged, peers: Peers) -> tuple[CheckpointFile, ...] | None:
+        """Wait for the others' files; None when one of them has none to give."""
+        while not self._is_over:
+            said = peers.hear(staged.manifest.checkpoint_id)
+            if said is None:
+                time.sleep(_PEERS_SECONDS)
+            elif any(files is None for files in said):
+                return None
+            else:
+                theirs = (file for files in said for file in files or ())
+                return (*staged.manifest.files, *theirs)
+        return None
+
+    def _supersede(self, old: Staged, *, by: Staged) -> None:
+        shutil.rmtree(old.folder, ignore_errors=True)
+        if old.peers is not None:
+            old.peers.tell(old.manifest.checkpoint_id, None)
+        if self._has_superseded:
+            return
+        self._has_superseded = True
+        message = (
+            f"the training state of step {old.manifest.step} was not uploaded before that of step "
+            f"{by.manifest.step} was there; until uploads keep up, only the newest is kept"
+        )
+        self.say(Notice(code="checkpoint.superseded", message=message))
 
     def _upload(self, staged: Staged) -> None:
         for file in staged.manifest.files:

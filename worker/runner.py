@@ -30,6 +30,8 @@ from worker.settings import RunnerSettings, SettingsError
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 10.0
+#: The same while attempts run: a lost node is seen by looking, and nobody else tells.
+_WATCH_SECONDS = 1.0
 #: How long a round waits for its own work before it asks the service again.
 _BUSY_SECONDS = 0.2
 _BACKOFF_SECONDS = (0.1, 2.0)
@@ -120,12 +122,18 @@ class Runner:
             starting = {key: start.assignment for key, start in self._starting.items()}
             released = sorted(self._released)
         view = self._cluster.look()
+        alive = sorted(starting.keys() | self._whole(view))
         return Sync(
             nodes=account(view.nodes, _held(view.groups, starting.values())),
-            alive=sorted(starting.keys() | self._whole(view)),
+            alive=alive,
             released=released,
-            wait_seconds=0.0 if self._is_busy() else _POLL_SECONDS,
+            wait_seconds=self._wait_seconds(is_watching=bool(alive)),
         )
+
+    def _wait_seconds(self, *, is_watching: bool) -> float:
+        if self._is_busy():
+            return 0.0
+        return _WATCH_SECONDS if is_watching else _POLL_SECONDS
 
     def _whole(self, view: View) -> set[str]:
         """Return the attempts with live ranks that have lost no node.
@@ -227,7 +235,8 @@ def _serve(settings: RunnerSettings) -> NoReturn:
     gangs = Gangs(
         agents=Agents(scratch=settings.scratch),
         service_url=settings.service_url,
-        data_roots=settings.data_roots,
+        data_sources=settings.data_sources,
+        model_sources=settings.model_sources,
     )
     gangs.wait_ready(_AGENTS_SECONDS)
     runner = Runner(

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from worker.data.sources import DataSources
+from worker.model.sources import ModelSources
+
 _POLL_SECONDS = 0.1
 
 
@@ -29,6 +32,12 @@ class RunnerSettings:
     allow_unauthenticated_ray: bool  #: ROADLESS_ALLOW_UNAUTHENTICATED_RAY: 1 or 0
     scratch: str  #: ROADLESS_SCRATCH: folder for spools and logs; ``~`` is expanded on each node
     data_roots: tuple[str, ...]  #: ROADLESS_DATA_ROOTS: folders jobs may read, colon-separated
+    data_urls: tuple[str, ...]  #: ROADLESS_DATA_URLS: beginnings of URLs jobs may read, by spaces
+    data_cache: str  #: ROADLESS_DATA_CACHE: folder for prepared data; ``~`` as for scratch
+    data_cache_bytes: int  #: ROADLESS_DATA_CACHE_BYTES: how much of it is kept
+    model_roots: tuple[str, ...]  #: ROADLESS_MODEL_ROOTS: the same for saved models
+    allow_hub: bool  #: ROADLESS_ALLOW_HUB: 1 or 0
+    allowed_entry_points: tuple[str, ...]  #: ROADLESS_ALLOWED_ENTRY_POINTS: comma-separated
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -43,6 +52,32 @@ class RunnerSettings:
             allow_unauthenticated_ray=_flag(environ, "ROADLESS_ALLOW_UNAUTHENTICATED_RAY"),
             scratch=environ.get("ROADLESS_SCRATCH", "~/.roadless/scratch"),
             data_roots=tuple(filter(None, environ.get("ROADLESS_DATA_ROOTS", "").split(":"))),
+            data_urls=_urls(environ.get("ROADLESS_DATA_URLS", "")),
+            data_cache=environ.get("ROADLESS_DATA_CACHE", "~/.roadless/data-cache"),
+            data_cache_bytes=_positive(environ, "ROADLESS_DATA_CACHE_BYTES", default=100 * 2**30),
+            model_roots=tuple(filter(None, environ.get("ROADLESS_MODEL_ROOTS", "").split(":"))),
+            allow_hub=_flag(environ, "ROADLESS_ALLOW_HUB"),
+            allowed_entry_points=_entry_points(environ.get("ROADLESS_ALLOWED_ENTRY_POINTS", "")),
+        )
+
+    @property
+    def data_sources(self) -> DataSources:
+        """What jobs may read data from."""
+        return DataSources(
+            roots=self.data_roots,
+            urls=self.data_urls,
+            allow_hub=self.allow_hub,
+            cache=self.data_cache,
+            cache_bytes=self.data_cache_bytes,
+        )
+
+    @property
+    def model_sources(self) -> ModelSources:
+        """What jobs may make models of, beside the presets."""
+        return ModelSources(
+            roots=self.model_roots,
+            allow_hub=self.allow_hub,
+            entry_points=self.allowed_entry_points,
         )
 
     def wait_for_token(self, *, timeout_seconds: float = 60.0) -> str:
@@ -74,6 +109,36 @@ def _http_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise SettingsError(f"expected ROADLESS_URL to start with http:// or https://, saw {url!r}")
     return url.rstrip("/")
+
+
+def _entry_points(listed: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    for name in names:
+        module, _, function = name.partition(":")
+        if not module or not function.isidentifier():
+            raise SettingsError(
+                "expected ROADLESS_ALLOWED_ENTRY_POINTS to list package.module:factory, "
+                f"saw {name!r}"
+            )
+    return names
+
+
+def _urls(listed: str) -> tuple[str, ...]:
+    urls = tuple(listed.split())
+    for url in urls:
+        if not url.startswith(("s3://", "gs://", "http://", "https://")):
+            raise SettingsError(
+                "expected ROADLESS_DATA_URLS to list s3://, gs://, http:// or https:// URLs, "
+                f"saw {url!r}"
+            )
+    return urls
+
+
+def _positive(environ: Mapping[str, str], name: str, *, default: int) -> int:
+    value = environ.get(name, str(default))
+    if not value.isdecimal() or int(value) == 0:
+        raise SettingsError(f"expected {name} to be a whole number above 0, saw {value!r}")
+    return int(value)
 
 
 def _flag(environ: Mapping[str, str], name: str) -> bool:

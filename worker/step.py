@@ -1,15 +1,22 @@
 """One optimizer step over all ranks, and what the ranks agree on with it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from service.contract.tasks import Task
+from service.contract.training import Precision
 from worker.cluster import Cluster
 from worker.data.base import Batch
 from worker.errors import NonFiniteLoss
-from worker.task import training_loss
+from worker.gradients import clip, global_norm, scale
+from worker.precision import computing_in
+from worker.task import num_counted, training_loss
 
 
 @dataclass(frozen=True)
@@ -17,14 +24,20 @@ class Orders:
     """What the lead rank wants of all of them after this step."""
 
     stop: bool = False
+    pause: bool = False
     finish: bool = False
     leave: bool = False  #: the attempt is over: say nothing more
     evaluate: bool = False
+    resize: bool = False  #: leave with the next training state, to go on with more ranks
+    due: bool = False  #: the plan asks for an evaluation
+    goal: bool = False  #: an evaluation has found what ends the job
+    no_better: bool = False  #: so many evaluations were no better that the job ends
 
     @property
     def is_end(self) -> bool:
         """Whether no further step shall be taken."""
-        return self.stop or self.finish or self.leave
+        has_reached = self.finish or self.goal or self.no_better
+        return has_reached or self.stop or self.pause or self.leave
 
 
 @dataclass(frozen=True)
@@ -34,20 +47,39 @@ class StepResult:
     loss: float
     grad_norm: float
     orders: Orders
+    is_skipped: bool = False  #: not finite, and left without an update on every rank
 
 
-def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> StepResult:
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
+
+    loss: float
+    count: int
+    orders: Orders
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How each step is taken. ``num_parts``: in which a rank computes its samples, one by one."""
+
+    task: Task
+    num_parts: int = 1
+    precision: Precision = "fp32"
+    max_grad_norm: float | None = None
+
+
+def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
     """Add losses up and hear the lead's orders, in the one small sum that every step has.
 
-    A sum of non-finite losses is non-finite, so every rank sees the same verdict.
+    ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
+    non-finite, so every rank sees the same verdict.
     """
     mine = orders if cluster.is_lead else Orders()
-    flags = [mine.stop, mine.finish, mine.leave, mine.evaluate]
+    flags = [getattr(mine, field.name) for field in fields(Orders)]
     numbers = torch.tensor([loss_sum, float(count), *map(float, flags)], dtype=torch.float64)
-    total, samples, *heard = cluster.sum(numbers).tolist()
-    stop, finish, leave, evaluate = (flag > 0 for flag in heard)
-    loss = total / samples if samples else math.nan
-    return StepResult(loss, math.nan, Orders(stop, finish, leave, evaluate))
+    total, counted, *heard = cluster.sum(numbers).tolist()
+    return Agreement(total / max(counted, 1.0), int(counted), Orders(*(n > 0 for n in heard)))
 
 
 def train_step(
@@ -56,48 +88,76 @@ def train_step(
     *,
     optimizer: torch.optim.Optimizer,
     cluster: Cluster,
-    max_grad_norm: float | None,
+    settings: StepSettings,
     orders: Orders,
+    may_skip: bool = False,
 ) -> StepResult:
-    """Forward, backward, agree, update. ``model``: the DDP wrapper, or the bare model of one rank.
+    """Forward, backward, agree, update. ``model``: as ``Built`` wraps it to be trained.
 
     The optimizer gets all but the update as a closure, since some evaluate it at a point of their
-    own. Raises NonFiniteLoss on every rank, before anything is updated.
+    own. A loss or gradient norm that is not finite leaves model and optimizer as they were on every
+    rank: with ``may_skip`` the result says so, otherwise NonFiniteLoss is raised.
     """
     results: list[StepResult] = []
 
     def closure() -> float:
-        results.append(_loss_and_gradient(model, batch, optimizer, cluster, orders))
-        if max_grad_norm is not None:
-            norm = torch.tensor(results[-1].grad_norm)
-            nn.utils.clip_grads_with_norm_(_parameters(optimizer), max_grad_norm, norm)
-        return results[-1].loss
+        optimizer.zero_grad(set_to_none=True)
+        loss_sum, count = _backward(model, batch, settings)
+        agreed = agree(cluster, orders, loss_sum=loss_sum, count=count)
+        num_targets = cluster.world_size * batch.targets.numel()
+        if agreed.count != num_targets:
+            scale(optimizer, num_targets / max(agreed.count, 1))
+        norm = global_norm(optimizer)
+        results.append(StepResult(agreed.loss, norm, agreed.orders))
+        _require_finite(agreed.loss, norm)
+        if settings.max_grad_norm is not None:
+            clip(optimizer, norm=norm, most=settings.max_grad_norm)
+        return agreed.loss
 
-    optimizer.step(closure)
+    buffers = _copies(model) if may_skip else {}
+    try:
+        optimizer.step(closure)
+    except NonFiniteLoss:
+        if not may_skip:
+            raise
+        _put_back(buffers)
+        return replace(results[-1], is_skipped=True)
     return results[-1]
 
 
-def _loss_and_gradient(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    cluster: Cluster,
-    orders: Orders,
-) -> StepResult:
-    """Fill the gradients of the mean over the global batch; equal on all ranks."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = training_loss(model(batch.inputs), batch.targets)
-    loss.backward()  # type: ignore[no-untyped-call]
-    count = len(batch.targets)
-    agreed = agree(cluster, orders, loss_sum=count * loss.item(), count=count)
-    gradients = [p.grad for p in _parameters(optimizer) if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients).item()
-    _require_finite(agreed.loss, norm)
-    return StepResult(agreed.loss, norm, agreed.orders)
+def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[float, int]:
+    """Fill the gradients of the losses' sum over the number of all targets of the global batch.
+
+    That is their mean where all targets count, which only all ranks together know. Returns the sum
+    of this rank's losses and how many of its targets count.
+    """
+    parts = list(_parts(batch, settings.num_parts))
+    counts = [num_counted(part.targets, task=settings.task) for part in parts]
+    losses = []
+    for number, (part, count) in enumerate(zip(parts, counts, strict=True), start=1):
+        with _reducing(model, is_last=number == len(parts)):
+            with computing_in(settings.precision, part.inputs.device):
+                outputs = model(part.inputs)
+            loss = training_loss(outputs.float(), part.targets, task=settings.task)
+            share = loss * (count / batch.targets.numel())
+            share.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach().double() * count)
+    return torch.stack(losses).sum().item(), sum(counts)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _parts(batch: Batch, number: int) -> Iterator[Batch]:
+    """Cut the batch into equal parts, in order."""
+    size = len(batch.targets) // number
+    for start in range(0, len(batch.targets), size):
+        stop = start + size
+        yield Batch(batch.inputs[start:stop], batch.targets[start:stop])
+
+
+def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Replicas exchange gradients once, with the last part; shards must with each, for memory."""
+    if is_last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
 
 
 def _require_finite(loss: float, grad_norm: float) -> None:
@@ -105,3 +165,13 @@ def _require_finite(loss: float, grad_norm: float) -> None:
         raise NonFiniteLoss(f"expected a finite training loss, saw {loss}")
     if not math.isfinite(grad_norm):
         raise NonFiniteLoss(f"expected a finite gradient norm, saw {grad_norm} (loss {loss:.6g})")
+
+
+def _copies(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
+    """Buffers, such as batch-norm statistics, change in the forward pass, before the verdict."""
+    return {buffer: buffer.clone() for buffer in model.buffers()}
+
+
+def _put_back(copies: dict[torch.Tensor, torch.Tensor]) -> None:
+    for buffer, copy in copies.items():
+        buffer.copy_(copy)

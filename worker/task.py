@@ -1,44 +1,118 @@
-"""What a task makes of logits: the loss to train on, and the scores of each held-out example.
+"""What a task makes of outputs: the loss to train on, and the scores of each held-out example.
 
-Both tasks of today are cross entropy over the last axis. They differ in what one example is, an
-image or a window of tokens, and in the metrics that people compare.
+Classification and language models are cross entropy over the last axis and differ in what one
+example is, an image or a window of tokens; regression is the squared error. A target of
+:data:`UNCOUNTED` is not learnt and not scored.
 """
 
 import math
+from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch.nn import functional
 
 from service.contract.tasks import Task
 
-#: Rows of what :func:`example_scores` returns: the loss in nats, and the share of right answers.
-SCORES = ("loss", "accuracy")
+#: A target that does not count, such as the padding behind a short text.
+UNCOUNTED = -100
+#: Among five or fewer classes the right one is always among five guesses.
+TOP5_CLASSES = 6
+_TOP = 5
 
 
-def training_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss over the samples of this rank in nats, a scalar to differentiate.
+def training_loss(outputs: torch.Tensor, targets: torch.Tensor, *, task: Task) -> torch.Tensor:
+    """Return the mean loss over this batch's counted targets, a scalar to differentiate.
 
-    ``logits``: (samples, ..., classes); ``targets``: (samples, ...), integers.
+    ``outputs``: (samples, ..., classes), in regression (samples, targets); ``targets``:
+    (samples, ...), class numbers, in regression numbers. Nats, or squared units.
     """
-    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten())
+    if task == "regression":
+        return functional.mse_loss(outputs.flatten(1), targets.reshape(len(outputs), -1))
+    flat = targets.flatten()
+    total = functional.cross_entropy(
+        outputs.flatten(0, -2), flat, ignore_index=UNCOUNTED, reduction="sum"
+    )
+    # A batch without any counted target teaches nothing; its mean would be 0 / 0.
+    return total / (flat != UNCOUNTED).sum().clamp(min=1)
 
 
-def example_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return float64 of shape (len(SCORES), samples); for tokens, means over the sample's tokens.
-
-    Shapes of the arguments as in :func:`training_loss`.
-    """
-    flat_logits, flat_targets = logits.flatten(0, -2), targets.flatten()
-    losses = functional.cross_entropy(flat_logits, flat_targets, reduction="none")
-    hits = flat_logits.argmax(dim=-1) == flat_targets
-    scores = torch.stack([losses.double(), hits.double()])
-    return scores.reshape(len(SCORES), len(targets), -1).mean(dim=-1)
+def num_counted(targets: torch.Tensor, *, task: Task) -> int:
+    """Return how many targets :func:`training_loss` is the mean of."""
+    if task == "regression":
+        return targets.numel()
+    return int((targets != UNCOUNTED).sum())
 
 
-def metrics(task: Task, *, loss: float, accuracy: float) -> dict[str, float]:
-    """Return what is reported beside the loss, from the means over all held-out examples."""
+def score_names(task: Task, *, num_classes: int) -> tuple[str, ...]:
+    """Return the rows of :func:`example_scores` after the first; the first of them is the loss."""
     match task:
         case "classification":
-            return {"eval.accuracy": accuracy}
+            top5 = ("top5_accuracy",) if num_classes >= TOP5_CLASSES else ()
+            return ("loss", "accuracy", *top5)
         case "causal_lm":
-            return {"eval.accuracy": accuracy, "eval.bits_per_byte": loss / math.log(2)}
+            return ("loss", "accuracy")
+        case "regression":
+            return ("mse", "mae")
+        case _:
+            assert_never(task)
+
+
+def example_scores(
+    outputs: torch.Tensor, targets: torch.Tensor, *, names: tuple[str, ...]
+) -> torch.Tensor:
+    """Return float64 of shape (1 + names, samples): counted targets, then sums over them.
+
+    ``names``: from :func:`score_names`. Shapes of the others as in :func:`training_loss`. What is
+    narrower than float32 is widened first.
+    """
+    wide = outputs.float() if outputs.dtype.itemsize < torch.float32.itemsize else outputs
+    if "mse" in names:
+        return _errors(wide, targets)
+    return _guesses(wide.flatten(0, -2), targets, names=names)
+
+
+def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    errors = (outputs.flatten(1) - targets.reshape(len(outputs), -1)).double()
+    return torch.stack([torch.ones_like(errors), errors.square(), errors.abs()]).sum(dim=-1)
+
+
+def _guesses(
+    outputs: torch.Tensor, targets: torch.Tensor, *, names: tuple[str, ...]
+) -> torch.Tensor:
+    flat = targets.flatten()
+    losses = functional.cross_entropy(outputs, flat, ignore_index=UNCOUNTED, reduction="none")
+    is_number = ~losses.isnan()  # among outputs that are not, any guess comes first
+    rows = [flat != UNCOUNTED, losses, (outputs.argmax(dim=-1) == flat) & is_number]
+    if "top5_accuracy" in names:
+        guesses = outputs.topk(_TOP, dim=-1).indices
+        rows.append((guesses == flat[:, None]).any(dim=-1) & is_number)
+    scores = torch.stack([row.double() for row in rows])
+    return scores.reshape(len(rows), len(targets), -1).sum(dim=-1)
+
+
+def metrics(
+    task: Task, means: Mapping[str, float], *, bytes_per_token: float = 0.0
+) -> dict[str, float]:
+    """Return what is reported beside the loss.
+
+    ``means``: of each score, by name, over all counted targets. ``bytes_per_token``: of the
+    held-out text; 0 where it is not known.
+    """
+    if task != "causal_lm":
+        return {f"eval.{name}": mean for name, mean in means.items() if name != "loss"}
+    bits = means["loss"] / math.log(2)
+    per_byte = {"eval.bits_per_byte": bits / bytes_per_token} if bytes_per_token else {}
+    return {
+        "eval.accuracy": means["accuracy"],
+        "eval.bits_per_token": bits,
+        "eval.perplexity": _exponential(means["loss"]),
+        **per_byte,
+    }
+
+
+def _exponential(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -51,6 +51,8 @@ class Rule(ABC):
 
     #: A parameter's first gradient only fills the buffers (`start`) and moves nothing.
     rests_first: ClassVar[bool] = False
+    #: Of a sharded parameter every rank keeps all buffers, not those of its shard only.
+    keeps_whole_state: ClassVar[bool] = False
 
     def buffer_names(self, _group: Group, /) -> tuple[str, ...]:
         """Return the names of buffers that are as large as the parameter and start at zero."""

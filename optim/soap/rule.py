@@ -34,6 +34,7 @@ class SoapRule(Rule):
     #: Whether u is made of an average of gradients; false where y's interpolation takes its place.
     has_momentum: bool
     rests_first: ClassVar[bool] = True
+    keeps_whole_state: ClassVar[bool] = True
 
     def check(self, group: Group) -> None:
         """Raise ValueError when a setting of SOAP is out of its range."""

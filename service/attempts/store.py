@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
 from service.attempts.supersede import cutoffs
@@ -55,6 +55,12 @@ def by_token(session: Session, token: str) -> AttemptRow | None:
 def job_of_token(session: Session, token: str) -> str | None:
     """The id of the job whose attempt this token belongs to."""
     return session.scalar(select(AttemptRow.job_id).where(AttemptRow.token_sha256 == digest(token)))
+
+
+def provenance(session: Session, attempt_id: str) -> dict[str, str]:
+    """What the attempt said of its machine, software and data when it started."""
+    query = select(AttemptRow.provenance).where(AttemptRow.id == attempt_id)
+    return session.scalar(query) or {}
 
 
 def newest(session: Session, job_id: str) -> AttemptRow | None:
@@ -149,3 +155,10 @@ def is_live(table: type[EvalPointRow] | type[CheckpointRow]) -> ColumnElement[bo
         AttemptRow.resumed_step < table.step,
     )
     return ~superseding.exists()
+
+
+def delete_of_job(session: Session, job_id: str) -> None:
+    """Delete the job's attempts and what is known of their ranks."""
+    mine = select(AttemptRow.id).where(AttemptRow.job_id == job_id)
+    session.execute(delete(RankRow).where(RankRow.attempt_id.in_(mine)))
+    session.execute(delete(AttemptRow).where(AttemptRow.job_id == job_id))

@@ -1,9 +1,14 @@
 """Names of blobs. The hash is part of the name: what exists under it is what the manifest means."""
 
 
+def job_folder(project: str, job_id: str) -> str:
+    """Where all checkpoints of a job live."""
+    return f"{project}/{job_id}"
+
+
 def folder(project: str, job_id: str, checkpoint_id: str) -> str:
     """Where all files of one checkpoint live."""
-    return f"{project}/{job_id}/{checkpoint_id}"
+    return f"{job_folder(project, job_id)}/{checkpoint_id}"
 
 
 def ids_of(folder_name: str) -> tuple[str, str]:

@@ -12,7 +12,8 @@ from service.attempts.store import is_live
 from service.checkpoints.retention import Stored, superfluous_evals, superfluous_states
 from service.contract.events import CheckpointSaved
 from service.contract.manifest import CheckpointKind
-from service.db.tables import AttemptRow, CheckpointRow
+from service.contract.states import Reason
+from service.db.tables import AttemptRow, CheckpointRow, JobRow
 from service.errors import Invalid, NotFound
 
 
@@ -44,18 +45,29 @@ def _finite(value: float) -> float | None:
 
 
 def drop_superfluous(
-    session: Session, job_id: str, *, kind: CheckpointKind, keep_last: int, keep_best: int
+    session: Session,
+    job_id: str,
+    *,
+    kind: CheckpointKind,
+    keep_last: int,
+    keep_best: int,
+    keep_every_steps: int | None,
 ) -> Sequence[CheckpointRow]:
     """Unlist what retention does not keep, superseded ones included; return the rows removed."""
-    query = select(CheckpointRow, is_live(CheckpointRow)).where(
-        CheckpointRow.job_id == job_id, CheckpointRow.kind == kind
+    # Locked: another job may be about to start from one of them, and keeps it.
+    query = (
+        select(CheckpointRow, is_live(CheckpointRow))
+        .where(CheckpointRow.job_id == job_id, CheckpointRow.kind == kind)
+        .with_for_update(of=CheckpointRow)
     )
     rows = session.execute(query).all()
     alive = [_stored(row) for row, lives in rows if lives]
     if kind is CheckpointKind.RESUME:
         drop = superfluous_states(alive)
     else:
-        drop = superfluous_evals(alive, keep_last=keep_last, keep_best=keep_best)
+        drop = superfluous_evals(
+            alive, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps
+        )
     drop |= {row.id for row, lives in rows if not lives and not row.requested}
     session.execute(delete(CheckpointRow).where(CheckpointRow.id.in_(drop)))
     return [row for row, _ in rows if row.id in drop]
@@ -68,12 +80,19 @@ def _stored(row: CheckpointRow) -> Stored:
 def newest_state(session: Session, job_id: str) -> CheckpointRow | None:
     """The training state that the next attempt resumes from.
 
-    The newest attempt that saved one wins over a higher step of an older, superseded attempt.
+    The newest attempt that saved one wins over a higher step of an older, superseded attempt. One
+    that an attempt could not load comes after all others: half a lost interval is better than a
+    job that fails.
     """
+    did_not_load = (
+        select(AttemptRow.id)
+        .where(AttemptRow.job_id == job_id, AttemptRow.resume_checkpoint_id == CheckpointRow.id)
+        .where(AttemptRow.reason == Reason.CHECKPOINT_UNREADABLE)
+    )
     query = (
         select(CheckpointRow)
         .where(CheckpointRow.job_id == job_id, CheckpointRow.kind == CheckpointKind.RESUME)
-        .order_by(CheckpointRow.fence.desc(), CheckpointRow.step.desc())
+        .order_by(did_not_load.exists(), CheckpointRow.fence.desc(), CheckpointRow.step.desc())
         .limit(1)
     )
     return session.scalars(query).first()
@@ -110,6 +129,31 @@ def get(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
     return row
 
 
+def keep(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+    """The checkpoint, which retention keeps from now on; raises NotFound."""
+    query = select(CheckpointRow).where(
+        CheckpointRow.id == checkpoint_id, CheckpointRow.project == project
+    )
+    row = session.scalar(query.with_for_update())
+    if row is None:
+        raise NotFound(f"no checkpoint {checkpoint_id!r} in this project")
+    row.requested = True
+    return row
+
+
+def get_for_attempt(session: Session, checkpoint_id: str, attempt: AttemptRow) -> CheckpointRow:
+    """The checkpoint, if it is the job's own or the one that its model starts from.
+
+    Raises NotFound for any other.
+    """
+    row = get(session, checkpoint_id, attempt.project)
+    if row.job_id != attempt.job_id:
+        spec = session.scalar(select(JobRow.spec).where(JobRow.id == attempt.job_id))
+        if spec is None or spec["model"].get("checkpoint_id") != checkpoint_id:
+            raise NotFound(f"no checkpoint {checkpoint_id!r} in this job")
+    return row
+
+
 def page(
     session: Session,
     job_id: str,
@@ -129,3 +173,8 @@ def page(
         query = query.where(tuple_(CheckpointRow.step, CheckpointRow.id) < (last.step, last.id))
     query = query.order_by(CheckpointRow.step.desc(), CheckpointRow.id.desc()).limit(limit)
     return session.scalars(query).all()
+
+
+def delete_of_job(session: Session, job_id: str) -> None:
+    """Unlist every checkpoint of the job; the sweep then removes their files."""
+    session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))

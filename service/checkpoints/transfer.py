@@ -103,12 +103,12 @@ def _told(arrived: Arrived) -> dict[str, str]:
 def fetch(
     checkpoint_id: CheckpointId, name: Name, token: AttemptToken, db: Db, blobs: Blobs
 ) -> StreamingResponse:
-    """One file of a checkpoint of the attempt's own job."""
+    """One file of a checkpoint of the attempt's job, or of the one that its model starts from."""
     with db.read() as session:
         attempt = open_attempt(session, token)
-        row = store.get(session, checkpoint_id, attempt.project)
+        row = store.get_for_attempt(session, checkpoint_id, attempt)
     file = next((f for f in Manifest.model_validate(row.manifest).files if f.name == name), None)
-    if file is None or row.job_id != attempt.job_id:
+    if file is None:
         raise NotFound(f"no file {name!r} of checkpoint {checkpoint_id!r} in this job")
     key = blob_key(row.project, row.job_id, row.id, name=file.name, sha256=file.sha256)
     return StreamingResponse(

@@ -5,6 +5,8 @@ that carries one comes from a newer peer and is read without it, so that service
 upgraded one after the other.
 """
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -28,3 +30,15 @@ class Resource(BaseModel):
     """A value that the API answers with: frozen; non-finite floats become ``null``."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+
+
+class UnionOfUnions:
+    """Annotates a tagged union with a tagged union among its members.
+
+    Its JSON schema names no discriminator, since OpenAPI can map a tag to one class only.
+    """
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> dict[str, Any]:
+        """Return the schema without the mapping from tags to members."""
+        schema: dict[str, Any] = handler(core_schema)
+        return {key: value for key, value in schema.items() if key != "discriminator"}

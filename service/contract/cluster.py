@@ -64,13 +64,19 @@ class SyncReply(Message):
 
 
 class AttemptBrief(Message):
-    """What a rank needs to build itself. ``resume``: the training state to go on from, if any."""
+    """What a rank needs to build itself. ``resume``: the training state to go on from, if any.
+
+    ``initial``: the eval checkpoint that the job's model starts from, if it does.
+    ``data_fingerprint``: of the data that the training state was trained on; None: not known.
+    """
 
     attempt_id: str
     job_id: str
     fence: int
     spec: JobSpec
     resume: Manifest | None = None
+    initial: Manifest | None = None
+    data_fingerprint: str | None = None
     desired: Desired = Desired.RUN
     evaluations_served: int = 0
 

@@ -1,19 +1,65 @@
 """When a job is evaluated, and what is kept of it."""
 
-from pydantic import Field
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from pydantic import Field, model_validator
 
 from service.contract.base import Spec
 
+#: The forms of a cadence; a job has exactly one.
+_CADENCES: Final = ("every_steps", "every_seconds", "geometric")
+
+
+class GeometricCadence(Spec):
+    """Steps that lie ever farther apart: the first, then each ``factor`` times the one before.
+
+    Rounded to whole steps, and at least one step on.
+    """
+
+    first: int = Field(ge=1, le=2**31)
+    factor: float = Field(ge=1.01, le=1000)
+
 
 class EvaluationSpec(Spec):
-    """When and how the averaged point x is evaluated on held-out data."""
+    """When and how the averaged point x is evaluated on held-out data.
 
-    every_steps: int = Field(100, ge=1)
+    One of ``every_steps``, ``every_seconds`` and ``geometric`` says when; another evaluation comes
+    at the end and whenever a user asks for it.
+    """
+
+    every_steps: int | None = Field(
+        100, ge=1, description="null: every_seconds or geometric says when"
+    )
+    every_seconds: float | None = Field(
+        None, gt=0, le=10**9, description="with the first step after so many seconds in RUNNING"
+    )
+    geometric: GeometricCadence | None = None
+    at_y: bool = Field(
+        False, description="evaluate at the training point y as well, as eval.loss_at_y"
+    )
     batch_size: int = Field(256, ge=1, le=10**6)
     max_batches: int | None = Field(None, ge=1, description="null: the whole held-out set")
     batchnorm_batches: int = Field(
         8, ge=1, le=10**4, description="training batches for the batch-norm statistics of x"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_cadence_replaces_the_default(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "every_steps" in value:
+            return value
+        is_default = all(value.get(name) is None for name in _CADENCES)
+        return value if is_default else {**value, "every_steps": None}
+
+    @model_validator(mode="after")
+    def _has_one_cadence(self) -> Self:
+        named = [name for name in _CADENCES if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"expected one of {', '.join(_CADENCES)}, saw {' and '.join(named) or 'none'}"
+            )
+        return self
 
 
 class CheckpointsSpec(Spec):
@@ -21,4 +67,7 @@ class CheckpointsSpec(Spec):
 
     keep_last: int = Field(3, ge=1, le=1000)
     keep_best: int = Field(1, ge=0, le=1000, description="by eval loss, beside the last ones")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="keep each whose step is a multiple of this, beside those"
+    )
     state_every_steps: int = Field(100, ge=1)

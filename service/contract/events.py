@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from service.contract.base import Message
+from service.contract.budget import BudgetSpec
 from service.contract.manifest import Manifest
 from service.contract.states import Desired, Reason
 
@@ -66,6 +67,10 @@ class CheckpointSaved(_Event):
     evaluations_served: int = Field(0, ge=0)
 
 
+#: Code of a notice that a rank prepares data; each one renews the deadline of STARTING.
+DATA_PREPARING = "data.preparing"
+
+
 class Notice(_Event):
     """Something a reader of the job's events should know, for instance thinned metrics."""
 
@@ -74,12 +79,29 @@ class Notice(_Event):
     message: str = Field(max_length=10_000)
 
 
+class BudgetNow(Message):
+    """The budget as it stands, which users may change while a job trains."""
+
+    limits: BudgetSpec | None = Field(description="null: open-ended")
+
+
 class Finished(_Event):
-    """The attempt ends as wanted: a budget is used up, or a user asked to stop."""
+    """The attempt ends as wanted: at a limit or goal of its budget, or as a user asked.
+
+    ``budget``: the one that the ranks obeyed; when it was extended meanwhile the job goes on.
+    """
 
     kind: Literal["finished"] = "finished"
-    reason: Literal[Reason.BUDGET_REACHED, Reason.STOPPED_BY_USER]
+    reason: Literal[
+        Reason.BUDGET_REACHED,
+        Reason.GOAL_REACHED,
+        Reason.NO_BETTER,
+        Reason.STOPPED_BY_USER,
+        Reason.PAUSED_BY_USER,
+        Reason.RESIZED,
+    ]
     step: int = Field(ge=0)
+    budget: BudgetNow | None = None
 
 
 class Failed(_Event):
@@ -110,9 +132,12 @@ class ReportReply(Message):
     """What the service has and wants: ``ack_seq`` is the highest sequence number applied.
 
     ``evaluations_requested`` counts a user's requests for an evaluation over the job's life; the
-    rank evaluates when it grows beyond what it has served.
+    rank evaluates when it grows beyond what it has served. ``budget``: null from a service that
+    does not say it; then that of the specification holds.
     """
 
     ack_seq: int
     desired: Desired
     evaluations_requested: int = 0
+    budget: BudgetNow | None = None
+    resize: bool = Field(False, description="leave with the next training state for a larger gang")

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from service.contract.base import Spec
 
-_MAX_STEPS = 10**9
+MAX_STEPS = 10**9
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DecayType = Literal["linear", "sqrt"]
 
@@ -18,7 +18,7 @@ DecayType = Literal["linear", "sqrt"]
 class _Warmup(Spec):
     """A linear rise to the full rate, which every schedule can begin with."""
 
-    warmup_steps: int = Field(0, ge=0, le=_MAX_STEPS, description="steps below the full rate")
+    warmup_steps: int = Field(0, ge=0, le=MAX_STEPS, description="steps below the full rate")
     warmup_lr: Fraction = Field(1e-10, description="the first rate, as a part of the full one")
 
 
@@ -76,7 +76,7 @@ class PiecewiseConstantScheduleSpec(_Warmup):
     """The rate times ``factors[i]`` from step ``milestones[i]`` on; needs no horizon."""
 
     name: Literal["piecewise_constant"]
-    milestones: tuple[Annotated[int, Field(ge=1, le=_MAX_STEPS)], ...] = Field((), max_length=1000)
+    milestones: tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...] = Field((), max_length=1000)
     factors: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = Field((), max_length=1000)
 
     @model_validator(mode="after")
@@ -117,6 +117,11 @@ ScheduleSpec = Annotated[
     | PolynomialCooldownScheduleSpec,
     Field(discriminator="name"),
 ]
+
+
+def has_cooldown_length(schedule: ScheduleSpec) -> bool:
+    """Whether the cooldown has a length of its own."""
+    return isinstance(schedule, _Cooldown)
 
 
 def has_horizon(schedule: ScheduleSpec) -> bool:

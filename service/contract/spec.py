@@ -9,30 +9,19 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from service.contract.base import Spec
-from service.contract.budget import BudgetSpec
-from service.contract.data import DataSpec
+from service.contract.budget import BudgetSpec, check_metrics
+from service.contract.data import DataSpec, label_of_data, tasks_of_data
 from service.contract.evaluation import CheckpointsSpec, EvaluationSpec
-from service.contract.models import ModelSpec
+from service.contract.extensions import ScheduleExtension, check_extensions
+from service.contract.models import ModelSpec, label_of, needs_context, tasks_of
 from service.contract.optimizers import OptimizerSpec
 from service.contract.schedules import ScheduleSpec, cooldown_steps, has_horizon
 from service.contract.tasks import Task
-from service.contract.training import ParallelismSpec, TrainingSpec
+from service.contract.training import ParallelismSpec, TrainingSpec, largest_gang
 
 SPEC_VERSION: Final = 1
 
 Label = Annotated[str, StringConstraints(min_length=1, max_length=63)]
-
-_TASK_OF_DATA: dict[str, Task] = {
-    "digits": "classification",
-    "python_stdlib_bytes": "causal_lm",
-    "bytes": "causal_lm",
-}
-_TASK_OF_MODEL: dict[str, Task] = {
-    "mlp": "classification",
-    "convnet": "classification",
-    "gpt": "causal_lm",
-}
-
 
 # ---- how it runs ------------------------------------------------------------------------------
 
@@ -41,6 +30,13 @@ class RetrySpec(Spec):
     """How often a lost attempt is tried again without any training state gained in between."""
 
     max_attempts: int = Field(5, ge=1, le=1000)
+    hang_seconds: float = Field(
+        600,
+        ge=1,
+        le=86_400,
+        description="a rank that makes no step for so long is given up; longer than the slowest "
+        "step, evaluation batch and checkpoint write",
+    )
 
 
 class JobSpec(Spec):
@@ -63,17 +59,31 @@ class JobSpec(Spec):
     schedule: ScheduleSpec | None = Field(
         None, description="null: the optimizer's own rate, as schedule-free training wants it"
     )
+    schedule_extensions: tuple[ScheduleExtension, ...] = Field(
+        (), max_length=100, description="how the rates went on each time that the job was extended"
+    )
     evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     retry: RetrySpec = RetrySpec()
 
     @field_validator("task")
     @classmethod
-    def _task_fits_model_and_data(cls, task: Task, info: ValidationInfo) -> Task:
-        for part, tasks in (("model", _TASK_OF_MODEL), ("data", _TASK_OF_DATA)):
-            if part in info.data and tasks[info.data[part].name] != task:
-                name = info.data[part].name
-                raise ValueError(f"expected {tasks[name]!r} for {part} {name!r}, saw {task!r}")
+    def _model_can_do_the_task(cls, task: Task, info: ValidationInfo) -> Task:
+        model = info.data.get("model")
+        if model is not None and task not in (able := tasks_of(model)):
+            expected = " or ".join(repr(name) for name in sorted(able))
+            raise ValueError(f"expected {expected} for model {label_of(model)!r}, saw {task!r}")
+        if task == "causal_lm" and model is not None and needs_context(model):
+            raise ValueError("expected model.context for 'causal_lm', saw none")
+        return task
+
+    @field_validator("task")
+    @classmethod
+    def _task_fits_data(cls, task: Task, info: ValidationInfo) -> Task:
+        data = info.data.get("data")
+        if data is not None and task not in (able := tasks_of_data(data)):
+            expected = " or ".join(repr(name) for name in sorted(able))
+            raise ValueError(f"expected {expected} for data {label_of_data(data)!r}, saw {task!r}")
         return task
 
     @field_validator("budget")
@@ -84,8 +94,17 @@ class JobSpec(Spec):
         seats, task = info.data.get("parallelism"), info.data.get("task")
         if value and value.max_gpu_seconds and seats and not seats.gpus_per_worker:
             raise ValueError("expected no max_gpu_seconds for a job without GPUs, saw one")
-        if value and value.max_tokens and task == "classification":
+        if value and value.max_tokens and task in ("classification", "regression"):
             raise ValueError("expected no max_tokens for data without tokens, saw one")
+        return value
+
+    @field_validator("budget")
+    @classmethod
+    def _goals_are_of_the_task(
+        cls, value: BudgetSpec | None, info: ValidationInfo
+    ) -> BudgetSpec | None:
+        if value and info.data.get("task"):
+            check_metrics(value, task=info.data["task"])
         return value
 
     @field_validator("schedule")
@@ -132,15 +151,23 @@ class JobSpec(Spec):
             )
         return value
 
+    @field_validator("schedule_extensions")
+    @classmethod
+    def _extensions_suit_the_schedule(
+        cls, value: tuple[ScheduleExtension, ...], info: ValidationInfo
+    ) -> tuple[ScheduleExtension, ...]:
+        if "schedule" in info.data and "budget" in info.data:
+            schedule, budget = info.data["schedule"], info.data["budget"]
+            max_steps = budget.max_steps if budget else None
+            check_extensions(value, schedule=schedule, max_steps=max_steps)
+        return value
+
     @field_validator("parallelism")
     @classmethod
     def _ranks_share_the_batch_evenly(
         cls, value: ParallelismSpec, info: ValidationInfo
     ) -> ParallelismSpec:
         training = info.data.get("training")
-        if training is not None and training.batch_size % value.num_workers:
-            raise ValueError(
-                f"expected num_workers to divide training.batch_size = {training.batch_size}, "
-                f"saw {value.num_workers}"
-            )
+        if training is not None:
+            largest_gang(training, value)
         return value

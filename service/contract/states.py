@@ -12,7 +12,9 @@ class Phase(StrEnum):
     QUEUED = "QUEUED"  #: waits for capacity
     STARTING = "STARTING"  #: an attempt is claimed; its first step is not stored yet
     RUNNING = "RUNNING"  #: steps arrive
-    RECOVERING = "RECOVERING"  #: an attempt was lost; the next starts when its seats are free
+    RECOVERING = "RECOVERING"  #: an attempt is over; the next starts when its seats are free
+    PAUSING = "PAUSING"  #: evaluates, saves and leaves, to go on when the user says so
+    PAUSED = "PAUSED"  #: holds nothing, and waits for the user to resume it
     STOPPING = "STOPPING"  #: evaluates, saves and leaves, as the user asked
     FINISHING = "FINISHING"  #: the budget is reached; seats are being released
     FAILING = "FAILING"  #: failed; seats are being released
@@ -34,49 +36,85 @@ class Signal(StrEnum):
 
     CLAIM = "claim"  #: a runner takes it
     STEP = "step"  #: the attempt's first step is stored
+    PAUSE = "pause"  #: a user wants it to wait
+    RESUME = "resume"  #: a user wants it to go on as it stands
+    EXTEND = "extend"  #: a user gives it a larger budget
+    RETRY = "retry"  #: a user wants what failed to be tried again
     STOP = "stop"  #: a user asks for a graceful end
     CANCEL = "cancel"  #: a user asks for an immediate end
-    BUDGET_REACHED = "budget_reached"  #: the attempt ended because a budget was used up
+    BUDGET_REACHED = "budget_reached"  #: the attempt ended at a limit or goal of its budget
     STOP_DONE = "stop_done"  #: the attempt ended as a stop asked
+    PAUSE_DONE = "pause_done"  #: the attempt ended as a pause asked
     FAIL = "fail"  #: the attempt ended with an error that a retry does not mend
     LOSE = "lose"  #: the attempt died or fell silent, and may be tried again
     RELEASE = "release"  #: nothing of the attempt is held on the cluster any more
 
+
+#: Signals of users that open a finished job again.
+REOPENING = frozenset({Signal.RESUME, Signal.EXTEND, Signal.RETRY})
 
 _P, _S = Phase, Signal
 
 #: (phase, signal) -> next phase. A pair that is absent is refused.
 TRANSITIONS: dict[tuple[Phase, Signal], Phase] = {
     (_P.QUEUED, _S.CLAIM): _P.STARTING,
+    (_P.QUEUED, _S.PAUSE): _P.PAUSED,
+    (_P.QUEUED, _S.EXTEND): _P.QUEUED,
     (_P.QUEUED, _S.STOP): _P.STOPPED,
     (_P.QUEUED, _S.CANCEL): _P.CANCELLED,
     (_P.STARTING, _S.STEP): _P.RUNNING,
+    (_P.STARTING, _S.PAUSE): _P.PAUSING,
+    (_P.STARTING, _S.EXTEND): _P.STARTING,
     (_P.STARTING, _S.STOP): _P.STOPPING,
     (_P.STARTING, _S.CANCEL): _P.CANCELLING,
     (_P.STARTING, _S.BUDGET_REACHED): _P.FINISHING,
     (_P.STARTING, _S.STOP_DONE): _P.STOPPING,
+    (_P.STARTING, _S.PAUSE_DONE): _P.PAUSING,
     (_P.STARTING, _S.FAIL): _P.FAILING,
     (_P.STARTING, _S.LOSE): _P.RECOVERING,
     (_P.RUNNING, _S.STEP): _P.RUNNING,
+    (_P.RUNNING, _S.PAUSE): _P.PAUSING,
+    (_P.RUNNING, _S.EXTEND): _P.RUNNING,
     (_P.RUNNING, _S.STOP): _P.STOPPING,
     (_P.RUNNING, _S.CANCEL): _P.CANCELLING,
     (_P.RUNNING, _S.STOP_DONE): _P.STOPPING,
+    (_P.RUNNING, _S.PAUSE_DONE): _P.PAUSING,
     (_P.RUNNING, _S.BUDGET_REACHED): _P.FINISHING,
     (_P.RUNNING, _S.FAIL): _P.FAILING,
     (_P.RUNNING, _S.LOSE): _P.RECOVERING,
     (_P.RECOVERING, _S.CLAIM): _P.STARTING,
+    (_P.RECOVERING, _S.PAUSE): _P.PAUSING,
+    (_P.RECOVERING, _S.EXTEND): _P.RECOVERING,
     (_P.RECOVERING, _S.STOP): _P.RECOVERING,
     (_P.RECOVERING, _S.CANCEL): _P.CANCELLING,
     (_P.RECOVERING, _S.FAIL): _P.FAILING,
     (_P.RECOVERING, _S.RELEASE): _P.RECOVERING,
+    (_P.PAUSING, _S.STEP): _P.PAUSING,
+    (_P.PAUSING, _S.PAUSE): _P.PAUSING,
+    (_P.PAUSING, _S.EXTEND): _P.PAUSING,
+    (_P.PAUSING, _S.STOP): _P.STOPPING,
+    (_P.PAUSING, _S.CANCEL): _P.CANCELLING,
+    (_P.PAUSING, _S.PAUSE_DONE): _P.PAUSING,
+    (_P.PAUSING, _S.STOP_DONE): _P.STOPPING,
+    (_P.PAUSING, _S.BUDGET_REACHED): _P.FINISHING,
+    (_P.PAUSING, _S.FAIL): _P.FAILING,
+    (_P.PAUSING, _S.LOSE): _P.PAUSING,
+    (_P.PAUSING, _S.RELEASE): _P.PAUSED,
+    (_P.PAUSED, _S.PAUSE): _P.PAUSED,
+    (_P.PAUSED, _S.RESUME): _P.QUEUED,
+    (_P.PAUSED, _S.EXTEND): _P.PAUSED,
+    (_P.PAUSED, _S.STOP): _P.STOPPED,
+    (_P.PAUSED, _S.CANCEL): _P.CANCELLED,
     (_P.STOPPING, _S.STEP): _P.STOPPING,
     (_P.STOPPING, _S.STOP): _P.STOPPING,
     (_P.STOPPING, _S.CANCEL): _P.CANCELLING,
     (_P.STOPPING, _S.STOP_DONE): _P.STOPPING,
+    (_P.STOPPING, _S.PAUSE_DONE): _P.STOPPING,
     (_P.STOPPING, _S.BUDGET_REACHED): _P.FINISHING,
     (_P.STOPPING, _S.FAIL): _P.FAILING,
     (_P.STOPPING, _S.LOSE): _P.RECOVERING,
     (_P.STOPPING, _S.RELEASE): _P.STOPPED,
+    (_P.FINISHING, _S.EXTEND): _P.RECOVERING,
     (_P.FINISHING, _S.CANCEL): _P.FINISHING,
     (_P.FINISHING, _S.RELEASE): _P.SUCCEEDED,
     (_P.FAILING, _S.CANCEL): _P.FAILING,
@@ -85,9 +123,14 @@ TRANSITIONS: dict[tuple[Phase, Signal], Phase] = {
     (_P.CANCELLING, _S.LOSE): _P.CANCELLING,
     (_P.CANCELLING, _S.FAIL): _P.CANCELLING,
     (_P.CANCELLING, _S.STOP_DONE): _P.CANCELLING,
+    (_P.CANCELLING, _S.PAUSE_DONE): _P.CANCELLING,
     (_P.CANCELLING, _S.BUDGET_REACHED): _P.CANCELLING,
     (_P.CANCELLING, _S.STEP): _P.CANCELLING,
     (_P.CANCELLING, _S.RELEASE): _P.CANCELLED,
+    (_P.STOPPED, _S.RESUME): _P.QUEUED,
+    (_P.STOPPED, _S.EXTEND): _P.QUEUED,
+    (_P.SUCCEEDED, _S.EXTEND): _P.QUEUED,
+    (_P.FAILED, _S.RETRY): _P.QUEUED,
 }
 
 
@@ -95,6 +138,7 @@ class Desired(StrEnum):
     """What the user wants of the job now; ranks pull it with every report."""
 
     RUN = "run"
+    PAUSE = "pause"
     STOP = "stop"
     CANCEL = "cancel"
 
@@ -104,17 +148,27 @@ class Reason(StrEnum):
 
     WAITING_FOR_CAPACITY = "waiting_for_capacity"
     NO_RUNNER = "no_runner"
+    PAUSED_BY_USER = "paused_by_user"
+    PAUSE_EXPIRED = "pause_expired"
     STOPPED_BY_USER = "stopped_by_user"
     CANCELLED_BY_USER = "cancelled_by_user"
     BUDGET_REACHED = "budget_reached"
+    RESIZED = "resized"
+    GOAL_REACHED = "goal_reached"
+    NO_BETTER = "no_better"
     # the user's to mend: never tried again
     DATA_NOT_FOUND = "data_not_found"
     DATA_UNREADABLE = "data_unreadable"
     DATA_FORBIDDEN = "data_forbidden"
     DATA_INVALID = "data_invalid"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_UNREADABLE = "model_unreadable"
+    MODEL_FORBIDDEN = "model_forbidden"
+    MODEL_INVALID = "model_invalid"
     NON_FINITE_LOSS = "non_finite_loss"
     # the machines' fault, or unknown: tried again
     RANK_DIED = "rank_died"
+    RANK_HUNG = "rank_hung"
     WORKER_ERROR = "worker_error"
     LEASE_EXPIRED = "lease_expired"
     START_TIMEOUT = "start_timeout"
@@ -124,10 +178,14 @@ class Reason(StrEnum):
     RETRIES_EXHAUSTED = "retries_exhausted"
 
 
+#: Endings at a limit or goal of the budget: all that was wanted is there.
+REACHED = frozenset({Reason.BUDGET_REACHED, Reason.GOAL_REACHED, Reason.NO_BETTER})
+
 #: Endings that a new attempt may mend.
 RETRYABLE = frozenset(
     {
         Reason.RANK_DIED,
+        Reason.RANK_HUNG,
         Reason.WORKER_ERROR,
         Reason.LEASE_EXPIRED,
         Reason.START_TIMEOUT,

@@ -2,4 +2,4 @@
 
 from typing import Literal
 
-Task = Literal["classification", "causal_lm"]
+Task = Literal["classification", "regression", "causal_lm"]

@@ -169,6 +169,8 @@ class AttemptRow(Table):
     message: Mapped[str | None] = mapped_column(Text)
     #: When the runner said that nothing of it is held any more.
     released_at: Mapped[datetime | None]
+    #: Workers that the job shall go on with after the next training state; null: these.
+    grow_to: Mapped[int | None]
 
 
 class RankRow(Table):
@@ -236,6 +238,37 @@ class CheckpointRow(Table):
     requested: Mapped[bool]
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+
+
+class DatasetRow(Table):
+    """An uploaded data set: open for files, then sealed for jobs."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        UniqueConstraint("project", "name"),
+        Index("ix_datasets_listing", "project", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63))
+    name: Mapped[str] = mapped_column(String(100))
+    format: Mapped[str] = mapped_column(String(20))
+    state: Mapped[str] = mapped_column(String(10))
+    created_at: Mapped[datetime]
+    #: When the last part came.
+    touched_at: Mapped[datetime]
+
+
+class DatasetPartRow(Table):
+    """Some bytes of a file of a data set. The row is written after its content is stored."""
+
+    __tablename__ = "dataset_parts"
+
+    dataset_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"), primary_key=True)
+    file_name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    offset: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    size: Mapped[int]
+    sha256: Mapped[str] = mapped_column(String(64))
 
 
 class EventRow(Table):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.attempts.store import is_live
@@ -52,3 +52,8 @@ def curve(
         .limit(limit)
     )
     return [(point, checkpoint_id) for point, checkpoint_id in session.execute(query)]
+
+
+def delete_of_job(session: Session, job_id: str) -> None:
+    """Delete the job's eval curve."""
+    session.execute(delete(EvalPointRow).where(EvalPointRow.job_id == job_id))

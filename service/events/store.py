@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.db.tables import EventRow, JobRow
@@ -44,3 +44,8 @@ def page(
         .limit(limit)
     )
     return session.scalars(query).all()
+
+
+def delete_of_job(session: Session, job_id: str) -> None:
+    """Delete the job's history."""
+    session.execute(delete(EventRow).where(EventRow.job_id == job_id))

@@ -11,7 +11,10 @@ from service.attempts.dependencies import open_attempt
 from service.attempts.leases import LeasePolicy
 from service.checkpoints import store as checkpoints
 from service.checkpoints.keys import folder
+from service.contract.budget import BudgetSpec
 from service.contract.events import (
+    DATA_PREPARING,
+    BudgetNow,
     CheckpointSaved,
     EvalPoint,
     Event,
@@ -24,7 +27,7 @@ from service.contract.events import (
     StepMetrics,
 )
 from service.contract.manifest import CheckpointKind
-from service.contract.states import Desired, Phase, Signal
+from service.contract.states import REACHED, Desired, Phase, Reason, Signal
 from service.db.tables import AttemptRow, JobRow
 from service.errors import Conflict, Invalid
 from service.evaluations import store as evaluations
@@ -79,8 +82,15 @@ def apply_report(
         ack_seq=cursor.applied_seq,
         desired=Desired(job.desired),
         evaluations_requested=job.evaluations_requested,
+        budget=_budget_of(job),
+        resize=attempt.grow_to is not None,
     )
     return reply, ingest.dropped
+
+
+def _budget_of(job: JobRow) -> BudgetNow:
+    limits = job.spec["budget"]
+    return BudgetNow(limits=None if limits is None else BudgetSpec.model_validate(limits))
 
 
 def lock_open_attempt(session: Session, token: str) -> tuple[JobRow, AttemptRow]:
@@ -144,24 +154,9 @@ def _apply(ingest: Ingest, event: Event) -> None:
         case CheckpointSaved():
             _apply_checkpoint(ingest, event)
         case Notice():
-            history.add(
-                session,
-                job,
-                code=event.code,
-                message=event.message,
-                at=now,
-                attempt_id=attempt.id,
-            )
+            _apply_notice(ingest, event)
         case Finished():
-            end_attempt(
-                session,
-                job,
-                attempt,
-                reason=event.reason,
-                message=f"ended after step {event.step}",
-                now=now,
-                deadlines=ingest.deadlines,
-            )
+            _apply_finished(ingest, event)
         case Failed():
             end_attempt(
                 session,
@@ -172,6 +167,41 @@ def _apply(ingest: Ingest, event: Event) -> None:
                 now=now,
                 deadlines=ingest.deadlines,
             )
+
+
+def _apply_notice(ingest: Ingest, event: Notice) -> None:
+    history.add(
+        ingest.session,
+        ingest.job,
+        code=event.code,
+        message=event.message,
+        at=ingest.now,
+        attempt_id=ingest.attempt.id,
+    )
+    if event.code == DATA_PREPARING and ingest.job.phase == Phase.STARTING:
+        ingest.job.deadline_at = ingest.deadlines.of(Phase.STARTING, ingest.now)
+
+
+def _apply_finished(ingest: Ingest, event: Finished) -> None:
+    is_outdated, is_stopping = _is_outdated(ingest.job, event), ingest.job.phase == Phase.STOPPING
+    extended = "; the budget was changed meanwhile" if is_outdated else ""
+    end_attempt(
+        ingest.session,
+        ingest.job,
+        ingest.attempt,
+        reason=Reason.STOPPED_BY_USER if is_outdated and is_stopping else event.reason,
+        message=f"ended after step {event.step}{extended}",
+        now=ingest.now,
+        deadlines=ingest.deadlines,
+        goes_on=event.reason is Reason.RESIZED or (is_outdated and not is_stopping),
+    )
+
+
+def _is_outdated(job: JobRow, event: Finished) -> bool:
+    """Whether the budget that the ranks have reached was changed while they were leaving."""
+    if event.reason not in REACHED or event.budget is None:
+        return False
+    return event.budget != _budget_of(job)
 
 
 def _apply_started(ingest: Ingest, event: Started) -> None:
@@ -203,6 +233,7 @@ def _apply_checkpoint(ingest: Ingest, event: CheckpointSaved) -> None:
         kind=kind,
         keep_last=policy["keep_last"],
         keep_best=policy["keep_best"],
+        keep_every_steps=policy.get("keep_every_steps"),  # jobs of an earlier release have none
     )
     ingest.dropped += [folder(row.project, row.job_id, row.id) for row in removed]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import anyio
 from fastapi import APIRouter
 
+from service.attempts import store as attempts
 from service.attempts.dependencies import AttemptToken, Leases, open_attempt
 from service.checkpoints import store as checkpoints
 from service.checkpoints.blobs import BlobStore
@@ -27,6 +28,7 @@ from service.errors import Invalid, Unavailable
 from service.ingest.apply import apply_report, lock_open_attempt
 from service.jobs import store as jobs
 from service.jobs.endings import end_attempt
+from service.jobs.initial import initial_manifest
 from service.jobs.moves import Deadlines
 
 log = logging.getLogger(__name__)
@@ -40,16 +42,20 @@ def get_brief(token: AttemptToken, db: Db) -> AttemptBrief:
     with db.read() as session:
         attempt = open_attempt(session, token)
         job = jobs.get(session, attempt.job_id, attempt.project)
-        resume = None
+        resume, trained_on = None, None
         if attempt.resume_checkpoint_id is not None:
             row = checkpoints.get(session, attempt.resume_checkpoint_id, attempt.project)
             resume = Manifest.model_validate(row.manifest)
+            trained_on = attempts.provenance(session, row.attempt_id).get("data_fingerprint")
+        spec = JobSpec.model_validate(job.spec)
         return AttemptBrief(
             attempt_id=attempt.id,
             job_id=job.id,
             fence=attempt.fence,
-            spec=JobSpec.model_validate(job.spec),
+            spec=spec,
             resume=resume,
+            initial=initial_manifest(session, spec, project=attempt.project),
+            data_fingerprint=trained_on,
             desired=Desired(job.desired),
             evaluations_served=job.evaluations_served,
         )
@@ -67,7 +73,7 @@ async def post_report(
     bell: Bell,
 ) -> ReportReply:
     """Apply a rank's events and answer what is wanted of it."""
-    deadlines = Deadlines(settings.start_seconds, settings.stop_seconds)
+    deadlines = Deadlines.from_settings(settings)
 
     def work() -> ReportReply:
         _require_files(db, blobs, token, report)
@@ -143,7 +149,7 @@ async def post_ended(
     bell: Bell,
 ) -> None:
     """Take an agent's or a runner's word that the attempt is over. Repeatable."""
-    deadlines = Deadlines(settings.start_seconds, settings.stop_seconds)
+    deadlines = Deadlines.from_settings(settings)
 
     def work() -> None:
         with db.write() as session:

@@ -1,89 +1,63 @@
-"""What users can do with a job. Each action is one transaction, and safe to repeat."""
+"""What users can do with a job. Each action runs in its caller's transaction and takes it locked.
 
-import hashlib
+Asking again for what is wanted already changes nothing; only extensions add up.
+"""
+
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.attempts import store as attempts
+from service.checkpoints import store as checkpoints
 from service.clock import utc_now
+from service.contract.data import UploadedData
 from service.contract.ids import new_id
+from service.contract.requests import Extend, JobPatch, Pause
 from service.contract.resources import ProblemError
 from service.contract.spec import JobSpec
 from service.contract.states import Desired, Phase, Reason, Signal
-from service.db.session import Database
-from service.db.tables import IdempotencyRow, JobRow
-from service.errors import Conflict, IdempotencyKeyReused, Invalid, KeyInUse, Locked
+from service.datasets.actions import require_sealed
+from service.db.tables import JobRow
+from service.errors import Conflict, Invalid
+from service.evaluations import store as evaluations
 from service.events import store as events
 from service.jobs import store
 from service.jobs.endings import end_attempt
-from service.jobs.lifecycle import is_terminal
+from service.jobs.extension import changed, extended, moves_horizon, needs_plan
+from service.jobs.initial import with_architecture
+from service.jobs.lifecycle import Refused, is_terminal, next_phase
 from service.jobs.moves import Deadlines, move
-from service.jobs.views import job_resource
+from service.jobs.views import progress_of
+from service.metrics import store as metrics
+
+#: Phases of a job that trains, or will as soon as it can.
+_GOING_ON = frozenset({Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.RECOVERING})
 
 
-def submit(
-    db: Database, spec: JobSpec, *, project: str, key: str | None
-) -> tuple[dict[str, Any], bool]:
-    """Queue a job; return its resource as JSON, and whether it is a replay.
+@dataclass(frozen=True)
+class Act:
+    """One request of a user while its transaction is open."""
 
-    With an idempotency key the job and the key are one transaction: a second request with the key
-    either sees the first one's answer or waits for it in the database. Raises KeyInUse when that
-    takes too long.
-    """
+    session: Session
+    deadlines: Deadlines
+
+
+def submit(session: Session, spec: JobSpec, *, project: str) -> JobRow:
+    """Queue a job; raises Invalid when it names another project, or no checkpoint of this one."""
     if spec.project != project:
         fault = ProblemError(
             pointer="/project", message=f"expected {project!r}, the project of this token"
         )
         raise Invalid(f"saw project {spec.project!r}", errors=(fault,))
-    body_sha256 = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
-    if key is not None and (answer := _replay(db, project, key, body_sha256)) is not None:
-        return answer, True
-    try:
-        with db.write() as session:
-            return _insert(session, spec, project, key, body_sha256), False
-    except Locked as error:
-        raise KeyInUse(f"the first request with key {key!r} is still running") from error
-    except IntegrityError:
-        # Another request with the same key committed between our look and our insert.
-        answer = _replay(db, project, key, body_sha256) if key is not None else None
-        if answer is None:
-            raise
-        return answer, True
-
-
-def _replay(db: Database, project: str, key: str, body_sha256: str) -> dict[str, Any] | None:
-    with db.read() as session:
-        row = store.idempotent_answer(session, project, key)
-        if row is None:
-            return None
-        if row.body_sha256 != body_sha256:
-            raise IdempotencyKeyReused(f"key {key!r} was used with another body before")
-        return row.response
-
-
-def _insert(
-    session: Session, spec: JobSpec, project: str, key: str | None, body_sha256: str
-) -> dict[str, Any]:
+    if isinstance(spec.data, UploadedData):
+        require_sealed(session, spec.data.dataset_id, project)
     now = utc_now()
-    job = _queued_row(spec, project, now)
-    response = job_resource(job, None).model_dump(mode="json")
+    job = _queued_row(with_architecture(session, spec, project=project), project, now)
     session.add(job)
-    if key is not None:
-        session.add(
-            IdempotencyRow(
-                project=project,
-                key=key,
-                body_sha256=body_sha256,
-                response=response,
-                created_at=now,
-            )
-        )
     session.flush()
     events.add(session, job, code="phase.queued", message="job created", at=now)
-    return response
+    return job
 
 
 def _queued_row(spec: JobSpec, project: str, now: datetime) -> JobRow:
@@ -111,60 +85,167 @@ def _queued_row(spec: JobSpec, project: str, now: datetime) -> JobRow:
     )
 
 
-def stop(session: Session, job: JobRow, *, deadlines: Deadlines) -> None:
-    """Ask for a graceful end: evaluate, save, leave. Asking again changes nothing."""
+# ---- leaving ------------------------------------------------------------------------------------
+
+
+def stop(act: Act, job: JobRow) -> None:
+    """Ask for a graceful end: evaluate, save, leave."""
     if job.desired == Desired.STOP:
         return
-    now = utc_now()
-    move(
-        session,
-        job,
-        Signal.STOP,
-        now=now,
-        deadlines=deadlines,
-        reason=Reason.STOPPED_BY_USER,
-    )
-    job.desired = Desired.STOP
-    job.version += 1
+    _want(act, job, Desired.STOP, Signal.STOP, Reason.STOPPED_BY_USER)
 
 
-def cancel(session: Session, job: JobRow, *, deadlines: Deadlines) -> None:
-    """End it now: fence the attempt off, kill its ranks. Asking again changes nothing."""
+def cancel(act: Act, job: JobRow) -> None:
+    """End it now: fence the attempt off, kill its ranks."""
     if job.desired == Desired.CANCEL:
         return
-    now = utc_now()
-    move(
-        session,
-        job,
-        Signal.CANCEL,
-        now=now,
-        deadlines=deadlines,
-        reason=Reason.CANCELLED_BY_USER,
-    )
-    job.desired = Desired.CANCEL
+    _want(act, job, Desired.CANCEL, Signal.CANCEL, Reason.CANCELLED_BY_USER)
+    _end_now(act, job, reason=Reason.CANCELLED_BY_USER, message="cancelled by a user")
+
+
+def pause(act: Act, job: JobRow, how: Pause) -> None:
+    """Ask to wait: evaluate, save and leave, or leave at once when what is saved will do."""
+    if job.desired != Desired.PAUSE:
+        _want(act, job, Desired.PAUSE, Signal.PAUSE, Reason.PAUSED_BY_USER)
+    if how.checkpoint == "latest":
+        message = "paused by a user, to go on from the newest training state"
+        _end_now(act, job, reason=Reason.PAUSED_BY_USER, message=message)
+
+
+def _want(act: Act, job: JobRow, desired: Desired, signal: Signal, reason: Reason) -> None:
+    move(act.session, job, signal, now=utc_now(), deadlines=act.deadlines, reason=reason)
+    job.desired = desired
     job.version += 1
-    attempt = attempts.newest(session, job.id)
+
+
+def _end_now(act: Act, job: JobRow, *, reason: Reason, message: str) -> None:
+    attempt = attempts.newest(act.session, job.id)
     if attempt is not None:
         end_attempt(
-            session,
+            act.session,
             job,
             attempt,
-            reason=Reason.CANCELLED_BY_USER,
-            message="cancelled by a user",
-            now=now,
-            deadlines=deadlines,
+            reason=reason,
+            message=message,
+            now=utc_now(),
+            deadlines=act.deadlines,
         )
 
 
-def request_evaluation(session: Session, job: JobRow) -> None:
+# ---- going on -----------------------------------------------------------------------------------
+
+
+def resume(act: Act, job: JobRow) -> None:
+    """Let a paused or stopped job go on from its newest training state, as it stands."""
+    if job.desired == Desired.RUN and job.phase in _GOING_ON:
+        return
+    _open_again(act, job, Signal.RESUME)
+
+
+def retry(act: Act, job: JobRow) -> None:
+    """Try a failed job again, from its newest training state."""
+    _open_again(act, job, Signal.RETRY)
+
+
+def extend(act: Act, job: JobRow, asked: Extend) -> None:
+    """Give a job a larger budget, or none; what has finished is opened again.
+
+    Ranks that train hear of it with their next report, and no step is lost.
+    """
+    next_phase(Phase(job.phase), Signal.EXTEND)
+    before = JobSpec.model_validate(job.spec)
+    if moves_horizon(before, asked):
+        _require_no_ranks(act.session, job)
+    state = checkpoints.newest_state(act.session, job.id)
+    progress, from_step = progress_of(job), state.step if state else 0
+    after = extended(before, asked, progress=progress, from_step=from_step)
+    _respecify(job, after)
+    events.add(
+        act.session,
+        job,
+        code="budget.extended",
+        message=f"{_budget_text(before)} -> {_budget_text(after)}",
+        at=utc_now(),
+    )
+    if job.phase == Phase.FINISHING or is_terminal(Phase(job.phase)):
+        _open_again(act, job, Signal.EXTEND)
+
+
+def _require_no_ranks(session: Session, job: JobRow) -> None:
+    attempt = attempts.newest(session, job.id)
+    if attempt is not None and attempt.ended_at is None:
+        raise Conflict(
+            f"expected a job without ranks, saw one that is {job.phase}: its rates depend on the "
+            "number of steps and stay while an attempt lasts; pause it, extend it, resume it"
+        )
+
+
+def _open_again(act: Act, job: JobRow, signal: Signal) -> None:
+    _want(act, job, Desired.RUN, signal, Reason.WAITING_FOR_CAPACITY)
+    job.losses_in_a_row = 0
+
+
+def _respecify(job: JobRow, spec: JobSpec) -> None:
+    job.spec = spec.model_dump(mode="json")
+    job.name, job.priority = spec.name, spec.priority
+    job.version += 1
+
+
+def _budget_text(spec: JobSpec) -> str:
+    if spec.budget is None:
+        return "open-ended"
+    limits = spec.budget.model_dump(exclude_none=True)
+    return ", ".join(f"{name} {value}" for name, value in limits.items())
+
+
+# ---- beside the phases --------------------------------------------------------------------------
+
+
+def request_evaluation(act: Act, job: JobRow) -> None:
     """Ask for an evaluation and a kept checkpoint as soon as the present step is complete."""
     if is_terminal(Phase(job.phase)) or job.desired != Desired.RUN:
         raise Conflict(f"expected a job that trains or will train, saw one that is {job.phase}")
     job.evaluations_requested += 1
     events.add(
-        session,
+        act.session,
         job,
         code="evaluation.requested",
         message="a user asked for an evaluation",
         at=utc_now(),
     )
+
+
+def patch(act: Act, job: JobRow, asked: JobPatch) -> None:
+    """Change what may be changed at any time. A budget is the whole one, and opens nothing."""
+    before, fields = JobSpec.model_validate(job.spec), asked.model_dump(exclude_unset=True)
+    after = changed(before, fields)
+    if after == before:
+        return
+    if after.budget != before.budget:
+        _require_free_budget(job, before, after)
+    _respecify(job, after)
+    text = ", ".join(sorted(fields))
+    events.add(act.session, job, code="job.changed", message=f"{text} changed", at=utc_now())
+
+
+def _require_free_budget(job: JobRow, before: JobSpec, after: JobSpec) -> None:
+    if is_terminal(Phase(job.phase)):
+        raise Refused(f"a job that is {job.phase} takes no other budget; extend it")
+    if needs_plan(before, after.budget):
+        message = (
+            "expected max_steps as it was, since the rates depend on it, saw another; "
+            "extend the job with a plan"
+        )
+        fault = ProblemError(pointer="/budget/max_steps", message=message)
+        raise Invalid(message, errors=(fault,))
+
+
+def delete(act: Act, job: JobRow) -> None:
+    """Delete all rows of a job that has ended; its files are the caller's to delete."""
+    if not is_terminal(Phase(job.phase)):
+        raise Refused(f"a job that is {job.phase} is not deleted; stop or cancel it first")
+    if (other := store.starting_from(act.session, job.id)) is not None:
+        raise Conflict(f"expected no job that starts from a checkpoint of this one, saw {other}")
+    for room in (events, metrics, evaluations, checkpoints, attempts):
+        room.delete_of_job(act.session, job.id)
+    store.delete_job(act.session, job)

@@ -4,15 +4,16 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from service.contract.states import RETRYABLE, Phase, Reason, Signal
+from service.contract.states import REACHED, RETRYABLE, Phase, Reason, Signal
 from service.db.tables import AttemptRow, JobRow
 from service.events import store as events
 from service.jobs.lifecycle import is_allowed
-from service.jobs.moves import RELEASE_SECONDS, Deadlines, move, settle
+from service.jobs.moves import LEAVING, RELEASE_SECONDS, Deadlines, move, settle
 
 _SIGNAL_OF = {
-    Reason.BUDGET_REACHED: Signal.BUDGET_REACHED,
+    **dict.fromkeys(REACHED, Signal.BUDGET_REACHED),
     Reason.STOPPED_BY_USER: Signal.STOP_DONE,
+    Reason.PAUSED_BY_USER: Signal.PAUSE_DONE,
 }
 
 
@@ -25,10 +26,12 @@ def end_attempt(
     message: str,
     now: datetime,
     deadlines: Deadlines,
+    goes_on: bool = False,
 ) -> None:
     """Fence the attempt off and move its job on, which must be locked.
 
-    An attempt that has ended stays as it is.
+    An attempt that has ended stays as it is. ``goes_on``: what ended it holds no more, for instance
+    a budget that was extended at the same time, so another attempt follows.
     """
     if attempt.ended_at is not None:
         return
@@ -41,10 +44,13 @@ def end_attempt(
         at=now,
         attempt_id=attempt.id,
     )
-    signal, reason, message = _consequence(job, reason, message)
+    if goes_on:
+        signal = Signal.LOSE
+    else:
+        signal, reason, message = _consequence(job, reason, message)
     if is_allowed(Phase(job.phase), signal):
         move(session, job, signal, now=now, deadlines=deadlines, reason=reason, message=message)
-    if job.phase == Phase.STOPPING:  # which may end as it began, and now only waits for its seats
+    if job.phase in LEAVING:  # which may end as it began, and now only waits for its seats
         job.deadline_at = now + timedelta(seconds=RELEASE_SECONDS)
     settle(session, job, now=now, deadlines=deadlines)
 

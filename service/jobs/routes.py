@@ -1,14 +1,19 @@
-"""/v1/jobs: create, list, get, stop, cancel, evaluate."""
+"""/v1/jobs: create, list, get, change and delete, and the verbs of a job."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from service.attempts import store as attempts
 from service.auth.dependencies import Project
+from service.checkpoints.dependencies import Blobs
+from service.checkpoints.keys import job_folder
+from service.contract.requests import Extend, JobPatch, Pause
 from service.contract.resources import Job, Page
 from service.contract.spec import JobSpec
 from service.contract.states import Phase
@@ -16,16 +21,23 @@ from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import JobRow
 from service.dependencies import AppSettings, Bell
+from service.errors import PreconditionFailed, PreconditionRequired, Unavailable
 from service.jobs import actions, store
+from service.jobs.actions import Act
+from service.jobs.idempotency import once
 from service.jobs.moves import Deadlines
 from service.jobs.views import job_resource
 from service.paging import Limit, page_of
+from service.wakeups import Wakeups
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
 ]
+Action = Callable[[Act, JobRow], None]
 
 
 @router.post("", status_code=201, response_model=Job)
@@ -33,12 +45,15 @@ def create_job(
     spec: JobSpec, project: Project, db: Db, bell: Bell, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
     """Queue a job. With an Idempotency-Key a retry makes no second one."""
-    job, replayed = actions.submit(db, spec, project=project, key=idempotency_key)
+
+    def act(session: Session) -> dict[str, Any]:
+        return _as_json(session, actions.submit(session, spec, project=project))
+
+    job, replayed = once(
+        db, act, project=project, key=idempotency_key, request=spec.model_dump_json()
+    )
     bell.ring()
-    headers = {"Location": f"/v1/jobs/{job['id']}", "ETag": f'"{job["version"]}"'}
-    if replayed:
-        headers["Idempotent-Replayed"] = "true"
-    return JSONResponse(job, status_code=201, headers=headers)
+    return _answer(job, 201, replayed=replayed, location=f"/v1/jobs/{job['id']}")
 
 
 @router.get("")
@@ -68,7 +83,7 @@ def get_job(job_id: str, project: Project, db: Db, request: Request) -> Response
     with db.read() as session:
         job = store.get(session, job_id, project)
         resource = job_resource(job, attempts.newest(session, job_id))
-    etag = f'"{resource.version}"'
+    etag = _etag(resource.version)
     if request.headers.get("if-none-match") == etag:
         return Response(status_code=304, headers={"ETag": etag})
     return Response(
@@ -76,40 +91,153 @@ def get_job(job_id: str, project: Project, db: Db, request: Request) -> Response
     )
 
 
-@router.post("/{job_id}/stop", status_code=202)
-def stop_job(job_id: str, project: Project, db: Db, bell: Bell, settings: AppSettings) -> Job:
-    """Ask for a graceful end: a last evaluation, an eval checkpoint and the training state."""
-    return _act(db, job_id, project, bell, lambda s, j: actions.stop(s, j, deadlines=_of(settings)))
-
-
-@router.post("/{job_id}/cancel", status_code=202)
-def cancel_job(job_id: str, project: Project, db: Db, bell: Bell, settings: AppSettings) -> Job:
-    """End the job now; checkpoints and curves so far stay."""
-    return _act(
-        db, job_id, project, bell, lambda s, j: actions.cancel(s, j, deadlines=_of(settings))
-    )
-
-
-@router.post("/{job_id}/evaluate", status_code=202)
-def evaluate_job(job_id: str, project: Project, db: Db, bell: Bell) -> Job:
-    """Ask for an evaluation at x and a kept checkpoint now."""
-    return _act(db, job_id, project, bell, actions.request_evaluation)
-
-
-def _of(settings: Any) -> Deadlines:
-    return Deadlines(settings.start_seconds, settings.stop_seconds)
-
-
-def _act(
-    db: Database,
+@router.patch("/{job_id}", response_model=Job)
+def patch_job(
     job_id: str,
-    project: str,
-    bell: Any,
-    action: Callable[[Session, JobRow], None],
-) -> Job:
+    asked: JobPatch,
+    project: Project,
+    db: Db,
+    settings: AppSettings,
+    if_match: Annotated[str | None, Header()] = None,
+) -> JSONResponse:
+    """Change name, labels, priority or budget of the version that If-Match names."""
     with db.write() as session:
         job = store.get(session, job_id, project, lock=True)
-        action(session, job)
-        resource = job_resource(job, attempts.newest(session, job_id))
-    bell.ring()
-    return resource
+        _require_version(job, if_match)
+        actions.patch(Act(session, Deadlines.from_settings(settings)), job, asked)
+        changed = _as_json(session, job)
+    return _answer(changed, 200)
+
+
+def _require_version(job: JobRow, if_match: str | None) -> None:
+    if if_match is None:
+        raise PreconditionRequired("expected the header If-Match with the job's ETag, saw none")
+    if if_match not in ("*", _etag(job.version)):
+        raise PreconditionFailed(f"expected If-Match: {_etag(job.version)}, saw {if_match}")
+
+
+@router.delete("/{job_id}", status_code=204)
+def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, settings: AppSettings) -> None:
+    """Delete a job that has ended, with its curves, events and checkpoints."""
+    with db.write() as session:
+        job = store.get(session, job_id, project, lock=True)
+        actions.delete(Act(session, Deadlines.from_settings(settings)), job)
+    folder = job_folder(project, job_id)
+    try:
+        blobs.delete(folder)
+    except Unavailable as error:
+        # The job is gone, and the sweep leaves files of jobs that it does not know.
+        log.error("the files of a deleted job stay, delete %s by hand: %s", folder, error)
+
+
+# ---- verbs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Door:
+    """What every verb of a job has in common: a locked job, a key, and a bell to ring."""
+
+    path: str
+    job_id: str
+    project: str
+    db: Database
+    bell: Wakeups
+    deadlines: Deadlines
+    key: str | None
+
+    def do(self, action: Action, *, body: str = "") -> JSONResponse:
+        """Act on the job in one transaction, once a key; ``body``: what the request says."""
+
+        def act(session: Session) -> dict[str, Any]:
+            job = store.get(session, self.job_id, self.project, lock=True)
+            action(Act(session, self.deadlines), job)
+            return _as_json(session, job)
+
+        job, replayed = once(
+            self.db,
+            act,
+            project=self.project,
+            key=self.key,
+            request=f"{self.path}\n{body}",
+        )
+        self.bell.ring()
+        return _answer(job, 202, replayed=replayed)
+
+
+async def _door(
+    request: Request,
+    job_id: str,
+    project: Project,
+    db: Db,
+    bell: Bell,
+    settings: AppSettings,
+    idempotency_key: IdempotencyKey = None,
+) -> Door:
+    deadlines = Deadlines.from_settings(settings)
+    return Door(request.url.path, job_id, project, db, bell, deadlines, idempotency_key)
+
+
+Verb = Annotated[Door, Depends(_door)]
+#: The bodies of verbs that may come without one.
+_SAVE, _OPEN_ENDED = Pause(), Extend()
+
+
+@router.post("/{job_id}/pause", status_code=202, response_model=Job)
+def pause_job(verb: Verb, how: Annotated[Pause, Body()] = _SAVE) -> JSONResponse:
+    """Save and leave, hold nothing, and wait to be resumed."""
+    return verb.do(lambda act, job: actions.pause(act, job, how), body=how.model_dump_json())
+
+
+@router.post("/{job_id}/resume", status_code=202, response_model=Job)
+def resume_job(verb: Verb) -> JSONResponse:
+    """Let a paused or stopped job go on from its newest training state."""
+    return verb.do(actions.resume)
+
+
+@router.post("/{job_id}/extend", status_code=202, response_model=Job)
+def extend_job(verb: Verb, asked: Annotated[Extend, Body()] = _OPEN_ENDED) -> JSONResponse:
+    """Add to the budget, or make the job open-ended; one that has finished goes on."""
+    return verb.do(lambda act, job: actions.extend(act, job, asked), body=asked.model_dump_json())
+
+
+@router.post("/{job_id}/retry", status_code=202, response_model=Job)
+def retry_job(verb: Verb) -> JSONResponse:
+    """Try a failed job again from its newest training state."""
+    return verb.do(actions.retry)
+
+
+@router.post("/{job_id}/stop", status_code=202, response_model=Job)
+def stop_job(verb: Verb) -> JSONResponse:
+    """Ask for a graceful end: a last evaluation, an eval checkpoint and the training state."""
+    return verb.do(actions.stop)
+
+
+@router.post("/{job_id}/cancel", status_code=202, response_model=Job)
+def cancel_job(verb: Verb) -> JSONResponse:
+    """End the job now; checkpoints and curves so far stay."""
+    return verb.do(actions.cancel)
+
+
+@router.post("/{job_id}/evaluate", status_code=202, response_model=Job)
+def evaluate_job(verb: Verb) -> JSONResponse:
+    """Ask for an evaluation at x and a kept checkpoint now."""
+    return verb.do(actions.request_evaluation)
+
+
+def _as_json(session: Session, job: JobRow) -> dict[str, Any]:
+    return job_resource(job, attempts.newest(session, job.id)).model_dump(mode="json")
+
+
+def _answer(
+    job: dict[str, Any], status: int, *, replayed: bool = False, location: str | None = None
+) -> JSONResponse:
+    told = {"ETag": _etag(job["version"])}
+    if location is not None:
+        told["Location"] = location
+    if replayed:
+        told["Idempotent-Replayed"] = "true"
+    return JSONResponse(job, status_code=status, headers=told)
+
+
+def _etag(version: int) -> str:
+    return f'"{version}"'

@@ -18,18 +18,23 @@ def job_resource(job: JobRow, attempt: AttemptRow | None) -> Job:
         desired=Desired(job.desired),
         version=job.version,
         spec=JobSpec.model_validate(job.spec),
-        progress=Progress(
-            step=job.step,
-            samples=job.samples,
-            tokens=job.tokens,
-            wall_seconds=job.wall_seconds,
-            gpu_seconds=job.gpu_seconds,
-            last_heard_at=job.last_heard_at,
-        ),
+        progress=progress_of(job),
         attempt=attempt_resource(attempt) if attempt else None,
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
+    )
+
+
+def progress_of(job: JobRow) -> Progress:
+    """How far the job is."""
+    return Progress(
+        step=job.step,
+        samples=job.samples,
+        tokens=job.tokens,
+        wall_seconds=job.wall_seconds,
+        gpu_seconds=job.gpu_seconds,
+        last_heard_at=job.last_heard_at,
     )
 
 

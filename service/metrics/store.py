@@ -220,3 +220,8 @@ def _extended(before: Summary, part: Points) -> Summary:
         min=smallest if before.min is None else min(before.min, smallest),
         last_step=max(before.last_step, int(steps[-1])),
     )
+
+
+def delete_of_job(session: Session, job_id: str) -> None:
+    """Delete every series of the job."""
+    session.execute(delete(MetricChunkRow).where(MetricChunkRow.job_id == job_id))

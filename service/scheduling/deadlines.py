@@ -1,10 +1,13 @@
 """What time brings: leases that run out, phases that take too long, and why a job waits."""
 
+from datetime import timedelta
+
 from service.attempts import store as attempts
-from service.contract.states import Phase, Reason
+from service.contract.states import Desired, Phase, Reason, Signal
 from service.db.tables import JobRow
 from service.events import store as events
 from service.jobs.endings import end_attempt
+from service.jobs.moves import move, settle
 from service.scheduling import store
 from service.scheduling.sync import Tick
 
@@ -40,21 +43,70 @@ def end_overdue_phases(tick: Tick) -> int:
     return len(late)
 
 
+#: Why an attempt ends whose job has been in this phase for too long.
+_REASON_OF_OVERDUE = {
+    Phase.STARTING: Reason.START_TIMEOUT,
+    Phase.STOPPING: Reason.STOPPED_BY_USER,
+    Phase.PAUSING: Reason.PAUSED_BY_USER,
+}
+
+
 def _act_on(tick: Tick, job: JobRow) -> None:
+    if job.phase == Phase.PAUSED:
+        _end_pause(tick, job)
+        return
     attempt = attempts.newest(tick.session, job.id)
     if attempt is None or attempt.ended_at is not None:
         _note_overdue_release(tick, job)
         return
-    starting = job.phase == Phase.STARTING
     end_attempt(
         tick.session,
         job,
         attempt,
-        reason=Reason.START_TIMEOUT if starting else Reason.STOPPED_BY_USER,
+        reason=_REASON_OF_OVERDUE[Phase(job.phase)],
         message=f"{job.phase} took longer than its deadline",
         now=tick.now,
         deadlines=tick.deadlines,
     )
+
+
+def _end_pause(tick: Tick, job: JobRow) -> None:
+    """Nobody has resumed it in time. It keeps its training state, and can still be resumed."""
+    move(
+        tick.session,
+        job,
+        Signal.STOP,
+        now=tick.now,
+        deadlines=tick.deadlines,
+        reason=Reason.PAUSE_EXPIRED,
+        message=f"it was paused for {tick.deadlines.pause_seconds:g} s",
+    )
+    job.desired = Desired.STOP
+
+
+def forget_runners(tick: Tick) -> int:
+    """Count as released what runners held that are gone for good; return how many attempts.
+
+    Only attempts that have ended: while ranks report, their runner may be away for long.
+    """
+    seconds = tick.deadlines.forget_seconds
+    if seconds is None or not tick.lease.may_expire(tick.now):
+        return 0
+    since = tick.now - timedelta(seconds=seconds)
+    forgotten = store.held_by_silent(tick.session, since=since, limit=BATCH)
+    for job, attempt, runner_name in forgotten:
+        attempt.released_at = tick.now
+        events.add(
+            tick.session,
+            job,
+            code="runner.forgotten",
+            message=f"runner {runner_name!r} was silent for {seconds:g} s; what it held counts as "
+            "released",
+            at=tick.now,
+            attempt_id=attempt.id,
+        )
+        settle(tick.session, job, now=tick.now, deadlines=tick.deadlines)
+    return len(forgotten)
 
 
 def _note_overdue_release(tick: Tick, job: JobRow) -> None:

@@ -12,6 +12,7 @@ import anyio.to_thread
 from service.checkpoints.blobs import BlobStore
 from service.checkpoints.sweep import sweep_blobs, sweep_uploads
 from service.clock import utc_now
+from service.datasets.sweep import sweep_datasets
 from service.db.session import Database
 from service.jobs import store as jobs
 
@@ -24,10 +25,11 @@ KEYS_KEPT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """What is swept: keys in the database, files of the blob store, remains of uploads."""
+    """What is swept: keys in the database, files of the blob stores, remains of uploads."""
 
     db: Database
     blobs: BlobStore
+    dataset_blobs: BlobStore
     uploads: Path
 
     def sweep(self, now: datetime) -> None:
@@ -36,11 +38,14 @@ class Housekeeping:
             jobs.forget_keys(session, before=now - KEYS_KEPT)
         num_uploads = sweep_uploads(self.uploads, now=now)
         num_checkpoints = sweep_blobs(self.db, self.blobs, now=now)
-        if num_uploads or num_checkpoints:
+        num_datasets = sweep_datasets(self.db, self.dataset_blobs, now=now)
+        if num_uploads or num_checkpoints or num_datasets:
             log.info(
-                "removed the remains of %d uploads and the files of %d unlisted checkpoints",
+                "removed the remains of %d uploads, the files of %d unlisted checkpoints, and %d "
+                "unlisted or abandoned data sets or parts of them",
                 num_uploads,
                 num_checkpoints,
+                num_datasets,
             )
 
     async def run_forever(self) -> None:

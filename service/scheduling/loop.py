@@ -10,7 +10,12 @@ from service.clock import utc_now
 from service.db.session import Database
 from service.errors import Unavailable
 from service.jobs.moves import Deadlines
-from service.scheduling.deadlines import end_overdue_phases, expire_leases, explain_waiting
+from service.scheduling.deadlines import (
+    end_overdue_phases,
+    expire_leases,
+    explain_waiting,
+    forget_runners,
+)
 from service.scheduling.sync import Tick
 from service.settings import Settings
 from service.wakeups import Wakeups
@@ -19,11 +24,11 @@ log = logging.getLogger(__name__)
 
 
 def tick(db: Database, keeper: LeaseKeeper, deadlines: Deadlines) -> int:
-    """Do once what is due; return how many attempts or phases were ended."""
+    """Do once what is due; return how many attempts or phases were ended, or let go."""
     with db.write() as session:
         now = utc_now()
         facts = Tick(session, now, keeper.look(now), deadlines)
-        ended = expire_leases(facts) + end_overdue_phases(facts)
+        ended = expire_leases(facts) + end_overdue_phases(facts) + forget_runners(facts)
         explain_waiting(facts)
     return ended
 
@@ -37,7 +42,7 @@ async def run_forever(
     limiter: anyio.CapacityLimiter,
 ) -> None:
     """Tick until cancelled. A database that is away is waited for, with leases frozen."""
-    deadlines = Deadlines(settings.start_seconds, settings.stop_seconds)
+    deadlines = Deadlines.from_settings(settings)
     while True:
         await asyncio.sleep(settings.tick_seconds)
         try:

@@ -53,7 +53,7 @@ async def sync_runner(
     limiter: ReportLimiter,
 ) -> SyncReply:
     """Answer what to start and stop, at once or as soon as there is something, within the wait."""
-    deadlines = Deadlines(settings.start_seconds, settings.stop_seconds)
+    deadlines = Deadlines.from_settings(settings)
     give_up = time.monotonic() + message.wait_seconds
 
     def look(looked_at: datetime | None) -> tuple[SyncReply | None, datetime]:

@@ -1,6 +1,6 @@
 """Runners and the queue in the database."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlalchemy import select, update
@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from service.contract.cluster import Node
 from service.contract.ids import new_id
-from service.contract.states import CLAIMABLE, Phase, Reason
+from service.contract.states import CLAIMABLE, Desired, Phase, Reason
 from service.db.tables import AttemptRow, JobRow, RunnerRow
 from service.errors import NotFound
 
@@ -64,6 +64,14 @@ def claimable(session: Session, *, silent_since: datetime) -> Sequence[JobRow]:
     return session.scalars(query).all()
 
 
+def running(session: Session, job_ids: Collection[str]) -> Sequence[JobRow]:
+    """Those of these jobs that train and shall go on training, oldest first."""
+    query = select(JobRow).where(
+        JobRow.id.in_(job_ids), JobRow.phase == Phase.RUNNING, JobRow.desired == Desired.RUN
+    )
+    return session.scalars(query.order_by(JobRow.created_at, JobRow.id)).all()
+
+
 def overdue(session: Session, *, now: datetime, limit: int) -> Sequence[JobRow]:
     """Jobs whose phase has passed its deadline, locked; those held elsewhere are passed over."""
     query = (
@@ -75,6 +83,27 @@ def overdue(session: Session, *, now: datetime, limit: int) -> Sequence[JobRow]:
         .execution_options(populate_existing=True)
     )
     return session.scalars(query).all()
+
+
+def held_by_silent(
+    session: Session, *, since: datetime, limit: int
+) -> Sequence[tuple[JobRow, AttemptRow, str]]:
+    """Attempts that have ended and that only a runner unheard since then could release.
+
+    With their jobs, both locked, and the runner's name; those held elsewhere are passed over.
+    """
+    query = (
+        select(JobRow, AttemptRow, RunnerRow.name)
+        .join(AttemptRow, AttemptRow.job_id == JobRow.id)
+        .join(RunnerRow, RunnerRow.id == AttemptRow.runner_id)
+        .where(AttemptRow.released_at.is_(None), AttemptRow.ended_at.is_not(None))
+        .where(RunnerRow.last_seen_at < since)
+        .order_by(AttemptRow.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=[JobRow, AttemptRow])
+        .execution_options(populate_existing=True)
+    )
+    return [(job, attempt, name) for job, attempt, name in session.execute(query)]
 
 
 def has_runner(session: Session, *, since: datetime) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
@@ -13,13 +13,14 @@ from service.checkpoints import store as checkpoints
 from service.contract.cluster import Assignment, Node, Sync, SyncReply
 from service.contract.ids import new_id
 from service.contract.states import Reason, Signal
-from service.contract.training import ParallelismSpec
-from service.db.tables import AttemptRow, JobRow
+from service.contract.training import ParallelismSpec, gang_sizes
+from service.db.tables import AttemptRow, CheckpointRow, JobRow
+from service.events import store as events
 from service.jobs import store as jobs
 from service.jobs.endings import end_attempt
 from service.jobs.moves import Deadlines, move, settle
 from service.scheduling import store
-from service.scheduling.policy import Ask, Room, choose, seat
+from service.scheduling.policy import Ask, Room, choose, grow, seat
 
 #: How many attempts of other runners one call may release; the next call takes the rest.
 RELEASES_PER_SYNC = 1000
@@ -152,17 +153,55 @@ def _free_rooms(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Room]
 def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
     silent_since = tick.lease.silent_since(tick.now)
     waiting = {job.id: job for job in store.claimable(tick.session, silent_since=silent_since)}
-    chosen = choose([_ask(job) for job in waiting.values()], _free_rooms(view.nodes, held))
-    return [_start_attempt(tick, waiting[ask.job_id], view.runner_id) for ask in chosen]
+    asks = [_ask(job) for job in waiting.values()]
+    chosen, rooms = choose(asks, _free_rooms(view.nodes, held))
+    _let_grow(tick, held, rooms)
+    return [_start_attempt(tick, waiting[ask.job_id], ask, view.runner_id) for ask in chosen]
 
 
 def _ask(job: JobRow) -> Ask:
     seats = ParallelismSpec.model_validate(job.spec["parallelism"])
-    return Ask(job.id, seats.num_workers, seats.cpus_per_worker, seats.gpus_per_worker)
+    largest, *fewer = gang_sizes(seats, batch_size=job.spec["training"]["batch_size"])
+    return Ask(job.id, largest, seats.cpus_per_worker, seats.gpus_per_worker, tuple(fewer))
 
 
-def _start_attempt(tick: Tick, job: JobRow, runner_id: str) -> Assignment:
-    ask, token = _ask(job), mint(Audience.ATTEMPT)
+def _let_grow(tick: Tick, held: Sequence[AttemptRow], rooms: Sequence[Room]) -> None:
+    """Ask elastic jobs that run below their size to move up, with what nobody waits for."""
+    settled = {one.job_id: one for one in held if _may_grow(tick, one)}
+    if not settled or not any(room.cpus >= 1 for room in rooms):
+        return
+    for job in store.running(tick.session, settled.keys()):
+        attempt = settled[job.id]
+        size, rooms = grow(_ask(job), attempt.world_size, rooms)
+        if size > attempt.world_size:
+            attempt.grow_to = size
+            _note_growth(tick, job, attempt)
+
+
+def _may_grow(tick: Tick, attempt: AttemptRow) -> bool:
+    """Whether the attempt has kept its size for long enough, and was not asked before."""
+    wait, since = tick.deadlines.grow_seconds, attempt.first_step_at
+    if wait is None or since is None or attempt.grow_to is not None:
+        return False
+    return attempt.ended_at is None and tick.now - since >= timedelta(seconds=wait)
+
+
+def _note_growth(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
+    events.add(
+        tick.session,
+        job,
+        code="attempt.grows",
+        message=f"there is room for {attempt.grow_to} ranks; the job moves from "
+        f"{attempt.world_size} with its next training state",
+        at=tick.now,
+        attempt_id=attempt.id,
+    )
+
+
+def _start_attempt(tick: Tick, job: JobRow, ask: Ask, runner_id: str) -> Assignment:
+    token = mint(Audience.ATTEMPT)
+    resume = checkpoints.newest_state(tick.session, job.id)
+    _note_other_state(tick, job, resume)
     attempt = attempts.insert(
         tick.session,
         job,
@@ -174,12 +213,29 @@ def _start_attempt(tick: Tick, job: JobRow, runner_id: str) -> Assignment:
             "cpus_per_worker": ask.cpus,
             "gpus_per_worker": ask.gpus,
         },
-        resume=checkpoints.newest_state(tick.session, job.id),
+        resume=resume,
         lease_until=tick.lease.until(tick.now),
         now=tick.now,
     )
     move(tick.session, job, Signal.CLAIM, now=tick.now, deadlines=tick.deadlines)
     return _assignment(attempt, token)
+
+
+def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> None:
+    """Say so when an older training state takes the place of one that did not load."""
+    before = attempts.newest(tick.session, job.id)
+    if before is None or before.reason != Reason.CHECKPOINT_UNREADABLE:
+        return
+    if resume is None or resume.id == before.resume_checkpoint_id:
+        return
+    events.add(
+        tick.session,
+        job,
+        code="checkpoint.set_aside",
+        message=f"training state {before.resume_checkpoint_id} of step {before.resumed_step} does "
+        f"not load; the job goes on from {resume.id} of step {resume.step}",
+        at=tick.now,
+    )
 
 
 def _hand_out_again(attempt: AttemptRow) -> Assignment:

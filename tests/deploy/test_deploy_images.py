@@ -74,7 +74,7 @@ def test_hadolint_finds_nothing(path):
 
 def test_images_install_what_they_need_and_no_more():
     extras = {path.stem: installed_extras(path) for path in composefile.DOCKERFILES}
-    assert extras == {"service": {"service"}, "worker": {"worker"}}
+    assert extras == {"service": {"service"}, "worker": {"worker", "data", "transformers"}}
 
 
 def test_nothing_that_the_service_needs_needs_torch_or_ray():

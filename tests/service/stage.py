@@ -1,10 +1,10 @@
 """The service without HTTP, on a clock that the test moves: for races, deadlines and long walks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from sqlalchemy import select
@@ -13,19 +13,21 @@ from sqlalchemy.orm import Session
 from service.attempts.leases import LeaseKeeper
 from service.contract.cluster import Assignment, Node, Sync, SyncReply
 from service.contract.events import Report, ReportReply
+from service.contract.requests import Extend, Pause
 from service.contract.spec import JobSpec
 from service.db.migrate import alone, migrate
 from service.db.session import Database
 from service.db.tables import AttemptRow, EventRow, JobRow, Table
 from service.ingest.apply import apply_report
 from service.jobs import actions, store
+from service.jobs.actions import Act
 from service.jobs.moves import Deadlines
 from service.scheduling import store as runners
 from service.scheduling.loop import tick
 from service.scheduling.sync import Tick, View, sync
 
 LEASE_SECONDS = 30.0
-DEADLINES = Deadlines(start_seconds=120, stop_seconds=600)
+DEADLINES = Deadlines(start_seconds=120, stop_seconds=600, pause_seconds=None, forget_seconds=None)
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
@@ -34,6 +36,7 @@ class Stage:
 
     def __init__(self, db: Database, *, tick_seconds: float = 1.0) -> None:
         self.db = db
+        self.deadlines = DEADLINES
         self.now = START
         self.keeper = LeaseKeeper.starting(
             START, seconds=LEASE_SECONDS, look_every_seconds=tick_seconds
@@ -47,7 +50,7 @@ class Stage:
 
     def tick(self) -> int:
         with mock.patch("service.scheduling.loop.utc_now", return_value=self.now):
-            return tick(self.db, self.keeper, DEADLINES)
+            return tick(self.db, self.keeper, self.deadlines)
 
     def live(self, seconds: float) -> None:
         """Let time pass with the service looking every second, beginning now."""
@@ -64,19 +67,35 @@ class Stage:
 
     def submit(self, spec: dict[str, Any]) -> str:
         parsed = JobSpec.model_validate(spec)
-        with self._clock():
-            job, _ = actions.submit(self.db, parsed, project="default", key=None)
-        return str(job["id"])
+        with self._clock(), self.db.write() as session:
+            return actions.submit(session, parsed, project="default").id
 
     def stop(self, job_id: str) -> None:
-        with self._clock(), self.db.write() as session:
-            job = store.get(session, job_id, "default", lock=True)
-            actions.stop(session, job, deadlines=DEADLINES)
+        self._do(job_id, actions.stop)
 
     def cancel(self, job_id: str) -> None:
+        self._do(job_id, actions.cancel)
+
+    def pause(self, job_id: str, checkpoint: Literal["save", "latest"] = "save") -> None:
+        self._do(job_id, lambda act, job: actions.pause(act, job, Pause(checkpoint=checkpoint)))
+
+    def resume(self, job_id: str) -> None:
+        self._do(job_id, actions.resume)
+
+    def retry(self, job_id: str) -> None:
+        self._do(job_id, actions.retry)
+
+    def extend(self, job_id: str, **amounts: int) -> None:
+        asked = Extend.model_validate(amounts)
+        self._do(job_id, lambda act, job: actions.extend(act, job, asked))
+
+    def delete(self, job_id: str) -> None:
+        self._do(job_id, actions.delete)
+
+    def _do(self, job_id: str, action: Callable[[Act, JobRow], None]) -> None:
         with self._clock(), self.db.write() as session:
             job = store.get(session, job_id, "default", lock=True)
-            actions.cancel(session, job, deadlines=DEADLINES)
+            action(Act(session, self.deadlines), job)
 
     def _clock(self) -> Any:
         return mock.patch("service.jobs.actions.utc_now", return_value=self.now)
@@ -115,13 +134,13 @@ class Stage:
                 report,
                 token=token,
                 lease=self.keeper.policy,
-                deadlines=DEADLINES,
+                deadlines=self.deadlines,
                 now=self.now,
             )
         return reply
 
     def facts(self, session: Session) -> Tick:
-        return Tick(session, self.now, self.keeper.policy, DEADLINES)
+        return Tick(session, self.now, self.keeper.policy, self.deadlines)
 
     # ---- what is stored ----------------------------------------------------------------------
 

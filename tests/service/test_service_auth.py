@@ -1,5 +1,6 @@
 """Deny by default: every route is closed, or on the short list below."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ PAGES = {("GET", "/"), ("GET", "/jobs/{job_id}")}
 #: Names a file and a metric alike in the walks.
 NAME = "train.loss"
 JOB, CHECKPOINT, ATTEMPT = new_id("job"), new_id("ckpt"), new_id("att")
+DATASET = new_id("ds")
 
 
 def routes(router) -> Iterator[tuple[str, str]]:
@@ -51,8 +53,9 @@ def closed_routes(app) -> list[tuple[str, str]]:
     return sorted(set(routes(app)) - PUBLIC - PAGES)
 
 
-def url_of(path: str, *, job=JOB, checkpoint=CHECKPOINT, attempt=ATTEMPT) -> str:
+def url_of(path: str, *, job=JOB, checkpoint=CHECKPOINT, attempt=ATTEMPT, dataset=DATASET) -> str:
     values = {
+        "dataset_id": dataset,
         "job_id": job,
         "checkpoint_id": checkpoint,
         "attempt_id": attempt,
@@ -171,16 +174,37 @@ def test_ids_of_another_project_are_not_found(service, stranger, digits_spec):
     saved = rank.saved(checkpoint_id, 1, kind="eval", loss=1.0, content=b"x")
     saved["manifest"]["files"][0]["name"] = NAME
     assert rank.report(saved).status_code == 200
+    dataset_id = used_dataset(service)
     walked = 0
     for method, path in closed_routes(service.http.app):
         if path.startswith("/v1/") and "{" in path:
-            url = url_of(path, job=job_id, checkpoint=checkpoint_id)
-            other = service.http.request(method, url, headers=stranger)
-            own = service.http.request(method, url, headers=service.user)
+            url = url_of(path, job=job_id, checkpoint=checkpoint_id, dataset=dataset_id)
+            url += "?offset=0" if method == "PUT" else ""
+            said = {"json": {}} if method == "PATCH" else {}
+            any_version = {"If-Match": "*", "X-Content-SHA256": "0" * 64}
+            other = service.http.request(method, url, headers=stranger | any_version, **said)
+            own = service.http.request(method, url, headers=service.user | any_version, **said)
             assert other.status_code == 404, (method, path)
             assert own.status_code in (200, 202, 409), (method, path, own.text)
             walked += 1
     assert walked >= 12
+
+
+def used_dataset(service: Service) -> str:
+    """A sealed data set of one file, which a job waits to train on."""
+    made = service.post("/datasets", json={"name": "corpus", "format": "bytes"}).json()
+    headers = {**service.user, "X-Content-SHA256": hashlib.sha256(b"x").hexdigest()}
+    url = f"/v1/datasets/{made['id']}/files/{NAME}?offset=0"
+    assert service.http.put(url, content=b"x", headers=headers).status_code == 200
+    assert service.post(f"/datasets/{made['id']}/seal").status_code == 200
+    spec = {
+        "model": {"kind": "preset", "name": "gpt"},
+        "data": {"kind": "dataset", "dataset_id": made["id"]},
+        "task": "causal_lm",
+        "optimizer": {"name": "adamw_schedulefree"},
+    }
+    service.submit(spec)
+    return made["id"]
 
 
 def test_lists_show_the_own_project_only(service, stranger, digits_spec):

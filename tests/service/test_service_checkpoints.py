@@ -190,9 +190,8 @@ LATER = timedelta(hours=2)
 @pytest.fixture
 def home(service, settings):
     """What a sweep is given; the app itself sweeps only at its start and hourly."""
-    return Housekeeping(
-        service.http.app.state.db, LocalBlobs(settings.home_dir / "blobs"), settings.uploads_dir
-    )
+    state = service.http.app.state
+    return Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
 
 
 def folders(settings):

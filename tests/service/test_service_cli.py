@@ -150,6 +150,42 @@ def test_stop_cancel_and_evaluate_reach_the_job(service, roadless, digits_spec):
     assert roadless("cancel", job)[1] == f"{job} CANCELLING\n"
 
 
+def test_a_job_is_paused_extended_resumed_and_deleted(service, roadless, digits_spec):
+    job, _ = service.running(digits_spec)
+    assert roadless("pause", job)[1] == f"{job} PAUSING\n"
+    assert roadless("pause", job, "--latest")[1] == f"{job} PAUSING\n"
+    service.sync(released=[service.job(job)["attempt"]["id"]])
+    assert roadless("extend", job, "--steps", "100")[1] == f"{job} PAUSED\n"
+    assert service.job(job)["spec"]["budget"]["max_steps"] == 600
+    assert roadless("resume", job)[1] == f"{job} QUEUED\n"
+    assert roadless("delete", job)[0] == 1
+    assert roadless("cancel", job)[0] == 0
+    assert roadless("delete", job)[1] == f"{job} deleted\n"
+    assert service.get(f"/jobs/{job}").status_code == 404
+
+
+def test_a_failed_job_is_retried(service, roadless, digits_spec):
+    job, rank = service.running(digits_spec)
+    end(service, rank, {"kind": "failed", "reason": "data_not_found", "message": "no file"})
+    assert roadless("retry", job)[1] == f"{job} QUEUED\n"
+
+
+def test_a_plan_for_a_schedule_is_one_of_three(service, roadless, digits_spec):
+    spec = digits_spec | {"schedule": {"name": "wsd"}, "optimizer": {"name": "adamw"}}
+    job = service.submit(spec)
+    code, _, err = roadless("extend", job, "--steps", "100")
+    assert code == 2
+    assert "/plan: expected a plan, saw none" in err
+    both = roadless("extend", job, "--steps", "1", "--cooldown", "0.5", "--keep-last-rate")
+    assert (both[0], "expected one of" in both[2]) == (2, True)
+    code, _, err = roadless("extend", job, "--steps", "1", "--second-stage", "2")
+    assert code == 2
+    assert "plan/second_stage/factor: Input should be less than or equal to 1, saw 2.0" in err
+    assert roadless("extend", job, "--steps", "100", "--cooldown", "0.5")[0] == 0
+    (extension,) = service.job(job)["spec"]["schedule_extensions"]
+    assert extension["plan"] == {"kind": "cooldown", "cooldown_len": 0.5}
+
+
 def test_events_are_printed_oldest_first(service, roadless, digits_spec):
     job = service.submit(digits_spec)
     service.post(f"/jobs/{job}/cancel")

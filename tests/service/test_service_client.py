@@ -17,6 +17,7 @@ from service.client import (
     WaitTimeout,
 )
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
+from service.contract.requests import Extend, JobPatch
 from service.contract.spec import JobSpec
 from service.contract.states import Phase
 
@@ -176,6 +177,41 @@ def test_pages_are_followed_to_the_end():
     asked = [dict(request.url.params) for request in service.requests]
     assert asked[0] == {"limit": "200", "phase": "RUNNING"}
     assert asked[1] == {"limit": "200", "phase": "RUNNING", "after": "job_1"}
+
+
+def test_verbs_send_what_they_are_told_and_a_key_of_their_own():
+    service = Service(answers(JOB, 202))
+    client = service.client()
+    client.pause("job_1", checkpoint="latest")
+    client.resume("job_1")
+    client.extend("job_1", Extend(steps=5, plan={"kind": "keep_last_rate"}))
+    client.extend("job_1")
+    client.retry("job_1")
+    paths = [request.url.path.rpartition("/")[2] for request in service.requests]
+    assert paths == ["pause", "resume", "extend", "extend", "retry"]
+    bodies = [json.loads(request.content or "null") for request in service.requests]
+    assert bodies[0] == {"checkpoint": "latest"}
+    assert bodies[2] == {"steps": 5, "plan": {"kind": "keep_last_rate"}}
+    assert bodies[1] is bodies[3] is bodies[4] is None
+    assert len({request.headers["Idempotency-Key"] for request in service.requests}) == 5
+
+
+def test_a_change_names_the_version_that_was_read_and_only_what_changes():
+    service = Service(answers(JOB | {"version": 7}))
+    client = service.client()
+    client.patch(client.job("job_1"), JobPatch(budget=None))
+    sent = service.requests[1]
+    assert (sent.method, sent.headers["If-Match"]) == ("PATCH", '"7"')
+    assert json.loads(sent.content) == {"budget": None}
+
+
+def test_a_delete_has_no_answer():
+    service = Service(lambda request: httpx.Response(204))
+    service.client().delete("job_1")
+    assert (service.requests[0].method, service.requests[0].url.path) == (
+        "DELETE",
+        "/v1/jobs/job_1",
+    )
 
 
 def test_an_eval_curve_longer_than_one_answer_is_fetched_whole():

@@ -1,5 +1,6 @@
 """P4: nothing hangs unseen. Time is the test's own, so half an hour takes no time."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -214,6 +215,55 @@ def test_deadlines_wait_for_a_frozen_lease(stage, digits_spec):
     assert stage.job(job_id).phase == "STARTING"
     stage.live(2)
     assert stage.job(job_id).phase == "RECOVERING"
+
+
+# ---- clusters that are gone for good -------------------------------------------------------------
+
+
+def test_a_runner_that_is_forgotten_releases_what_it_held(stage, attempt):
+    """The operator's way out: a job may end although its cluster never says so."""
+    stage.cancel(attempt.job_id)
+    stage.deadlines = replace(DEADLINES, forget_seconds=100)
+    stage.live(95)
+    assert stage.job(attempt.job_id).phase == "CANCELLING"
+    stage.live(10)
+    assert stage.job(attempt.job_id).phase == "CANCELLED"
+    assert stage.codes(attempt.job_id).count("runner.forgotten") == 1
+    assert stage.tick() == 0
+
+
+def test_no_runner_is_forgotten_unless_the_operator_says_so(stage, attempt):
+    stage.cancel(attempt.job_id)
+    stage.live(300)
+    assert stage.job(attempt.job_id).phase == "CANCELLING"
+
+
+def test_ranks_that_report_outlive_a_runner_that_is_forgotten(stage, attempt):
+    stage.deadlines = replace(DEADLINES, forget_seconds=100)
+    for _ in range(8):
+        stage.live(20)
+        say(stage, attempt)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+    assert [row.released_at for row in stage.attempts()] == [None]
+
+
+def test_a_runner_that_speaks_is_not_forgotten_however_long_a_release_takes(stage, attempt):
+    (row,) = stage.attempts()
+    stage.cancel(attempt.job_id)
+    stage.deadlines = replace(DEADLINES, forget_seconds=100)
+    for _ in range(8):
+        stage.live(20)
+        stage.sync(row.runner_id, alive=[row.id])
+    assert stage.job(attempt.job_id).phase == "CANCELLING"
+
+
+def test_a_forgotten_runner_that_comes_back_is_told_to_let_go(stage, attempt):
+    (row,) = stage.attempts()
+    stage.cancel(attempt.job_id)
+    stage.deadlines = replace(DEADLINES, forget_seconds=100)
+    stage.live(105)
+    reply = stage.sync(row.runner_id, alive=[row.id])
+    assert (reply.start, reply.stop) == ([], [row.id])
 
 
 # ---- why a job waits -----------------------------------------------------------------------------

@@ -36,6 +36,21 @@ def test_fifty_posts_of_one_key_at_once_make_one_job(service, digits_spec):
     assert len(service.get("/jobs").json()["data"]) == 1
 
 
+def test_extensions_of_one_key_at_once_are_added_once(service, digits_spec):
+    """And those of different keys each, though they all read and write one budget."""
+    job_id = service.submit(digits_spec)
+
+    def extend(key):
+        headers = {"Idempotency-Key": key}
+        return service.post(f"/jobs/{job_id}/extend", json={"steps": 10}, headers=headers)
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(extend, ["one"] * 10 + [f"key {i}" for i in range(10)]))
+    assert {answer.status_code for answer in answers} == {202}
+    assert sum("idempotent-replayed" in answer.headers for answer in answers) == 9
+    assert service.job(job_id)["spec"]["budget"]["max_steps"] == 500 + 11 * 10
+
+
 def test_of_different_bodies_with_one_key_one_is_taken(service, digits_spec):
     answers = post_at_once(service, [{**digits_spec, "name": f"n{i}"} for i in range(10)])
     assert sorted(answer.status_code for answer in answers) == [201] + [422] * 9

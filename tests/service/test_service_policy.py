@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduling.policy import Ask, Room, choose, seat
+from service.scheduling.policy import Ask, Room, choose, grow, seat
 
 ROOMS = st.lists(st.builds(Room, st.integers(0, 8), st.integers(0, 4)), max_size=5)
 ASKS = st.lists(
@@ -14,20 +14,20 @@ ASKS = st.lists(
 
 @given(ASKS, ROOMS)
 def test_no_more_is_chosen_than_is_free(asks, rooms):
-    chosen = choose(asks, rooms)
+    chosen, _ = choose(asks, rooms)
     assert sum(ask.workers * ask.cpus for ask in chosen) <= sum(room.cpus for room in rooms)
     assert sum(ask.workers * ask.gpus for ask in chosen) <= sum(room.gpus for room in rooms)
 
 
 @given(ASKS, ROOMS)
 def test_chosen_jobs_keep_the_order_of_the_queue(asks, rooms):
-    chosen = choose(asks, rooms)
+    chosen, _ = choose(asks, rooms)
     assert chosen == [ask for ask in asks if ask in chosen]
 
 
 @given(ASKS, ROOMS)
 def test_what_is_left_out_does_not_fit_beside_what_was_chosen_before_it(asks, rooms):
-    chosen = choose(asks, rooms)
+    chosen, _ = choose(asks, rooms)
     left = rooms
     for ask in asks:
         if ask in chosen:
@@ -47,4 +47,43 @@ def test_a_job_without_gpus_takes_none():
 
 def test_a_small_job_fills_what_a_large_one_cannot_use():
     large, small = Ask("large", 4, 1, 0), Ask("small", 1, 1, 0)
-    assert choose([large, small], [Room(2, 0)]) == [small]
+    assert choose([large, small], [Room(2, 0)])[0] == [small]
+
+
+# ---- elastic jobs --------------------------------------------------------------------------------
+
+ELASTIC = st.builds(
+    lambda sizes, cpus: Ask("elastic", max(sizes), cpus, 0, tuple(sorted(sizes)[-2::-1])),
+    st.sets(st.integers(1, 9), min_size=1, max_size=5),
+    st.integers(1, 3),
+)
+
+
+@given(ELASTIC, ROOMS)
+def test_an_elastic_job_gets_the_largest_of_its_sizes_that_fits(ask, rooms):
+    chosen, left = choose([ask], rooms)
+    fitting = [one.workers for one in ask.sizes() if seat(one, rooms) is not None]
+    assert [one.workers for one in chosen] == fitting[:1]
+    held = sum(one.workers * one.cpus for one in chosen)
+    assert sum(room.cpus for room in left) == sum(room.cpus for room in rooms) - held
+
+
+def test_an_elastic_job_takes_less_when_a_job_before_it_takes_the_rest():
+    first, elastic = Ask("first", 3, 1, 0), Ask("elastic", 4, 1, 0, (2, 1))
+    chosen, _ = choose([first, elastic], [Room(4, 0), Room(1, 0)])
+    assert [(one.job_id, one.workers) for one in chosen] == [("first", 3), ("elastic", 2)]
+    assert choose([first, elastic], [Room(3, 0)])[0] == [first]
+
+
+@given(ELASTIC, ROOMS, st.data())
+def test_a_running_job_grows_as_far_as_it_fits_with_the_seats_that_it_has(ask, rooms, data):
+    """Larger than before or not at all; what it would take is really free."""
+    sizes = [one.workers for one in ask.sizes()]
+    now = data.draw(st.sampled_from(sizes))
+    size, left = grow(ask, now, rooms)
+    assert size in sizes
+    assert size >= now
+    taken = sum(room.cpus for room in rooms) - sum(room.cpus for room in left)
+    assert taken == (size - now) * ask.cpus
+    larger = [n for n in sizes if n > size]
+    assert all(seat(Ask("more", n - now, ask.cpus, 0), rooms) is None for n in larger)

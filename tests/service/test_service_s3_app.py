@@ -70,14 +70,14 @@ def keys(bucket):
 @pytest.fixture
 def home(service, settings):
     state = service.http.app.state
-    return Housekeeping(state.db, state.blobs, settings.uploads_dir)
+    return Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
 
 
 def test_what_a_rank_uploads_is_in_the_bucket_and_comes_back(service, settings, digits_spec, keys):
     job_id, rank = service.running(digits_spec)
     checkpoint_id = rank.save(1, content=CONTENT)
     (key,) = keys()
-    assert key.startswith(f"a/prefix/default/{job_id}/{checkpoint_id}/")
+    assert key.startswith(f"a/prefix/blobs/default/{job_id}/{checkpoint_id}/")
     assert not (settings.home_dir / "blobs").exists()
     file = f"/checkpoints/{checkpoint_id}/files/model.safetensors"
     assert service.get(file).content == CONTENT
@@ -101,7 +101,7 @@ def test_the_next_attempt_fetches_its_state_from_the_bucket(service, digits_spec
 def test_retention_deletes_in_the_bucket(service, digits_spec, keys):
     _, rank = service.running(digits_spec)
     ids = [rank.save(step, kind="resume") for step in (1, 2, 3)]
-    assert {key.split("/")[4] for key in keys()} == set(ids[1:])
+    assert {key.split("/")[5] for key in keys()} == set(ids[1:])
 
 
 def test_orphans_are_swept_from_the_bucket(service, digits_spec, home, keys):
@@ -112,7 +112,7 @@ def test_orphans_are_swept_from_the_bucket(service, digits_spec, home, keys):
     home.sweep(utc_now())
     assert len(keys()) == 2, "too fresh to judge"
     home.sweep(utc_now() + LATER)
-    assert [key.split("/")[4] for key in keys()] == [listed]
+    assert [key.split("/")[5] for key in keys()] == [listed]
 
 
 def test_while_the_store_is_away_users_and_ranks_are_told_to_come_again(

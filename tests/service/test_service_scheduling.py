@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -362,3 +363,93 @@ def test_a_rank_hears_nothing_of_another_jobs_wishes(service, digits_spec):
     service.post(f"/jobs/{job_id}/stop")
     assert second.report().json()["desired"] == "run"
     assert first.report().json()["desired"] == "stop"
+
+
+# ---- elastic jobs --------------------------------------------------------------------------------
+
+ELASTIC = {
+    "parallelism": {"min_workers": 1, "max_workers": 4},
+    "training": {"batch_size": 12},
+    "checkpoints": {"state_every_steps": 5},
+}
+
+
+def step(number):
+    position = {"samples": number, "tokens": 0, "wall_seconds": 1.0, "gpu_seconds": 0.0}
+    return {"kind": "step", "seq": number, "step": number, "values": {}, **position}
+
+
+def growing(stage, seconds):
+    """Let elastic jobs keep their size for so long."""
+    stage.deadlines = replace(stage.deadlines, grow_seconds=seconds)
+
+
+def running(stage, spec, *, free_cpus):
+    """An elastic job that has made its first step."""
+    job_id, runner_id = stage.submit({**spec, **ELASTIC}), stage.register()
+    taken = stage.claim(runner_id, free_cpus=free_cpus)
+    stage.report(taken.token, step(1))
+    return job_id, runner_id, taken
+
+
+@pytest.mark.parametrize(("free_cpus", "workers"), [(9, 4), (4, 4), (3, 3), (2, 2), (1, 1)])
+def test_an_elastic_job_starts_with_what_there_is(stage, digits_spec, free_cpus, workers):
+    _, _, taken = running(stage, digits_spec, free_cpus=free_cpus)
+    assert taken.num_workers == workers
+
+
+def test_an_attempt_after_a_loss_has_the_size_that_fits(stage, digits_spec):
+    job_id, runner_id, taken = running(stage, digits_spec, free_cpus=4)
+    stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=0)
+    stage.sync(runner_id, alive=[], free_cpus=0)
+    (again,) = stage.sync(runner_id, released=[taken.attempt_id], free_cpus=2).start
+    assert (again.job_id, again.num_workers) == (job_id, 2)
+
+
+def test_a_small_attempt_is_asked_to_grow_once_and_not_too_soon(stage, digits_spec):
+    growing(stage, 300)
+    job_id, runner_id, taken = running(stage, digits_spec, free_cpus=2)
+    alive = [taken.attempt_id]
+    stage.sync(runner_id, alive=alive, free_cpus=2)
+    assert not stage.report(taken.token).resize
+    stage.pass_time(301)
+    stage.sync(runner_id, alive=alive, free_cpus=0)
+    assert not stage.report(taken.token).resize, "there is no room"
+    for _ in range(2):
+        stage.sync(runner_id, alive=alive, free_cpus=1)
+        assert stage.report(taken.token).resize
+    (attempt,) = stage.attempts()
+    assert attempt.grow_to == 3
+    assert stage.codes(job_id).count("attempt.grows") == 1
+
+
+def test_room_that_a_waiting_job_takes_is_not_offered(stage, digits_spec):
+    growing(stage, 0)
+    _, runner_id, taken = running(stage, digits_spec, free_cpus=2)
+    waiting = stage.submit({**digits_spec, "parallelism": {"num_workers": 2}})
+    reply = stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=2)
+    assert [one.job_id for one in reply.start] == [waiting]
+    assert not stage.report(taken.token).resize
+
+
+def test_a_job_that_its_user_stops_does_not_grow(stage, digits_spec):
+    growing(stage, 0)
+    job_id, runner_id, taken = running(stage, digits_spec, free_cpus=2)
+    stage.stop(job_id)
+    stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=4)
+    assert not stage.report(taken.token).resize
+
+
+def test_a_job_that_has_left_to_grow_goes_on_larger_and_has_lost_nothing(stage, digits_spec):
+    growing(stage, 0)
+    job_id, runner_id, taken = running(stage, digits_spec, free_cpus=2)
+    stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=2)
+    ending = {"kind": "finished", "seq": 2, "reason": "resized", "step": 5}
+    stage.report(taken.token, ending)
+    job = stage.job(job_id)
+    assert (job.phase, job.reason, job.losses_in_a_row) == ("RECOVERING", "resized", 0)
+    reply = stage.sync(runner_id, released=[taken.attempt_id], free_cpus=4)
+    assert [(one.job_id, one.num_workers) for one in reply.start] == [(job_id, 4)]
+    stage.report(reply.start[0].token, step(1))
+    stage.sync(runner_id, alive=[reply.start[0].attempt_id], free_cpus=60)
+    assert not stage.report(reply.start[0].token).resize, "it is as large as it gets"

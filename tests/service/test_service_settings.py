@@ -89,3 +89,9 @@ def test_a_wrong_value_is_refused_by_name(monkeypatch, name, value):
 def test_settings_do_not_change():
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+def test_a_runner_is_not_forgotten_before_its_attempts_are_lost(monkeypatch):
+    monkeypatch.setenv("ROADLESS_FORGET_RUNNER_SECONDS", "29")
+    with pytest.raises(ValidationError, match="FORGET_RUNNER_SECONDS >= 30, the lease, saw 29"):
+        Settings()

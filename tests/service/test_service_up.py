@@ -166,6 +166,7 @@ def test_each_process_is_told_what_it_needs_and_no_more(start):
         "ROADLESS_URL": f"http://127.0.0.1:{port}",
         "ROADLESS_RUNNER_TOKEN_FILE": f"{home}/runner.token",
         "ROADLESS_SCRATCH": f"{home}/scratch",
+        "ROADLESS_DATA_CACHE": f"{home}/data-cache",
         "RAY_ADDRESS": "127.0.0.1:6379",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": "/t",

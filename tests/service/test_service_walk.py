@@ -17,7 +17,7 @@ from stage import LEASE_SECONDS, Stage, staged
 from service.contract.cluster import Assignment
 from service.contract.ids import new_id
 from service.contract.states import RETRYABLE, TERMINAL, Phase
-from service.errors import Conflict, Fenced
+from service.errors import Conflict, Fenced, Invalid
 
 SPEC = {
     "model": {"kind": "preset", "name": "mlp"},
@@ -89,9 +89,31 @@ class Walk(RuleBasedStateMachine):
         job = data.draw(st.sampled_from(self.stage.jobs()))
         self._act(action, job.id)
 
-    def _act(self, action, job_id):
-        with contextlib.suppress(Conflict):
-            getattr(self.stage, action)(job_id)
+    @precondition(lambda self: self.stage.jobs())
+    @rule(data=st.data(), checkpoint=st.sampled_from(["save", "latest"]))
+    def pause(self, data, checkpoint):
+        job = data.draw(st.sampled_from(self.stage.jobs()))
+        self._act("pause", job.id, checkpoint)
+
+    @precondition(lambda self: self.stage.jobs())
+    @rule(data=st.data(), action=st.sampled_from(["resume", "retry", "extend"]))
+    def let_it_go_on(self, data, action):
+        job = data.draw(st.sampled_from(self.stage.jobs()))
+        if self._act(action, job.id, **({"steps": 7} if action == "extend" else {})):
+            self.ended.pop(job.id, None)
+
+    @precondition(lambda self: self.stage.jobs())
+    @rule(data=st.data())
+    def delete(self, data):
+        job = data.draw(st.sampled_from(self.stage.jobs()))
+        if self._act("delete", job.id):
+            del self.ended[job.id]
+
+    def _act(self, action, job_id, *arguments, **amounts):
+        with contextlib.suppress(Conflict, Invalid):
+            getattr(self.stage, action)(job_id, *arguments, **amounts)
+            return True
+        return False
 
     # ---- runners ---------------------------------------------------------------------------------
 
@@ -175,7 +197,10 @@ class Walk(RuleBasedStateMachine):
         return {"kind": "checkpoint", "manifest": manifest}
 
     @precondition(lambda self: self._running())
-    @rule(data=st.data(), reason=st.sampled_from(["budget_reached", "stopped_by_user"]))
+    @rule(
+        data=st.data(),
+        reason=st.sampled_from(["budget_reached", "stopped_by_user", "paused_by_user"]),
+    )
     def finish(self, data, reason):
         gang = data.draw(st.sampled_from(self._running()))
         self._say(gang, step_event(gang.step + 1), self._finished(gang, reason))
@@ -227,12 +252,14 @@ class Walk(RuleBasedStateMachine):
 
     @invariant()
     def terminal_means_nothing_is_held(self):
-        terminal = {job.id for job in self.stage.jobs() if Phase(job.phase) in TERMINAL}
+        """And paused as well."""
+        idle = TERMINAL | {Phase.PAUSED}
+        terminal = {job.id for job in self.stage.jobs() if Phase(job.phase) in idle}
         held = {gang.assignment.job_id for _, gang in self._gangs()}
         assert not terminal & held
 
     @invariant()
-    def an_end_is_an_end(self):
+    def an_end_is_an_end_until_a_user_opens_it_again(self):
         for job in self.stage.jobs():
             if Phase(job.phase) in TERMINAL:
                 assert self.ended.setdefault(job.id, job.phase) == job.phase
@@ -254,10 +281,12 @@ class Walk(RuleBasedStateMachine):
             mine = [row for row in rows if row.job_id == job.id]
             if job.phase in ("STARTING", "RUNNING"):
                 assert [row for row in mine if row.ended_at is None]
-            if job.phase in ("STOPPING", "FINISHING", "FAILING", "CANCELLING"):
+            if job.phase in ("PAUSING", "STOPPING", "FINISHING", "FAILING", "CANCELLING"):
                 assert [row for row in mine if row.released_at is None]
-            if job.phase in ("QUEUED", "RECOVERING"):
+            if job.phase in ("QUEUED", "RECOVERING", "PAUSED"):
                 assert not [row for row in mine if row.ended_at is None]
+            if job.phase in ("QUEUED", "PAUSED"):
+                assert not [row for row in mine if row.released_at is None]
 
     # ---- and what comes of it --------------------------------------------------------------------
 
@@ -269,7 +298,7 @@ class Walk(RuleBasedStateMachine):
                 break
             self._a_fair_round()
         assert self._is_over(), {job.id: job.phase for job in self.stage.jobs()}
-        self.an_end_is_an_end()
+        self.an_end_is_an_end_until_a_user_opens_it_again()
 
     def _is_over(self):
         phases = {Phase(job.phase) for job in self.stage.jobs()}
@@ -282,8 +311,9 @@ class Walk(RuleBasedStateMachine):
             self._sync(cluster)
         for gang in self._running():
             self._step(gang, with_start=True)
-            if gang.is_up and gang.heard == "stop":
-                self._say(gang, self._finished(gang, "stopped_by_user"))
+            if gang.is_up and gang.heard in ("stop", "pause"):
+                reason = "stopped_by_user" if gang.heard == "stop" else "paused_by_user"
+                self._say(gang, self._finished(gang, reason))
                 gang.is_up = False
         self.stage.pass_time(LEASE_SECONDS / 10)
         self.stage.tick()

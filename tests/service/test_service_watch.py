@@ -76,12 +76,15 @@ class Looked:
 
 
 class Silent:
-    """A console that is no terminal and shows nothing."""
+    """A console that is no terminal; remembers what it would show."""
 
     is_terminal = False
 
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
     def print(self, *said: object, **options: object) -> None:
-        pass
+        self.lines += map(str, said)
 
 
 def test_only_new_points_of_the_curve_are_fetched(digits_spec):
@@ -125,6 +128,17 @@ def test_watching_bridges_a_service_that_is_away(digits_spec):
     client = Looked([a_job(digits_spec), *away, a_job(digits_spec, phase="STOPPED")])
     job = watch(client, "job_1", console=Silent(), sleep=lambda seconds: None)
     assert job.phase is Phase.STOPPED
+
+
+def test_a_paused_job_is_told_of_once_and_watched_until_it_ends(digits_spec):
+    """It may stay so for weeks, and somebody may resume it."""
+    phases = ["RUNNING", "PAUSING", *["PAUSED"] * 50, "QUEUED", "STOPPED"]
+    client = Looked([a_job(digits_spec, phase=phase) for phase in phases])
+    console = Silent()
+    job = watch(client, "job_1", console=console, sleep=lambda seconds: None)
+    assert job.phase is Phase.STOPPED
+    told = [line.split()[0] for line in console.lines]
+    assert told == ["RUNNING", "PAUSING", "PAUSED", "QUEUED", "STOPPED"]
 
 
 def test_watching_ends_at_once_when_the_job_is_unknown():

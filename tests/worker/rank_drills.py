@@ -3,9 +3,11 @@
 ``job_id`` names the drill; a drill returns what the rank found, for the test to read.
 """
 
+import itertools
 import json
 import os
-from dataclasses import asdict
+import signal
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from training_bench import Bench, bits, make_brief
 
 from service.contract.manifest import CheckpointKind
 from service.contract.states import Desired
-from worker import rank
+from worker import loop, rank
 from worker.cluster import Cluster, join
 from worker.data.base import Batch
 from worker.errors import NonFiniteLoss
 from worker.launcher import RankLaunch
 from worker.report import Heard
-from worker.step import Orders, agree, train_step
+from worker.step import Orders, StepResult, StepSettings, agree, train_step
 
 
 def main(launch: RankLaunch) -> None:
@@ -39,7 +41,22 @@ def main(launch: RankLaunch) -> None:
 def _be_rank(launch: RankLaunch) -> None:
     if launch.job_id == "rank:impatient":
         rank.DRAIN_SECONDS = 0.3
+    if launch.job_id == "rank:freezing" and launch.rank == 1:
+        _freeze_before_step(3, note=Path(launch.scratch) / "frozen.pid")
     rank.main(launch)
+
+
+def _freeze_before_step(step: int, *, note: Path) -> None:
+    """Stop this process as a debugger or a broken machine does; it does not die of it."""
+
+    def freezing(*args: Any, **options: Any) -> StepResult:
+        if next(steps) == step:
+            note.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return train_step(*args, **options)
+
+    steps = itertools.count(1)
+    loop.train_step = freezing
 
 
 class PoisonedGradient(torch.autograd.Function):
@@ -67,6 +84,9 @@ class Net(nn.Module):
         return values
 
 
+SETTINGS = StepSettings(task="classification", max_grad_norm=1.0)
+
+
 def _attempt(cluster: Cluster, *, loss_factor: float = 1.0, gradient_factor: float = 1.0) -> Any:
     """Take a good step and then one that only the last rank spoils."""
     is_last = cluster.rank == cluster.world_size - 1
@@ -75,7 +95,7 @@ def _attempt(cluster: Cluster, *, loss_factor: float = 1.0, gradient_factor: flo
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     torch.manual_seed(cluster.rank)
     batch = Batch(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
-    options = {"optimizer": optimizer, "cluster": cluster, "max_grad_norm": 1.0}
+    options = {"optimizer": optimizer, "cluster": cluster, "settings": SETTINGS}
     first = train_step(model, batch, orders=Orders(), **options)
     before = bits(net.state_dict()), bits(optimizer.state_dict())
     net.factor = gradient_factor if is_last else 1.0
@@ -95,7 +115,8 @@ def _attempt(cluster: Cluster, *, loss_factor: float = 1.0, gradient_factor: flo
 
 def _agreement(cluster: Cluster, launch: RankLaunch) -> Any:
     """The lead asks for an evaluation; the other asks for everything, and is not heard."""
-    orders = Orders(evaluate=True) if cluster.is_lead else Orders(True, True, True, False)
+    every = {field.name: True for field in fields(Orders)} | {"evaluate": False}
+    orders = Orders(evaluate=True) if cluster.is_lead else Orders(**every)
     result = agree(cluster, orders, loss_sum=10.0 * (cluster.rank + 1), count=1 + 2 * cluster.rank)
     values = torch.tensor([float(cluster.rank + 1), 0.5], dtype=torch.float64)
     return {

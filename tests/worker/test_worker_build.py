@@ -8,15 +8,10 @@ import torch
 from pydantic import TypeAdapter
 
 import optim
-from service.contract.data import DataSpec
 from service.contract.models import ModelSpec
 from service.contract.optimizers import OptimizerSpec
-from service.contract.states import Reason
 from worker.build import build_optimizer
 from worker.data.base import Description
-from worker.data.build import build_data
-from worker.data.digits import Digits
-from worker.errors import JobFailed
 from worker.launcher import rank_environment
 from worker.model.build import build_model
 from worker.model.convnet import Convnet
@@ -29,10 +24,6 @@ BYTES = Description(input_shape=(64,), num_classes=256, tokens_per_sample=64, fi
 
 def model_spec(name: str, **fields) -> ModelSpec:
     return TypeAdapter(ModelSpec).validate_python({"kind": "preset", "name": name, **fields})
-
-
-def data_spec(kind: str, name: str, **fields) -> DataSpec:
-    return TypeAdapter(DataSpec).validate_python({"kind": kind, "name": name, **fields})
 
 
 def optimizer_spec(name: str, **fields) -> OptimizerSpec:
@@ -62,29 +53,6 @@ def test_building_a_model_draws_no_random_numbers_of_the_caller():
     torch.manual_seed(3)
     build_model(model_spec("mlp"), data=IMAGES, seed=2**63 - 1)
     assert torch.equal(torch.rand(4), expected)
-
-
-def test_digits_are_built():
-    assert isinstance(build_data(data_spec("builtin", "digits"), model=model_spec("mlp")), Digits)
-
-
-def test_bytes_are_cut_to_the_context_of_the_model():
-    spec = data_spec("builtin", "python_stdlib_bytes")
-    data = build_data(spec, model=model_spec("gpt", context=17))
-    assert data.description.tokens_per_sample == 17
-    assert data.eval_batch(0, 2).inputs.shape == (2, 17)
-
-
-def test_a_file_is_read_below_the_roots_of_this_node(tmp_path):
-    path = tmp_path / "corpus.txt"
-    path.write_bytes(bytes(3000))
-    spec = data_spec("files", "bytes", path=str(path))
-    roots = ("/srv/other", str(tmp_path))
-    data = build_data(spec, model=model_spec("gpt"), roots=roots)
-    assert data.description.tokens_per_sample == 64
-    with pytest.raises(JobFailed) as caught:
-        build_data(spec, model=model_spec("gpt"))
-    assert caught.value.reason is Reason.DATA_FORBIDDEN
 
 
 def test_the_optimizer_gets_every_field_of_its_spec():

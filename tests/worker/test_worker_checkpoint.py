@@ -2,37 +2,25 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optimizer_specs import OPTIMIZERS, make_optimizer
 from torch import nn
 from training_bench import bits
 
 from optim import at_average, averaged_point
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.optimizers import OptimizerSpec
-from worker.build import build_optimizer
-from worker.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    STATE_TENSORS_FILE,
-    Resumed,
-    check_files,
-    read_model,
-    read_state,
-    write_model,
-    write_state,
-)
+from worker.checkpoint import MODEL_FILE, check_files, read_model, write_model
 from worker.errors import CheckpointUnreadable
 from worker.position import Position
+from worker.state import STATE_FILE, Resumed, read_state, share_of, tensors_file, write_share
 
+STATE_TENSORS_FILE = tensors_file(0)
 POSITION = Position(step=7, samples=56, tokens=1, wall_seconds=0.1 + 0.2, gpu_seconds=1e-300)
-UNION, _ = get_args(OptimizerSpec)
-SPECS = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(UNION)}
-OPTIMIZERS = sorted(SPECS)
 AVERAGED = ["adamw_schedulefree", "schedulefree_wrapper", "sgd_schedulefree"]
 
 
@@ -43,15 +31,6 @@ def make_model(width: int = 3) -> nn.Module:
     model.register_parameter("late", nn.Parameter(torch.ones(2)))
     model[2].bias.requires_grad_(False)
     return model
-
-
-def make_optimizer(model: nn.Module, **spec: Any) -> torch.optim.Optimizer:
-    """Of these settings, those that the optimizer has; a wrapper's rate is its base's."""
-    kind = SPECS[spec["name"]]
-    if "base" in kind.model_fields:
-        spec["base"] = {"name": "AdamW", "lr": spec.get("lr", 0.01)}
-    fields = {name: value for name, value in spec.items() if name in kind.model_fields}
-    return build_optimizer(kind.model_validate(fields), params=model.parameters())
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, *, steps: range) -> None:
@@ -78,6 +57,20 @@ def manifest_of(files: tuple[CheckpointFile, ...]) -> Manifest:
         samples=1,
         files=files,
     )
+
+
+def write_state(
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    evaluated_step: int | None,
+) -> tuple[CheckpointFile, ...]:
+    """The state of a rank alone."""
+    folder.mkdir(parents=True)
+    share = share_of(model, optimizer, rank=0, position=position, evaluated_step=evaluated_step)
+    return write_share(folder, share)
 
 
 def state_after(steps: int, folder: Path, **spec: Any) -> tuple[CheckpointFile, ...]:

@@ -1,4 +1,4 @@
-"""The sources: what is read, what is held out, and how each failure ends the job."""
+"""The built-in sets: what is read or made, what is held out, and how each failure ends the job."""
 
 import hashlib
 import os
@@ -8,26 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from data_cases import Node
+from sklearn.datasets import load_breast_cancer, load_digits
 
 from service.contract.states import Reason
-from worker.data import file_bytes, stdlib_bytes
+from worker.data import breast_cancer, stdlib_bytes
 from worker.data.digits import Digits
 from worker.errors import JobFailed
 
-CONTENT = bytes(range(200))
-
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "corpus.txt").write_bytes(CONTENT)
-    return folder.resolve()
+def node(tmp_path: Path) -> Node:
+    return Node.at(tmp_path)
 
 
-def load(path: Path | str, root: Path):
-    return file_bytes.load(str(path), context=4, roots=(str(root),))
+# ---- scikit-learn's -----------------------------------------------------------------------------
 
 
 def test_every_fifth_digit_is_held_out_and_the_rest_is_trained_on():
@@ -59,26 +54,46 @@ def test_digits_are_described_as_their_batches_are():
     assert data.num_train + data.num_eval == 1797
 
 
-def test_digits_without_their_package_are_data_not_found(monkeypatch):
-    monkeypatch.setattr("worker.data.digits.find_spec", lambda name: None)
-    with pytest.raises(JobFailed, match="scikit-learn") as caught:
-        Digits()
-    assert caught.value.reason is Reason.DATA_NOT_FOUND
+def test_breast_cancer_is_scikit_learns_standardised_by_what_is_trained_on(node):
+    inputs, labels = load_breast_cancer(return_X_y=True)
+    data = node.build({"kind": "builtin", "name": "breast_cancer"})
+    is_held_out = np.arange(569) % 5 == 4
+    trained = inputs[~is_held_out]
+    expected = (inputs[is_held_out] - trained.mean(axis=0)) / trained.std(axis=0)
+    held_out = data.eval_batch(0, data.num_eval)
+    assert np.allclose(held_out.inputs.numpy(), expected, atol=1e-4)
+    assert held_out.targets.tolist() == labels[is_held_out].tolist()
+    assert (data.num_train, data.description.num_classes) == (456, 2)
+    assert data.description.input_shape == (30,)
 
 
-def test_digits_without_their_file_are_data_unreadable(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("load", "room"), [(Digits, "digits"), (breast_cancer.load, "breast_cancer")]
+)
+def test_without_their_package_they_are_not_found_and_without_their_file_unreadable(
+    monkeypatch, tmp_path, load, room
+):
     elsewhere = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr("worker.data.digits.find_spec", lambda name: elsewhere)
-    with pytest.raises(JobFailed, match="digits") as caught:
-        Digits()
-    assert caught.value.reason is Reason.DATA_UNREADABLE
+    for found, reason in ((None, Reason.DATA_NOT_FOUND), (elsewhere, Reason.DATA_UNREADABLE)):
+        monkeypatch.setattr(f"worker.data.{room}.find_spec", lambda name, found=found: found)
+        with pytest.raises(JobFailed, match=f"scikit-learn|{room}") as caught:
+            load()
+        assert caught.value.reason is reason
 
 
-def test_the_standard_library_is_its_top_modules_by_name():
+# ---- the standard library -----------------------------------------------------------------------
+
+
+def test_the_standard_library_is_its_top_modules_by_name(node):
     folder = Path(os.__file__).parent
     content = b"".join(p.read_bytes() for p in sorted(folder.iterdir()) if p.suffix == ".py")
-    data = stdlib_bytes.load(context=64)
+    spec = {"kind": "builtin", "name": "python_stdlib_bytes"}
+    data = node.build(spec, task="causal_lm", context=17)
     assert data.description.fingerprint == hashlib.sha256(content).hexdigest()
+    assert data.description.tokens_per_sample == 17
+    assert data.eval_batch(0, 2).inputs.shape == (2, 17)
+    first = len(content) - len(content) // 20
+    assert bytes(data.eval_batch(0, 1).inputs[0].tolist()) == content[first : first + 17]
 
 
 def test_a_python_without_its_source_is_data_not_found(tmp_path, monkeypatch):
@@ -88,75 +103,66 @@ def test_a_python_without_its_source_is_data_not_found(tmp_path, monkeypatch):
     assert caught.value.reason is Reason.DATA_NOT_FOUND
 
 
-def test_a_file_below_a_root_is_read(root):
-    data = load(root / "corpus.txt", root)
-    assert data.description.fingerprint == hashlib.sha256(CONTENT).hexdigest()
-    assert data.eval_batch(0, 1).inputs.tolist() == [[190, 191, 192, 193]]
+# ---- synthetic ----------------------------------------------------------------------------------
 
 
-def test_a_link_that_stays_below_the_root_is_followed(root):
-    (root / "link").symlink_to("corpus.txt")
-    assert load(root / "link", root).num_eval == 2
+def synthetic(node: Node, generator: str, task="classification", **fields):
+    spec = {"kind": "builtin", "name": "synthetic", "generator": generator, **fields}
+    return node.build(spec, task=task)
 
 
-@pytest.mark.parametrize("name", ["absent.txt", "corpus.txt/below", "null\0byte"])
-def test_a_file_that_is_not_there_is_data_not_found(root, name):
-    with pytest.raises(JobFailed) as caught:
-        load(f"{root}/{name}", root)
-    assert caught.value.reason is Reason.DATA_NOT_FOUND
+def test_synthetic_classes_can_be_told_apart(node):
+    """The nearest class mean is right for most held-out samples, and no better than chance if
+    noise is all there is."""
+    for noise, is_learnable in ((0.5, True), (100.0, False)):
+        data = synthetic(node, "classification", noise=noise, num_classes=4, input_shape=[3, 4, 4])
+        trained = data.train_batch(np.arange(data.num_train))
+        means = torch.stack([trained.inputs[trained.targets == c].mean(dim=0) for c in range(4)])
+        held_out = data.eval_batch(0, data.num_eval)
+        distances = torch.cdist(held_out.inputs.flatten(1), means.flatten(1))
+        accuracy = (distances.argmin(dim=1) == held_out.targets).double().mean()
+        assert (accuracy > 0.95) if is_learnable else (accuracy < 0.4)
 
 
-def test_a_way_out_of_the_root_is_forbidden_and_the_variable_named(root):
-    outside = root.parent / "secret"
-    outside.write_bytes(CONTENT)
-    (root / "link").symlink_to(outside)
-    sibling = root.parent / "database"
-    for path in (
-        outside,
-        root / "link",
-        f"{root}/../secret",
-        "/absent/file",
-        sibling,
-        "corpus.txt",
-    ):
-        with pytest.raises(JobFailed, match="ROADLESS_DATA_ROOTS") as caught:
-            load(path, root)
-        assert caught.value.reason is Reason.DATA_FORBIDDEN
+def test_synthetic_targets_are_linear_in_the_inputs_but_for_the_noise(node):
+    data = synthetic(node, "regression", "regression", noise=0.01, num_targets=2, num_train=500)
+    batch = data.train_batch(np.arange(500))
+    assert (data.description.num_targets, data.description.num_classes) == (2, 0)
+    fit = torch.linalg.lstsq(batch.inputs, batch.targets).solution
+    errors = batch.inputs @ fit - batch.targets
+    assert 0 < errors.abs().max() < 0.02
 
 
-def test_without_roots_everything_is_forbidden(root):
-    with pytest.raises(JobFailed, match="lists no folder") as caught:
-        file_bytes.load(str(root / "corpus.txt"), context=4, roots=())
-    assert caught.value.reason is Reason.DATA_FORBIDDEN
+def test_synthetic_text_repeats_itself_but_for_slips(node):
+    data = synthetic(
+        node, "tokens", "causal_lm", phrase=16, noise=0.2, vocabulary=300, num_tokens=8000
+    )
+    windows = data.train_batch(np.arange(data.num_train)).inputs
+    tokens = windows[: len(windows) // 2 * 2].reshape(-1, 16)
+    usual = tokens.mode(dim=0).values
+    share = (tokens != usual).double().mean()
+    assert 0.15 < share < 0.25
+    assert data.description.num_classes == 300
+    assert tokens.max() < 300
 
 
-def test_what_cannot_be_read_is_data_unreadable(root):
-    os.mkfifo(root / "pipe")
-    for path in (root, root / "pipe", root / ("x" * 300)):
-        with pytest.raises(JobFailed) as caught:
-            load(path, root)
-        assert caught.value.reason is Reason.DATA_UNREADABLE
+@pytest.mark.parametrize("generator", ["classification", "regression", "tokens"])
+def test_synthetic_data_is_a_function_of_the_seed(node, generator):
+    task = {"tokens": "causal_lm"}.get(generator, generator)
+    prints = [
+        synthetic(node, generator, task, seed=seed).description.fingerprint for seed in (0, 0, 1)
+    ]
+    assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_file_that_may_not_be_opened_is_data_unreadable(root, monkeypatch):
-    def refuse(*args, **options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(np, "memmap", refuse)
-    with pytest.raises(JobFailed, match=r"corpus\.txt, saw: Permission denied") as caught:
-        load(root / "corpus.txt", root)
-    assert caught.value.reason is Reason.DATA_UNREADABLE
+def test_synthetic_data_is_pinned_for_ever(node):
+    """A change here would silently change every bench and every stored receipt."""
+    data = synthetic(node, "classification", input_shape=[2], num_train=3, num_eval=1)
+    assert data.train_batch(np.arange(3)).inputs.tolist() == PINNED
 
 
-@pytest.mark.parametrize("content", [b"", b"short"])
-def test_a_file_too_short_for_a_sample_is_data_invalid(root, content):
-    (root / "short.txt").write_bytes(content)
-    with pytest.raises(JobFailed, match=r"short\.txt") as caught:
-        load(root / "short.txt", root)
-    assert caught.value.reason is Reason.DATA_INVALID
-
-
-def test_a_root_that_is_a_link_opens_what_it_points_to(root):
-    (root.parent / "alias").symlink_to(root)
-    path = str(root / "corpus.txt")
-    assert file_bytes.load(path, context=4, roots=(str(root.parent / "alias"),)).num_train > 0
+PINNED = [
+    [-0.3480393886566162, -0.6375401020050049],
+    [-1.177708387374878, 0.3520772457122803],
+    [0.6441580057144165, -0.13837802410125732],
+]

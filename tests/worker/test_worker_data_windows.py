@@ -1,6 +1,5 @@
-"""Windows over bytes: what one sample holds, and what one epoch and one evaluation cover."""
+"""Windows over tokens: what one sample holds, and what one epoch and one evaluation cover."""
 
-import hashlib
 from collections import Counter
 
 import numpy as np
@@ -9,28 +8,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.contract.states import Reason
-from worker.data.bytes_windows import BytesWindows
+from worker.data.token_windows import TokenString, TokenWindows
 from worker.errors import DataInvalid
 
 
-def shortest(context: int) -> int:
-    return 20 * (context + 1)
+def string(tokens: np.ndarray, num_train: int) -> TokenString:
+    return TokenString(
+        tokens=tokens,
+        num_train=num_train,
+        vocabulary=251,
+        bytes_per_token=1.5,
+        fingerprint="f",
+        source="corpus",
+    )
 
 
-def numbered(num_bytes: int) -> np.ndarray:
-    return (np.arange(num_bytes) % 251).astype(np.uint8)
+def numbered(num_train: int, num_eval: int) -> TokenString:
+    return string((np.arange(num_train + num_eval) % 251).astype(np.uint8), num_train)
 
 
 @st.composite
 def windows(draw):
     context = draw(st.integers(2, 12))
-    num_bytes = draw(st.integers(shortest(context), shortest(context) + 200))
-    return BytesWindows(numbered(num_bytes), context=context, source="test"), context, num_bytes
+    num_train = draw(st.integers(2 * context, 2 * context + 200))
+    num_eval = draw(st.integers(context + 1, context + 100))
+    return (
+        TokenWindows(numbered(num_train, num_eval), context=context),
+        context,
+        num_train,
+        num_eval,
+    )
 
 
 @given(windows(), st.integers(0, 30))
-def test_the_target_is_the_byte_after_each_input(case, epoch):
-    data, context, _ = case
+def test_the_target_is_the_token_after_each_input(case, epoch):
+    data, context, _, _ = case
     indices = epoch * data.num_train + np.arange(data.num_train)
     for batch in (data.train_batch(indices), data.eval_batch(0, data.num_eval)):
         assert batch.inputs.shape == batch.targets.shape == (len(batch.inputs), context)
@@ -38,25 +50,21 @@ def test_the_target_is_the_byte_after_each_input(case, epoch):
 
 
 @given(windows(), st.integers(0, 30))
-def test_an_epoch_predicts_no_byte_twice_and_misses_less_than_two_windows(case, epoch):
-    data, context, num_bytes = case
-    boundary = num_bytes - num_bytes // 20
-    distinct = BytesWindows(
-        np.arange(num_bytes, dtype=np.uint16),  # type: ignore[arg-type]  # positions as content
-        context=context,
-        source="test",
-    )
-    batch = distinct.train_batch(epoch * data.num_train + np.arange(data.num_train))
+def test_an_epoch_predicts_no_token_twice_and_misses_less_than_two_windows(case, epoch):
+    _, context, num_train, num_eval = case
+    positions = np.arange(num_train + num_eval, dtype=np.uint16)
+    distinct = TokenWindows(string(positions, num_train), context=context)
+    batch = distinct.train_batch(epoch * distinct.num_train + np.arange(distinct.num_train))
     predicted = Counter(batch.targets.flatten().tolist())
     assert set(predicted.values()) == {1}
-    assert len(predicted) > boundary - 2 * context - 1
-    assert max(predicted) < boundary
+    assert len(predicted) > num_train - 2 * context - 1
+    assert max(predicted) < num_train
 
 
 @given(windows())
-def test_held_out_windows_cover_the_last_twentieth_but_for_a_rest(case):
-    data, context, num_bytes = case
-    held_out = numbered(num_bytes)[num_bytes - num_bytes // 20 :]
+def test_held_out_windows_cover_the_held_out_part_but_for_a_rest(case):
+    data, context, num_train, num_eval = case
+    held_out = numbered(num_train, num_eval).tokens[num_train:]
     batch = data.eval_batch(0, data.num_eval)
     covered = data.num_eval * context
     assert batch.targets.flatten().tolist() == held_out[1 : covered + 1].tolist()
@@ -66,22 +74,25 @@ def test_held_out_windows_cover_the_last_twentieth_but_for_a_rest(case):
 
 def test_epochs_cut_at_every_offset_before_one_comes_again():
     context = 6
-    data = BytesWindows(numbered(shortest(context)), context=context, source="test")
+    data = TokenWindows(numbered(120, 7), context=context)
     firsts = [data.train_batch(np.array([e * data.num_train])).inputs[0, 0] for e in range(context)]
     assert sorted(int(first) for first in firsts) == list(range(context))
 
 
-def test_one_byte_too_few_for_a_held_out_sample_is_refused():
-    BytesWindows(numbered(shortest(4)), context=4, source="corpus")
-    with pytest.raises(DataInvalid, match="expected corpus to have at least 100 bytes") as caught:
-        BytesWindows(numbered(shortest(4) - 1), context=4, source="corpus")
+@pytest.mark.parametrize(
+    ("num_train", "num_eval", "problem"), [(8, 4, "5 tokens to hold out"), (7, 5, "8 tokens to tr")]
+)
+def test_one_token_too_few_for_a_sample_is_refused(num_train, num_eval, problem):
+    TokenWindows(numbered(8, 5), context=4)
+    with pytest.raises(DataInvalid, match=f"expected corpus to have at least {problem}") as caught:
+        TokenWindows(numbered(num_train, num_eval), context=4)
     assert caught.value.reason is Reason.DATA_INVALID
 
 
 def test_the_description_names_the_shapes_and_the_content():
-    content = numbered(200)
-    description = BytesWindows(content, context=4, source="test").description
+    description = TokenWindows(numbered(100, 100), context=4).description
     assert description.input_shape == (4,)
-    assert description.num_classes == 256
+    assert description.num_classes == description.num_outputs == 251
     assert description.tokens_per_sample == 4
-    assert description.fingerprint == hashlib.sha256(content.tobytes()).hexdigest()
+    assert description.fingerprint == "f"
+    assert description.bytes_per_token == 1.5

@@ -12,16 +12,33 @@ from service.contract.evaluation import EvaluationSpec
 from service.contract.models import ConvnetPreset, GptPreset
 from service.contract.spec import JobSpec
 from worker.data.base import Batch, Description
-from worker.data.bytes_windows import BytesWindows
 from worker.data.digits import Digits
 from worker.data.order import global_indices, reserved_seed
+from worker.data.token_windows import TokenString, TokenWindows
+from worker.errors import DataInvalid
 from worker.evaluate import evaluate, recalibrated_buffers, reevaluate
 from worker.model.convnet import Convnet
 from worker.model.gpt import Gpt
-from worker.task import example_scores, training_loss
+from worker.task import UNCOUNTED, example_scores, score_names, training_loss
 
 DIGITS = Digits()
 SPEC = EvaluationSpec(batch_size=50, batchnorm_batches=5)
+
+
+TOKENS = score_names("causal_lm", num_classes=256)
+
+
+def windows(content: np.ndarray, *, kind: type[TokenWindows] = TokenWindows) -> TokenWindows:
+    """Bytes in windows of 8; the last 5 % are held out."""
+    string = TokenString(
+        tokens=content,
+        num_train=len(content) - len(content) // 20,
+        vocabulary=256,
+        bytes_per_token=1.0,
+        fingerprint="",
+        source="test",
+    )
+    return kind(string, context=8)
 
 
 def alone(values: torch.Tensor) -> torch.Tensor:
@@ -55,7 +72,7 @@ def over_ranks(function, world_size: int):
 
     def listen(values: torch.Tensor) -> torch.Tensor:
         shares.append(values.clone())
-        return values
+        return torch.ones_like(values)  # what this one makes of it is not looked at
 
     for rank in range(world_size):
         function(rank=rank, world_size=world_size, gather=listen)
@@ -81,26 +98,78 @@ def test_loss_and_accuracy_are_means_over_the_held_out_examples():
     assert result.num_examples == 359
     assert result.loss == pytest.approx(loss, rel=1e-6)
     hits = (logits.argmax(1) == whole.targets).double().mean().item()
-    assert result.metrics == {"eval.accuracy": pytest.approx(hits)}
+    top5 = (logits.topk(5).indices == whole.targets[:, None]).any(dim=1).double().mean().item()
+    assert result.metrics == {
+        "eval.accuracy": pytest.approx(hits),
+        "eval.top5_accuracy": pytest.approx(top5),
+    }
 
 
 def test_a_language_model_is_scored_in_nats_per_token_and_bits_per_byte():
     content = np.random.default_rng(0).integers(0, 256, 2000).astype(np.uint8)
-    data = BytesWindows(content, context=8, source="test")
+    data = windows(content)
     model = Gpt(GptPreset(kind="preset", name="gpt", context=8), data=data.description)
     result = score(model, data=data, task="causal_lm")
     whole = data.eval_batch(0, data.num_eval)
-    loss = training_loss(model(whole.inputs), whole.targets).item()
+    loss = training_loss(model(whole.inputs), whole.targets, task="causal_lm").item()
     assert result.num_examples == 12
     assert result.loss == pytest.approx(loss, rel=1e-6)
     assert result.metrics["eval.bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-6)
 
 
-def test_the_tokens_of_a_window_are_averaged_in_float64():
+def test_the_tokens_of_a_window_are_added_up_in_float64():
     logits, targets = torch.randn(1, 333, 7), torch.randint(0, 7, (1, 333))
     losses = nn.functional.cross_entropy(logits[0], targets[0], reduction="none")
-    loss = float(example_scores(logits, targets)[0, 0])
-    assert loss == pytest.approx(math.fsum(losses.tolist()) / 333, rel=1e-14)
+    count, loss, _ = (float(row) for row in example_scores(logits, targets, names=TOKENS)[:, 0])
+    assert count == 333
+    assert loss == pytest.approx(math.fsum(losses.tolist()), rel=1e-14)
+
+
+class Masked(TokenWindows):
+    """Windows of which some have few counted tokens, and one has none."""
+
+    def eval_batch(self, start: int, stop: int) -> Batch:
+        batch = super().eval_batch(start, stop)
+        targets = batch.targets.clone()
+        for row, example in enumerate(range(start, start + len(targets))):
+            targets[row, : example % 9] = UNCOUNTED
+        return Batch(batch.inputs, targets)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_masked_tokens_count_nowhere_and_every_other_once(world_size):
+    """The mean over tokens, not over windows, at any world size: that of a plain loop."""
+    content = np.random.default_rng(0).integers(0, 256, 5000).astype(np.uint8)
+    data = windows(content, kind=Masked)
+    model = Gpt(GptPreset(kind="preset", name="gpt", context=8), data=data.description)
+    nn.init.normal_(model.embedding.weight)
+    spec = EvaluationSpec(batch_size=4)
+
+    def evaluated(**ranks):
+        return score(model, data=data, task="causal_lm", spec=spec, **ranks)
+
+    losses = []
+    for example in range(data.num_eval):
+        batch = data.eval_batch(example, example + 1)
+        with torch.no_grad():
+            logs = model(batch.inputs)[0].log_softmax(dim=-1)
+        for token, target in enumerate(batch.targets[0].tolist()):
+            if target != UNCOUNTED:
+                losses.append(-logs[token, target].item())
+    result = over_ranks(evaluated, world_size)
+    assert len(losses) < 8 * data.num_eval
+    assert result.loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+    assert result == evaluated()
+
+
+def test_held_out_data_without_a_counted_target_is_invalid():
+    class Unscored(Digits):
+        def eval_batch(self, start, stop):
+            batch = super().eval_batch(start, stop)
+            return Batch(batch.inputs, torch.full_like(batch.targets, UNCOUNTED))
+
+    with pytest.raises(DataInvalid, match="expected targets to score in 359 held-out samples"):
+        score(convnet(), data=Unscored())
 
 
 def test_max_batches_bounds_the_examples_in_data_set_order():
@@ -109,7 +178,8 @@ def test_max_batches_bounds_the_examples_in_data_set_order():
     assert first.num_examples == 100
     whole = DIGITS.eval_batch(0, 100)
     with torch.no_grad():
-        expected = training_loss(model.eval()(whole.inputs), whole.targets).item()
+        outputs = model.eval()(whole.inputs)
+        expected = training_loss(outputs, whole.targets, task="classification").item()
     assert first.loss == pytest.approx(expected, rel=1e-6)
     assert score(model, spec=EvaluationSpec(batch_size=50, max_batches=99)) == score(model)
 
@@ -145,7 +215,7 @@ class Echo(nn.Module):
 def test_losses_are_summed_from_left_to_right_in_float64():
     """A sum in another order, or one that carries more digits, has other last bits."""
     data = Listed([1e16, *[1.0] * 999])
-    losses = [float(example_scores(*_pair(data, i))[0]) for i in range(1000)]
+    losses = [float(example_scores(*_pair(data, i), names=TOKENS)[1]) for i in range(1000)]
     expected = 0.0
     for loss in losses:
         expected += loss
@@ -176,7 +246,7 @@ def test_training_does_not_notice_an_evaluation():
 def test_modes_come_back_when_the_model_fails():
     model = convnet()
     with pytest.raises(RuntimeError), using_buffers(model, {}):
-        score(model, data=BytesWindows(np.zeros(2000, np.uint8), context=8, source="test"))
+        score(model, data=windows(np.zeros(2000, np.uint8)))
     assert all(module.training for module in model.modules())
 
 

@@ -40,7 +40,7 @@ def launcher(tmp_path: Path, exits: list[Exited]) -> Iterator[ForkLauncher]:
 
 
 def test_rank_launch_survives_json(tmp_path: Path) -> None:
-    launch = make_launch(tmp_path, gpu_ids=("1",), data_roots=("/data",))
+    launch = make_launch(tmp_path, gpu_ids=("1",), data_roots=("/data",), entry_points=("a:b",))
     assert RankLaunch.from_json(json.loads(json.dumps(launch.to_json()))) == launch
 
 

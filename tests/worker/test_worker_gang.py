@@ -16,6 +16,7 @@ from worker_drills import STAND_IN, is_alive, read_note, wait_until
 from service.contract.cluster import Assignment
 from service.contract.ids import new_id
 from worker.agents import Agents
+from worker.data.sources import DataSources
 from worker.gang import Gangs, StartFailed
 from worker.raycluster import Head
 
@@ -38,7 +39,8 @@ def gangs(ray_head: Head, scratch: Path) -> Iterator[Gangs]:
 
 def make_gangs(scratch: Path) -> Gangs:
     agents = Agents(scratch=str(scratch), entry=STAND_IN, preload=())
-    return Gangs(agents=agents, service_url="http://127.0.0.1:9", data_roots=("/data",))
+    sources = DataSources(roots=("/data",))
+    return Gangs(agents=agents, service_url="http://127.0.0.1:9", data_sources=sources)
 
 
 def assign(*, workers: int = 1, cpus: int = 1, gpus: int = 0, what: str = "stay") -> Assignment:

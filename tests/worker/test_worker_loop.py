@@ -12,9 +12,10 @@ from torch import nn
 from training_bench import CONVNET, MLP, Bench, bits, make_brief
 
 from optim import averaged_point
-from service.contract.events import EvalPoint, StepMetrics
+from service.contract.events import EvalPoint, Notice, StepMetrics
 from service.contract.manifest import CheckpointKind, Manifest
 from service.contract.states import Desired, Reason
+from worker.errors import NonFiniteLoss
 from worker.loop import _seed_step
 from worker.position import Position
 from worker.report import Heard
@@ -190,7 +191,10 @@ def test_a_fenced_attempt_leaves_without_a_word(tmp_path: Path) -> None:
     assert bench.training.run() is None
     assert bench.training.step == 3
     assert steps_of(bench.reporter.evals) == [1, 2]
-    assert [staged.manifest.step for staged in bench.reporter.published] == [1, 1, 2, 2]
+    bench.milestones.close()
+    saved = bench.reporter.of_kind(CheckpointKind.RESUME)
+    assert [staged.manifest.step for staged in evals_of(bench)] == [1, 2]
+    assert [staged.manifest.step for staged in saved] == [1, 2]
 
 
 # ---- evaluations --------------------------------------------------------------------------------
@@ -301,3 +305,81 @@ def test_a_step_says_where_it_stands_and_how_it_went(tmp_path: Path) -> None:
     assert point.values["train.loss"] > 0
     assert point.values["grad.norm"] > 0
     assert point.wall_seconds > 0
+
+
+# ---- what is not finite -------------------------------------------------------------------------
+
+
+class SometimesBad(nn.Module):
+    """A linear model whose loss is NaN in some steps, counted from 0 over all attempts."""
+
+    def __init__(self, bad: set[int], *, first: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(64, 10)
+        self.bad, self.calls = bad, itertools.count(first)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        is_bad = self.training and next(self.calls) in self.bad
+        outputs: torch.Tensor = self.linear(inputs.flatten(1))
+        return outputs * float("nan") if is_bad else outputs
+
+
+def skipping(max_skips: int, **changes: Any) -> Any:
+    training = {"on_non_finite": "skip", "max_skips": max_skips}
+    return make_brief(training=training, **changes)
+
+
+def test_skipped_steps_are_counted_and_told_and_training_goes_on(tmp_path: Path) -> None:
+    """Told of the first, second and fourth; the state carries the count to the next attempt."""
+    bench = Bench(skipping(2), tmp_path / "1", model=SometimesBad({1, 2, 4}))
+    assert bench.training.run() is Reason.BUDGET_REACHED
+    skipped = [point.values["train.skipped"] for point in bench.reporter.steps]
+    assert skipped == [0, 1, 2, 2, 3, 3]
+    notices = [event for event in bench.reporter.said if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["train.skipped"] * 2
+    assert "step 2 made no update, the 1. of the job: loss nan" in notices[0].message
+
+    longer = skipping(2, budget={"max_steps": 8})
+    again = Bench(longer, tmp_path / "2", model=SometimesBad({6}, first=6), resume=bench.last_state)
+    again.training.run()
+    assert [point.values["train.skipped"] for point in again.reporter.steps] == [4, 4]
+    assert len([event for event in again.reporter.said if isinstance(event, Notice)]) == 1
+
+
+def test_too_many_skips_in_a_row_fail_the_job(tmp_path: Path) -> None:
+    bench = Bench(skipping(2), tmp_path, model=SometimesBad({0, 2, 3, 4}))
+    with pytest.raises(NonFiniteLoss, match="expected a finite training loss, saw nan"):
+        bench.training.run()
+    assert bench.training.step == 4
+
+
+def test_without_the_wish_nothing_is_skipped_nor_counted(tmp_path: Path) -> None:
+    bench = Bench(make_brief(), tmp_path, model=SometimesBad({3}))
+    with pytest.raises(NonFiniteLoss):
+        bench.training.run()
+    assert "train.skipped" not in bench.reporter.steps[0].values
+
+
+# ---- moving to more ranks -----------------------------------------------------------------------
+
+
+def test_a_rank_that_is_to_move_leaves_with_the_next_training_state(tmp_path: Path) -> None:
+    """And not before; without an evaluation that an undisturbed run would not have."""
+    brief = make_brief(
+        evaluation={"every_steps": 3}, checkpoints={"state_every_steps": 4}, budget=None
+    )
+    bench = Bench(brief, tmp_path, script={1: Heard(resize=True)})
+    assert bench.training.run() is Reason.RESIZED
+    assert bench.training.step == 4
+    assert steps_of(bench.reporter.evals) == [3]
+    saved = bench.reporter.of_kind(CheckpointKind.RESUME)
+    assert [staged.manifest.step for staged in saved] == [4]
+
+
+def test_a_stop_goes_before_a_move(tmp_path: Path) -> None:
+    both = Heard(Desired.STOP, resize=True)
+    brief = make_brief(checkpoints={"state_every_steps": 2}, budget=None)
+    bench = Bench(brief, tmp_path, script={1: both})
+    assert bench.training.run() is Reason.STOPPED_BY_USER
+    assert steps_of(bench.reporter.evals) == [2]

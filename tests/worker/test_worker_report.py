@@ -29,6 +29,7 @@ from service.contract.events import (
     ReportReply,
     StepMetrics,
 )
+from service.contract.manifest import CheckpointFile, CheckpointKind
 from service.contract.states import Desired, Reason
 from worker import report as reporting
 from worker import spool
@@ -77,6 +78,14 @@ def unnumbered(events: list[Event]) -> list[Event]:
     return [event.model_copy(update={"seq": 0}) for event in events]
 
 
+def checkpoints_of(events: list[Event]) -> list[Event]:
+    return [event for event in events if isinstance(event, CheckpointSaved)]
+
+
+def without_checkpoints(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, CheckpointSaved)]
+
+
 def steps_of(events: list[Event]) -> list[int]:
     return [event.step for event in events if isinstance(event, StepMetrics)]
 
@@ -92,7 +101,10 @@ def steps_of(events: list[Event]) -> list[int]:
 def test_every_event_arrives_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory, words: list[str], faults: list[Fault]
 ) -> None:
-    """Whatever the network does, as long as it comes back; the service checks the files itself."""
+    """Whatever the network does, as long as it comes back; the service checks the files itself.
+
+    A checkpoint comes behind all that was said before it, and the ending behind everything.
+    """
     folder = tmp_path_factory.mktemp("reporter")
     service = FakeAttemptService(faults)
     reporter = Reporter(service, rank=0, folder=folder)
@@ -109,8 +121,15 @@ def test_every_event_arrives_once_and_in_order(
             case "step":
                 expected.append(step_point(step))
                 reporter.say(expected[-1])
-    assert reporter.close(timeout_seconds=10)
-    assert unnumbered(service.said) == expected
+    reporter.end(FINISHED)
+    reporter.close(timeout_seconds=10)
+    *said, last = unnumbered(service.said)
+    assert last == FINISHED
+    assert without_checkpoints(said) == without_checkpoints(expected)
+    assert checkpoints_of(said) == checkpoints_of(expected)
+    for checkpoint in checkpoints_of(said):
+        before = said[: said.index(checkpoint)]
+        assert all(event in before for event in expected[: expected.index(checkpoint)])
     assert not list(folder.glob("ckpt_*"))
 
 
@@ -209,10 +228,10 @@ def test_what_the_specification_came_with_counts_as_heard(
 # ---- checkpoints --------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_waits_for_its_files_and_later_words_behind_it(
+def test_a_checkpoint_waits_for_its_files_and_nothing_else_for_it(
     service: FakeAttemptService, make_reporter: MakeReporter, tmp_path: Path
 ) -> None:
-    """Heartbeats go on, so that a large upload does not cost the lease."""
+    """A large upload costs neither the lease nor the curve; only the ending waits for it."""
     may_upload = threading.Event()
 
     class SlowUploads:
@@ -228,15 +247,109 @@ def test_a_checkpoint_waits_for_its_files_and_later_words_behind_it(
     reporter.publish(staged)
     reporter.say(step_point(2))
     reporter.say(eval_point(2))
-    wait_until(lambda: len(service.said) == 1)
+    reporter.end(FINISHED)
+    wait_until(lambda: len(service.said) == 3)
     heartbeats = len(service.reports)
     wait_until(lambda: len(service.reports) > heartbeats + 3)
-    assert len(service.said) == 1
+    assert len(service.said) == 3
     assert staged.folder.exists()
     may_upload.set()
-    wait_until(lambda: len(service.said) == 4)
-    assert isinstance(service.said[1], CheckpointSaved)
+    wait_until(lambda: len(service.said) == 5)
+    assert [event.kind for event in service.said[3:]] == ["checkpoint", "finished"]
     assert not staged.folder.exists()
+
+
+def test_a_training_state_takes_the_place_of_those_that_wait(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """Not of the one that is being sent, nor of an eval checkpoint; told once."""
+    service.is_away = True
+    first, kept = state_of(tmp_path, 1), stage(tmp_path, 2)
+    reporter.publish(first)
+    wait_until(lambda: len(service.uploads) > 0)
+    reporter.publish(kept)
+    for step in range(2, 6):
+        state = state_of(tmp_path, step)
+        reporter.publish(state)
+        waiting = {first.folder, kept.folder, state.folder}
+        assert set(tmp_path.glob("ckpt_*")) == waiting
+    service.is_away = False
+    assert reporter.close(timeout_seconds=10)
+    announced = [event.manifest.step for event in checkpoints_of(service.said)]
+    assert announced == [1, 2, 5]
+    notices = [event for event in service.said if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["checkpoint.superseded"]
+    assert "step 2" in notices[0].message
+    assert "step 3" in notices[0].message
+
+
+def state_of(folder: Path, step: int, *, peers: object = None) -> reporting.Staged:
+    staged = stage(folder, step)
+    manifest = staged.manifest.model_copy(update={"kind": CheckpointKind.RESUME})
+    return reporting.Staged(staged.folder, manifest, peers=peers)  # type: ignore[arg-type]
+
+
+class TwoOthers:
+    """Two more ranks, whose words the test gives."""
+
+    def __init__(self, *, is_lead: bool) -> None:
+        self.is_lead = is_lead
+        self.told: list[object] = []
+        self.words: list[object] | None = None
+
+    def tell(self, checkpoint_id: str, files: object) -> None:
+        self.told.append(files)
+
+    def hear(self, checkpoint_id: str) -> list[object] | None:
+        return self.words
+
+
+def test_a_state_of_several_ranks_is_announced_when_all_have_uploaded(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    others = TwoOthers(is_lead=True)
+    staged = state_of(tmp_path, 1, peers=others)
+    files = [
+        CheckpointFile(name=f"state-0000{rank}.safetensors", size=1, sha256="0" * 64)
+        for rank in (1, 2)
+    ]
+    for file in files:
+        service.files[staged.manifest.checkpoint_id, file.name] = b""
+    reporter.publish(staged)
+    reporter.say(step_point(2))
+    wait_until(lambda: len(service.said) == 1)
+    time.sleep(0.05)
+    assert not checkpoints_of(service.said)
+    others.words = [(file,) for file in files]
+    assert reporter.close(timeout_seconds=10)
+    (announced,) = checkpoints_of(service.said)
+    assert announced.manifest.files == (*staged.manifest.files, *files)
+
+
+def test_a_state_that_another_rank_has_given_up_is_not_announced(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    others = TwoOthers(is_lead=True)
+    others.words = [(), None]
+    reporter.publish(state_of(tmp_path, 1, peers=others))
+    assert reporter.close(timeout_seconds=10)
+    assert service.said == []
+
+
+def test_who_does_not_lead_uploads_and_tells_and_announces_nothing(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    others = TwoOthers(is_lead=False)
+    staged = state_of(tmp_path, 1, peers=others)
+    broken = state_of(tmp_path, 2, peers=others)
+    (broken.folder / "a.safetensors").unlink()
+    for state in (staged, broken):
+        reporter.publish(state)
+        wait_until(lambda state=state: not state.folder.exists())
+    assert reporter.close(timeout_seconds=10)
+    assert others.told == [staged.manifest.files, None]
+    assert service.said == []
+    assert len(service.files) == 2
 
 
 def test_a_checkpoint_whose_upload_is_refused_becomes_a_notice(
@@ -246,9 +359,9 @@ def test_a_checkpoint_whose_upload_is_refused_becomes_a_notice(
     (staged.folder / "b.json").unlink()
     reporter.publish(staged)
     reporter.publish(stage(tmp_path, 2))
-    reporter.say(eval_point(2))
-    assert reporter.close(timeout_seconds=10)
-    assert [event.kind for event in service.said] == ["notice", "checkpoint", "eval"]
+    reporter.end(FINISHED)
+    reporter.close(timeout_seconds=10)
+    assert [event.kind for event in service.said] == ["notice", "checkpoint", "finished"]
     assert not list(tmp_path.glob("ckpt_*"))
 
 
@@ -340,14 +453,15 @@ def test_close_ends_although_the_service_stays_away(
 def test_an_upload_given_up_at_the_end_is_not_announced(
     service: FakeAttemptService, make_reporter: MakeReporter, tmp_path: Path
 ) -> None:
-    """It stays in the way of a report that is about to leave when ``close`` gives up."""
+    """Nor is the ending said that waits behind it."""
     service.is_away = True
     reporter = make_reporter()
     reporter.publish(stage(tmp_path, 1))
+    reporter.end(FINISHED)
     wait_until(lambda: bool(service.uploads))
     assert not reporter.close(timeout_seconds=0.05)
     wait_until(lambda: not any(thread.is_alive() for thread in reporter._threads))
-    assert list(reporter._awaiting_upload) == [1]
+    assert reporter._last_seq == 0
 
 
 # ---- refused ------------------------------------------------------------------------------------
@@ -404,9 +518,9 @@ def test_beyond_the_bound_only_steps_are_thinned(
         reporter.say(eval_point(step))
     reporter.publish(stage(tmp_path, 6000))
     reporter.say(step_point(6000))
-    reporter.say(FINISHED)
+    reporter.end(FINISHED)
     service.is_away = False
-    assert reporter.close(timeout_seconds=10)
+    reporter.close(timeout_seconds=10)
     kinds = [event.kind for event in service.said]
     assert kinds[-52:] == ["eval"] * 50 + ["checkpoint", "finished"]
     assert kinds.count("notice") == 1
@@ -456,10 +570,10 @@ def test_a_full_disk_costs_step_points_and_nothing_else(
     reporter.publish(stage(tmp_path, 3))
     disk.room = 10_000
     reporter.say(step_point(4))
-    reporter.say(FINISHED)
+    reporter.end(FINISHED)
     service.is_away = False
-    assert reporter.close(timeout_seconds=10)
+    reporter.close(timeout_seconds=10)
     kinds = [event.kind for event in service.said]
-    assert kinds == ["step", "notice", "eval", "checkpoint", "step", "finished"]
+    assert kinds == ["step", "notice", "eval", "step", "checkpoint", "finished"]
     assert service.said[1].code == "metrics.lost"
     assert steps_of(service.said) == [1, 4]

@@ -85,7 +85,7 @@ def test_a_whole_attempt_is_told_and_then_fenced(
     (lost.folder / "b.json").unlink()
     reporter.publish(kept)
     reporter.publish(lost)
-    reporter.say(Finished(reason=Reason.BUDGET_REACHED, step=2500))
+    reporter.end(Finished(reason=Reason.BUDGET_REACHED, step=2500))
     assert reporter.close(timeout_seconds=30)
 
     path = f"/jobs/{assignment.job_id}"

@@ -24,6 +24,7 @@ from service.contract.ids import new_id
 from worker.agents import Agents
 from worker.api import Away, Refused
 from worker.capacity import Bundle, Held
+from worker.data.sources import DataSources
 from worker.gang import Gangs, Group, NotReleased, StartFailed, View
 from worker.raycluster import Head
 from worker.runner import Runner
@@ -154,7 +155,7 @@ def test_started_attempt_is_alive_from_the_first_sync_after_its_assignment(
     assert (api.heard[1].alive, api.heard[1].wait_seconds) == (["att_1"], 0.0)
     assert api.heard[1].nodes[0].free_cpus == 1
     cluster.start_gate.set()
-    rounds_until(runner, lambda: api.heard[-1].wait_seconds == 10.0)
+    rounds_until(runner, lambda: api.heard[-1].wait_seconds == 1.0)
     assert {tuple(seen.alive) for seen in api.heard[1:]} == {("att_1",)}
     assert api.heard[-1].nodes[0].free_cpus == 1
 
@@ -167,7 +168,7 @@ def test_assignment_that_comes_again_is_started_once(
     runner.round("run_1")
     runner.round("run_1")
     cluster.start_gate.set()
-    rounds_until(runner, lambda: api.heard[-1].wait_seconds == 10.0)
+    rounds_until(runner, lambda: api.heard[-1].wait_seconds == 1.0)
     assert cluster.started == ["att_1"]
 
 
@@ -337,7 +338,7 @@ def service() -> Iterator[FakeService]:
 def scratch(ray_head: Head, tmp_path: Path) -> Iterator[Path]:
     """A cluster whose agents run the stand-in; the runner finds them there by name."""
     agents = Agents(scratch=str(tmp_path), entry=STAND_IN, preload=())
-    gangs = Gangs(agents=agents, service_url="http://127.0.0.1:9", data_roots=())
+    gangs = Gangs(agents=agents, service_url="http://127.0.0.1:9", data_sources=DataSources())
     gangs.wait_ready(30)
     yield tmp_path
     for group in gangs.look().groups:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from worker.data.sources import DataSources
+from worker.model.sources import ModelSources
 from worker.settings import RunnerSettings, SettingsError
 
 
@@ -15,6 +17,9 @@ def test_defaults_are_those_of_one_machine() -> None:
     assert settings.ray_address == "auto"
     assert settings.token_file == Path.home() / ".roadless" / "runner.token"
     assert settings.data_roots == ()
+    assert settings.data_urls == ()
+    assert settings.data_cache == "~/.roadless/data-cache"
+    assert settings.data_cache_bytes == 100 * 2**30
     assert not settings.allow_unauthenticated_ray
 
 
@@ -26,6 +31,9 @@ def test_every_setting_is_read() -> None:
             "ROADLESS_RUNNER_TOKEN": "secret",
             "ROADLESS_SCRATCH": "/fast",
             "ROADLESS_DATA_ROOTS": "/data:/more",
+            "ROADLESS_DATA_URLS": " s3://bucket/a  https://files.example ",
+            "ROADLESS_DATA_CACHE": "/fast/data",
+            "ROADLESS_DATA_CACHE_BYTES": "1000",
             "RAY_ADDRESS": "10.0.0.1:6379",
             "ROADLESS_ALLOW_UNAUTHENTICATED_RAY": "1",
         }
@@ -33,6 +41,13 @@ def test_every_setting_is_read() -> None:
     assert settings.service_url == "https://train.example"
     assert (settings.runner_name, settings.scratch) == ("lab", "/fast")
     assert settings.data_roots == ("/data", "/more")
+    assert settings.data_sources == DataSources(
+        roots=("/data", "/more"),
+        urls=("s3://bucket/a", "https://files.example"),
+        allow_hub=settings.allow_hub,
+        cache="/fast/data",
+        cache_bytes=1000,
+    )
     assert settings.ray_address == "10.0.0.1:6379"
     assert settings.allow_unauthenticated_ray
     assert settings.wait_for_token() == "secret"
@@ -41,11 +56,39 @@ def test_every_setting_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("ROADLESS_URL", "train.example"), ("ROADLESS_ALLOW_UNAUTHENTICATED_RAY", "yes")],
+    [
+        ("ROADLESS_URL", "train.example"),
+        ("ROADLESS_ALLOW_UNAUTHENTICATED_RAY", "yes"),
+        ("ROADLESS_DATA_URLS", "ftp://files.example"),
+        ("ROADLESS_DATA_CACHE_BYTES", "0"),
+        ("ROADLESS_DATA_CACHE_BYTES", "10GB"),
+    ],
 )
 def test_unusable_setting_is_named(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=f"{name}.*{value}"):
         RunnerSettings.from_environment({name: value})
+
+
+def test_what_models_may_be_made_of_is_nothing_unless_it_is_said() -> None:
+    assert RunnerSettings.from_environment({}).model_sources == ModelSources()
+    settings = RunnerSettings.from_environment(
+        {
+            "ROADLESS_MODEL_ROOTS": "/models:/more",
+            "ROADLESS_ALLOW_HUB": "1",
+            "ROADLESS_ALLOWED_ENTRY_POINTS": "ours.models:small, theirs:make",
+        }
+    )
+    assert settings.model_sources == ModelSources(
+        roots=("/models", "/more"),
+        allow_hub=True,
+        entry_points=("ours.models:small", "theirs:make"),
+    )
+
+
+@pytest.mark.parametrize("listed", ["ours.models", "ours:", ":make", "ours:make()", "a:b,c"])
+def test_an_entry_point_that_names_no_function_is_a_mistake_of_the_operator(listed: str) -> None:
+    with pytest.raises(SettingsError, match="ROADLESS_ALLOWED_ENTRY_POINTS"):
+        RunnerSettings.from_environment({"ROADLESS_ALLOWED_ENTRY_POINTS": listed})
 
 
 def test_token_file_that_appears_later_is_waited_for(tmp_path: Path) -> None:

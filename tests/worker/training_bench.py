@@ -7,17 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from service.contract.cluster import AttemptBrief
-from service.contract.data import DataSpec
 from service.contract.events import EvalPoint, Event, StepMetrics
 from service.contract.manifest import CheckpointKind
-from service.contract.models import ModelSpec
 from service.contract.spec import JobSpec
-from worker.build import build_optimizer
+from worker.assemble import assemble
 from worker.built import Built
-from worker.checkpoint import Resumed, read_state
 from worker.cluster import Cluster
 from worker.data.base import DataSet
 from worker.data.build import build_data
@@ -26,6 +22,7 @@ from worker.milestones import Milestones
 from worker.model.build import build_model
 from worker.position import Position
 from worker.report import Heard, Staged
+from worker.state import Resumed, read_state
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))
 
@@ -79,7 +76,7 @@ class Bench:
         resume: Path | None = None,
         cluster: Cluster = ALONE,
     ) -> None:
-        self.built = build(brief.spec, model=model, world_size=cluster.world_size)
+        self.built = build(brief.spec, model=model, cluster=cluster)
         self.reporter = ScriptedReporter(script)
         resumed = self._resumed(resume)
         self.milestones = Milestones(
@@ -147,19 +144,16 @@ def make_brief(*, evaluations_served: int = 0, **changes: Any) -> AttemptBrief:
     )
 
 
-def build(spec: JobSpec, *, model: nn.Module | None = None, world_size: int = 1) -> Built:
-    data = _data(spec.data, spec.model)
+def build(spec: JobSpec, *, model: nn.Module | None = None, cluster: Cluster = ALONE) -> Built:
+    data = _data(spec.model_dump_json(include={"model", "data", "task", "optimizer"}))
     model = model or build_model(spec.model, data=data.description, seed=spec.training.seed)
-    optimizer = build_optimizer(spec.optimizer, params=model.parameters())
-    wrapped: nn.Module = model
-    if world_size > 1:
-        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-    return Built(model=model, wrapped=wrapped, optimizer=optimizer, data=data)
+    return assemble(model, spec=spec, data=data, cluster=cluster)
 
 
 @lru_cache
-def _data(spec: DataSpec, model: ModelSpec) -> DataSet:
-    return build_data(spec, model=model)
+def _data(described: str) -> DataSet:
+    spec = JobSpec.model_validate_json(described)
+    return build_data(spec.data, model=spec.model, task=spec.task)
 
 
 def bits(value: Any) -> Any:
@@ -169,7 +163,7 @@ def bits(value: Any) -> Any:
             return (
                 str(value.dtype),
                 tuple(value.shape),
-                value.detach().contiguous().numpy().tobytes(),
+                value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(),
             )
         case float():
             return value.hex()

@@ -31,9 +31,16 @@ class Description:
     """What a model and a receipt must know of the data."""
 
     input_shape: tuple[int, ...]  #: of one sample
-    num_classes: int  #: classes, or the size of the vocabulary
+    num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
     tokens_per_sample: int  #: 0 for data without tokens
     fingerprint: str  #: SHA-256 of the content, lower-case hexadecimal
+    num_targets: int = 0  #: for regression, numbers to predict for each sample
+    bytes_per_token: float = 0.0  #: of held-out text, on average; 0: not text, or not known
+
+    @property
+    def num_outputs(self) -> int:
+        """How wide the last layer is: classes, tokens of the vocabulary, or targets."""
+        return self.num_classes or self.num_targets
 
 
 class DataSet(Protocol):

@@ -1,31 +1,120 @@
 """From the spec of data to a data set: one ``match``, and nothing else knows the names."""
 
-from collections.abc import Iterable
-from typing import assert_never
+import logging
+from collections.abc import Callable
 
-from service.contract.data import DataSpec, DigitsData, FileBytesData, PythonStdlibBytesData
-from service.contract.models import GptPreset, ModelSpec
-from worker.data import file_bytes, stdlib_bytes
+from service.contract.data import (
+    BreastCancerData,
+    DataSpec,
+    DigitsData,
+    FilesData,
+    HeldOutFiles,
+    HuggingFaceData,
+    PythonStdlibBytesData,
+    RecordsData,
+    SyntheticClassification,
+    SyntheticRegression,
+    SyntheticTokens,
+    UploadedData,
+    check_columns,
+)
+from service.contract.models import ModelSpec, context_of, label_of
+from service.contract.tasks import Task
+from worker.data import breast_cancer, stdlib_bytes, synthetic, uploaded
 from worker.data.base import DataSet
 from worker.data.digits import Digits
+from worker.data.file_records import FileRecords
+from worker.data.late import room
+from worker.data.locations import find_files
+from worker.data.prepared import Preparation
+from worker.data.progress import Progress, Tell
+from worker.data.records import Records
+from worker.data.sources import DataSources
+from worker.data.uploaded import NoUploads, Uploads
+from worker.errors import DataInvalid
+
+_log = logging.getLogger(__name__)
 
 
-def build_data(spec: DataSpec, *, model: ModelSpec, roots: Iterable[str] = ()) -> DataSet:
-    """Return the data set, cut for this model. Raises the JobFailed errors named ``Data...``.
+def build_data(
+    spec: DataSpec,
+    *,
+    model: ModelSpec,
+    task: Task,
+    sources: DataSources | None = None,
+    uploads: Uploads | None = None,
+    say: Callable[[str], None] = _log.info,
+) -> DataSet:
+    """Return the data set, cut for this model and task.
 
-    ``roots``: folders of this node that jobs may read files from.
+    ``sources``: what the operator of the node allows; None: built-in data and public addresses.
+    ``uploads``: where uploaded data sets are fetched from. ``say`` hears now and then how far a
+    long preparation is. Raises the JobFailed errors named ``Data...``, and SourceAway when a remote
+    source does not answer.
     """
     match spec:
         case DigitsData():
             return Digits()
+        case BreastCancerData():
+            return breast_cancer.load()
         case PythonStdlibBytesData():
             return stdlib_bytes.load(context=_context(model))
-        case FileBytesData(path=path):
-            return file_bytes.load(path, context=_context(model), roots=roots)
+        case SyntheticClassification():
+            return synthetic.classification(spec)
+        case SyntheticRegression():
+            return synthetic.regression(spec)
+        case SyntheticTokens():
+            return synthetic.tokens(spec, context=_context(model))
         case _:
-            assert_never(spec)
+            opened, tell = sources or DataSources(), Progress(say).tell
+            records = _records(spec, sources=opened, uploads=uploads or NoUploads(), tell=tell)
+            preparation = Preparation(opened, tell=tell)
+            if spec.target is not None:
+                return preparation.rows(spec, records, task=task)
+            return preparation.windows(spec, records, context=_context(model))
 
 
 def _context(model: ModelSpec) -> int:
-    assert isinstance(model, GptPreset), f"expected a model over tokens, saw {model.name}"
-    return model.context
+    context = context_of(model)
+    assert context is not None, f"expected a model over tokens, saw {label_of(model)}"
+    return context
+
+
+def _records(spec: RecordsData, *, sources: DataSources, uploads: Uploads, tell: Tell) -> Records:
+    match spec:
+        case FilesData():
+            eval_files = None
+            if isinstance(spec.eval, HeldOutFiles):
+                eval_files = find_files(spec.eval.path, sources=sources, tell=tell)
+            return FileRecords(
+                name=spec.path if isinstance(spec.path, str) else ", ".join(spec.path[:3]),
+                format=spec.format,
+                train=find_files(spec.path, sources=sources, tell=tell),
+                eval=eval_files,
+                text=spec.text,
+                delimiter=spec.delimiter,
+            )
+        case UploadedData():
+            return _uploaded(spec, uploads=uploads)
+        case HuggingFaceData():
+            records: Records = room("hub_records").find(spec, sources=sources)
+            return records
+
+
+def _uploaded(spec: UploadedData, *, uploads: Uploads) -> FileRecords:
+    content = uploads.content(spec.dataset_id)
+    try:
+        check_columns(spec, format=content.format)
+    except ValueError as error:
+        raise DataInvalid(f"{spec.dataset_id}: {error}") from error
+    eval_files = None
+    if isinstance(spec.eval, HeldOutFiles):
+        eval_files = uploaded.find(spec.eval.path, content=content, uploads=uploads)
+    return FileRecords(
+        name=spec.dataset_id,
+        format=content.format,
+        train=uploaded.find(spec.files, content=content, uploads=uploads),
+        eval=eval_files,
+        text=spec.text,
+        delimiter=spec.delimiter,
+    )

@@ -1,30 +1,97 @@
 """From the spec of a model to the model: one ``match``, and nothing else knows the names."""
 
-from typing import assert_never
+import importlib
+from pathlib import Path
+from typing import Any, assert_never
 
 import torch
 from torch import nn
 
-from service.contract.models import ConvnetPreset, GptPreset, MlpPreset, ModelSpec
+from service.contract.models import (
+    CheckpointModel,
+    ConvnetPreset,
+    EntryPointModel,
+    GptPreset,
+    LinearPreset,
+    MlpPreset,
+    ModelSpec,
+    ResnetPreset,
+    TransformersModel,
+    VitPreset,
+)
 from worker.data.base import Description
+from worker.errors import ModelNotFound
+from worker.model import entry_point
 from worker.model.convnet import Convnet
 from worker.model.gpt import Gpt
+from worker.model.linear import Linear
 from worker.model.mlp import Mlp
+from worker.model.resnet import Resnet
+from worker.model.sources import ModelSources
+from worker.model.vit import Vit
+
+_NOTHING = ModelSources()
+#: Imported by the first job that needs it: half a second, and a package that may be absent.
+_TRANSFORMERS_ROOM = "worker.model.huggingface.build"
 
 
-def build_model(spec: ModelSpec, *, data: Description, seed: int) -> nn.Module:
+def build_model(
+    spec: ModelSpec,
+    *,
+    data: Description,
+    seed: int,
+    sources: ModelSources = _NOTHING,
+    like: Path | None = None,
+) -> nn.Module:
     """Return the model on the CPU. Its weights are a function of the arguments alone.
 
-    ``seed``: in [0, 2**63). The global random state is left as it was.
+    ``seed``: in [0, 2**63). ``sources``: what this node's operator allows beside presets. ``like``:
+    an eval checkpoint's folder, whose configuration goes before the spec's; its weights are for
+    ``worker.checkpoint.read_model``. The global random state is left as it was. Raises the
+    JobFailed errors named ``Model...``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        match spec:
-            case MlpPreset():
-                return Mlp(spec, data=data)
-            case ConvnetPreset():
-                return Convnet(spec, data=data)
-            case GptPreset():
-                return Gpt(spec, data=data)
-            case _:
-                assert_never(spec)
+        return _build(spec, data=data, sources=sources, like=like)
+
+
+def _build(
+    spec: ModelSpec, *, data: Description, sources: ModelSources, like: Path | None
+) -> nn.Module:
+    match spec:
+        case LinearPreset():
+            return Linear(spec, data=data)
+        case MlpPreset():
+            return Mlp(spec, data=data)
+        case ConvnetPreset():
+            return Convnet(spec, data=data)
+        case ResnetPreset():
+            return Resnet(spec, data=data)
+        case VitPreset():
+            return Vit(spec, data=data)
+        case GptPreset():
+            return Gpt(spec, data=data)
+        case TransformersModel():
+            model: nn.Module = _transformers_room().build(
+                spec, data=data, sources=sources, like=like
+            )
+            return model
+        case CheckpointModel(architecture=architecture):
+            assert architecture is not None, "expected the service to fill in the architecture"
+            return _build(architecture, data=data, sources=sources, like=like)
+        case EntryPointModel():
+            return entry_point.make(spec, data=data, sources=sources)
+        case _:
+            assert_never(spec)
+
+
+def _transformers_room() -> Any:
+    try:
+        return importlib.import_module(_TRANSFORMERS_ROOM)
+    except ModuleNotFoundError as error:
+        if error.name not in ("transformers", "huggingface_hub"):
+            raise
+        raise ModelNotFound(
+            f"expected the package {error.name} on this node, which the extra 'transformers' "
+            "installs; saw none"
+        ) from error

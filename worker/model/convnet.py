@@ -5,6 +5,10 @@ from torch import nn
 
 from service.contract.models import ConvnetPreset
 from worker.data.base import Description
+from worker.errors import ModelInvalid
+from worker.model.shapes import image_shape
+
+_POOL = 2
 
 
 class Convnet(nn.Module):
@@ -15,18 +19,22 @@ class Convnet(nn.Module):
 
     def __init__(self, spec: ConvnetPreset, *, data: Description) -> None:
         super().__init__()
-        channels, _, _ = data.input_shape
+        channels, height, width = image_shape(data, model=spec.name)
+        if min(height, width) < _POOL:
+            raise ModelInvalid(
+                f"expected images of at least {_POOL}x{_POOL} for {spec.name}, saw {height}x{width}"
+            )
         self.features = nn.Sequential(
             _block(channels, spec.width),
-            nn.MaxPool2d(2),
+            nn.MaxPool2d(_POOL),
             _block(spec.width, 2 * spec.width),
         )
-        self.head = nn.Linear(2 * spec.width, data.num_classes)
+        self.head = nn.Linear(2 * spec.width, data.num_outputs)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return logits of shape (samples, classes)."""
-        logits: torch.Tensor = self.head(self.features(inputs).mean(dim=(2, 3)))
-        return logits
+        """Return logits or predictions of shape (samples, outputs)."""
+        outputs: torch.Tensor = self.head(self.features(inputs).mean(dim=(2, 3)))
+        return outputs
 
 
 def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from service.contract.models import GptPreset
 from worker.data.base import Description
+from worker.model.shapes import require_tokens
 
 _ROTARY_BASE = 10_000.0
 _MLP_FACTOR = 4
@@ -20,7 +21,8 @@ _FIRST_LOGIT = 4.0
 class Gpt(nn.Module):
     """Input (B, T) token numbers, T at most the spec's context.
 
-    The embedding serves as the head too: fewer weights, and a lower loss in the trials made here.
+    A tied head is the embedding: fewer weights, and a lower loss in the trials made here. Rows of
+    embedding and head are padded to a multiple; the logits are cut to the vocabulary.
     """
 
     #: Rotary tables (T, K); not part of the state, since the spec determines them.
@@ -29,9 +31,13 @@ class Gpt(nn.Module):
 
     def __init__(self, spec: GptPreset, *, data: Description) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(data.num_classes, spec.width)
+        require_tokens(data, context=spec.context, model=spec.name)
+        self.num_tokens = data.num_classes
+        num_rows = -(-data.num_classes // spec.vocabulary_multiple) * spec.vocabulary_multiple
+        self.embedding = nn.Embedding(num_rows, spec.width)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
         self.norm = nn.RMSNorm(spec.width)
+        self.head = None if spec.tied_head else nn.Linear(spec.width, num_rows, bias=False)
         cos_TK, sin_TK = _rotary_tables(spec.context, width=spec.width // spec.heads)
         self.register_buffer("cos", cos_TK, persistent=False)
         self.register_buffer("sin", sin_TK, persistent=False)
@@ -39,21 +45,22 @@ class Gpt(nn.Module):
 
     def forward(self, inputs_BT: torch.Tensor) -> torch.Tensor:
         """Return logits of shape (B, T, vocabulary): at each position, for the next token."""
-        num_tokens = inputs_BT.shape[1]
-        cos_TK, sin_TK = self.cos[:num_tokens], self.sin[:num_tokens]
+        length = inputs_BT.shape[1]
+        cos_TK, sin_TK = self.cos[:length], self.sin[:length]
         stream_BTD = self.embedding(inputs_BT)
         for block in self.blocks:
             stream_BTD = block(stream_BTD, cos_TK, sin_TK)
-        return functional.linear(self.norm(stream_BTD), self.embedding.weight)
+        head = self.embedding if self.head is None else self.head
+        return functional.linear(self.norm(stream_BTD), head.weight)[..., : self.num_tokens]
 
     def _initialise(self) -> None:
-        """Keep variances through each matrix; blocks add nothing at first."""
+        """Keep variances through each matrix; blocks and a head of its own add nothing at first."""
         for name, parameter in self.named_parameters():
-            if name.endswith(("project.weight", "down.weight")):
+            if name.endswith(("project.weight", "down.weight", "head.weight")):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
-        # As a head it gives each token's own logit about width * std.
+        # As a tied head it gives each token's own logit about width * std.
         nn.init.normal_(self.embedding.weight, std=_FIRST_LOGIT / self.embedding.embedding_dim)
 
 

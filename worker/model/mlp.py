@@ -7,6 +7,7 @@ from torch import nn
 
 from service.contract.models import MlpPreset
 from worker.data.base import Description
+from worker.model.shapes import require_numbers
 
 
 class Mlp(nn.Module):
@@ -14,15 +15,16 @@ class Mlp(nn.Module):
 
     def __init__(self, spec: MlpPreset, *, data: Description) -> None:
         super().__init__()
+        require_numbers(data, model=spec.name)
         widths = (torch.Size(data.input_shape).numel(), *spec.hidden)
         layers = [nn.Linear(before, after) for before, after in pairwise(widths)]
         self.hidden = nn.ModuleList(layers)
-        self.head = nn.Linear(widths[-1], data.num_classes)
+        self.head = nn.Linear(widths[-1], data.num_outputs)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return logits of shape (samples, classes)."""
+        """Return logits or predictions of shape (samples, outputs)."""
         features = inputs.flatten(1)
         for layer in self.hidden:
             features = layer(features).relu()
-        logits: torch.Tensor = self.head(features)
-        return logits
+        outputs: torch.Tensor = self.head(features)
+        return outputs

@@ -59,11 +59,12 @@ function fill(row, job) {
   return row;
 }
 
-// The last evaluation is at most one interval behind the step, so a few points are enough.
+// The last evaluation is at most one interval behind the step, so a few points are enough where
+// evaluations come by steps.
 async function readEval(job) {
   const step = job.progress.step;
   if (evals.get(job.id)?.readAt === step) return;
-  const since = Math.max(-1, step - 2 * job.spec.evaluation.every_steps - 1);
+  const since = Math.max(-1, step - 2 * (job.spec.evaluation.every_steps ?? step) - 1);
   const curve = await get(`/v1/jobs/${job.id}/eval-curve`, { since });
   evals.set(job.id, { readAt: step, loss: curve.data.at(-1)?.loss ?? evals.get(job.id)?.loss });
   fill(rowOf(job), job);

@@ -16,8 +16,8 @@ from service.contract.models import GptPreset
 from tests.studies.evidence.schedules import factors
 from worker.data import stdlib_bytes
 from worker.data.base import Batch
-from worker.data.bytes_windows import BytesWindows
 from worker.data.order import global_indices
+from worker.data.token_windows import TokenWindows
 from worker.model.gpt import Gpt
 
 #: AdamW's first, and the second of every method.
@@ -120,7 +120,7 @@ def train(run: LanguageRun) -> Curve:
     return Curve(found, time.process_time() - started)
 
 
-def _model(size: Size, data: BytesWindows, *, seed: int) -> Gpt:
+def _model(size: Size, data: TokenWindows, *, seed: int) -> Gpt:
     spec = GptPreset(
         kind="preset",
         name="gpt",
@@ -156,7 +156,7 @@ def _factors(run: LanguageRun) -> list[float]:
     return list(made.tolist())
 
 
-def _batch(data: BytesWindows, run: LanguageRun, step: int) -> Batch:
+def _batch(data: TokenWindows, run: LanguageRun, step: int) -> Batch:
     indices = global_indices(
         step, batch_size=run.size.batch_size, num_train=data.num_train, seed=run.seed
     )
@@ -178,7 +178,7 @@ def _loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(logits_BTV.flatten(0, 1), batch.targets.flatten())
 
 
-def _held_out(data: BytesWindows, size: Size) -> list[Batch]:
+def _held_out(data: TokenWindows, size: Size) -> list[Batch]:
     """Return blocks of neighbouring samples, spread evenly: files differ, and lie in order."""
     num_blocks = max(1, size.num_eval_samples // _EVAL_BLOCK)
     stride = data.num_eval // num_blocks

@@ -1,0 +1,208 @@
+"""/v1/datasets: create, upload in parts, seal, list, get, delete; and the ranks' side."""
+
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.attempts.dependencies import AttemptToken, open_attempt
+from service.auth.dependencies import Project
+from service.checkpoints.blobs import BlobStore
+from service.contract.datasets import (
+    Dataset,
+    DatasetContent,
+    DatasetFile,
+    DatasetPart,
+    DatasetState,
+    FileSummary,
+    NewDataset,
+)
+from service.contract.ids import DATASET_ID_PATTERN
+from service.contract.manifest import FILE_NAME_PATTERN
+from service.contract.resources import Page
+from service.datasets import actions, parts, store
+from service.datasets.dependencies import DatasetBlobs
+from service.datasets.keys import dataset_folder, part_key
+from service.datasets.views import dataset_resource, file_summary
+from service.db.dependencies import Db
+from service.db.session import Database
+from service.db.tables import DatasetRow
+from service.dependencies import AppSettings
+from service.errors import NotFound
+from service.paging import Limit, page_of
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/datasets", tags=["ranks"])
+
+DatasetId = Annotated[str, Path(pattern=DATASET_ID_PATTERN)]
+FileName = Annotated[str, Path(pattern=FILE_NAME_PATTERN)]
+Offset = Annotated[int, Query(ge=0, lt=2**62, description="of the part's first byte in the file")]
+Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$")]
+
+# ---- users --------------------------------------------------------------------------------------
+
+
+@router.post("", status_code=201)
+def create_dataset(asked: NewDataset, project: Project, db: Db, response: Response) -> Dataset:
+    """Open a data set for files; 200 and the same one while one of this name is open."""
+    with db.write() as session:
+        row, is_new = actions.create(session, asked, project=project)
+        size = store.sizes(session, [row.id]).get(row.id, (0, 0))
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/datasets/{row.id}"
+    return dataset_resource(row, size=size)
+
+
+@router.get("")
+def list_datasets(
+    project: Project, db: Db, after: str | None = None, limit: Limit = 50
+) -> Page[Dataset]:
+    """The project's data sets, newest first, without their files."""
+    with db.read() as session:
+        rows = store.page(session, project, after=after, limit=limit + 1)
+        sizes = store.sizes(session, [row.id for row in rows])
+    return page_of(
+        rows,
+        limit,
+        view=lambda row: dataset_resource(row, size=sizes.get(row.id, (0, 0))),
+        cursor=lambda row: row.id,
+    )
+
+
+@router.get("/{dataset_id}")
+def get_dataset(dataset_id: DatasetId, project: Project, db: Db) -> Dataset:
+    """The data set with its files."""
+    with db.read() as session:
+        row = store.get(session, dataset_id, project)
+        return _with_files(row, store.files(session, dataset_id))
+
+
+def _with_files(row: DatasetRow, files: list[DatasetFile]) -> Dataset:
+    size = len(files), sum(file.size for file in files)
+    return dataset_resource(row, size=size, files=files)
+
+
+@router.get("/{dataset_id}/files/{name}")
+def get_file_parts(dataset_id: DatasetId, name: FileName, project: Project, db: Db) -> DatasetFile:
+    """The parts of a file that are here, to go on from after an upload that was cut."""
+    with db.read() as session:
+        store.get(session, dataset_id, project)
+        return _file(store.files(session, dataset_id, name=name), name)
+
+
+def _file(found: list[DatasetFile], name: str) -> DatasetFile:
+    if not found:
+        raise NotFound(f"no file {name!r} in this data set")
+    return found[0]
+
+
+@router.put("/{dataset_id}/files/{name}")
+async def put_part(
+    dataset_id: DatasetId,
+    name: FileName,
+    offset: Offset,
+    project: Project,
+    db: Db,
+    blobs: DatasetBlobs,
+    settings: AppSettings,
+    request: Request,
+    x_content_sha256: Sha256,
+) -> FileSummary:
+    """Store a part of at most 64 MiB; the same one again changes nothing."""
+    await anyio.to_thread.run_sync(_require_open, db, dataset_id, project)
+    part = await parts.receive(
+        request,
+        offset=offset,
+        sha256=x_content_sha256,
+        blobs=blobs,
+        uploads=settings.uploads_dir,
+        project=project,
+        dataset_id=dataset_id,
+    )
+
+    def work() -> FileSummary:
+        with db.write() as session:
+            row = actions.require_open(session, dataset_id, project)
+            return file_summary(
+                actions.list_part(
+                    session,
+                    row,
+                    file_name=name,
+                    part=part,
+                    max_bytes=settings.max_dataset_bytes,
+                )
+            )
+
+    return await anyio.to_thread.run_sync(work)
+
+
+def _require_open(db: Database, dataset_id: str, project: str) -> None:
+    """Before the body is read: most of what would be refused is refused at once."""
+    with db.write() as session:
+        actions.require_open(session, dataset_id, project)
+
+
+@router.post("/{dataset_id}/seal")
+def seal_dataset(dataset_id: DatasetId, project: Project, db: Db) -> Dataset:
+    """Close it for files and open it for jobs. Again: no change."""
+    with db.write() as session:
+        row = store.get(session, dataset_id, project, lock=True)
+        actions.seal(session, row)
+        return _with_files(row, store.files(session, dataset_id))
+
+
+@router.delete("/{dataset_id}", status_code=204)
+def delete_dataset(dataset_id: DatasetId, project: Project, db: Db, blobs: DatasetBlobs) -> None:
+    """Delete it with its files; 409 while a job that has not ended uses it."""
+    with db.write() as session:
+        actions.delete(session, store.get(session, dataset_id, project, lock=True))
+    blobs.delete(dataset_folder(project, dataset_id))
+
+
+# ---- ranks --------------------------------------------------------------------------------------
+
+
+@rank_router.get("/{dataset_id}")
+def get_content(dataset_id: DatasetId, token: AttemptToken, db: Db) -> DatasetContent:
+    """Format, files and parts of the data set of the attempt's own job."""
+    row, files = _of_attempt(db, token, dataset_id)
+    return DatasetContent(dataset_id=row.id, format=row.format, files=tuple(files))
+
+
+@rank_router.get("/{dataset_id}/files/{name}", response_class=StreamingResponse)
+def get_part(
+    dataset_id: DatasetId,
+    name: FileName,
+    offset: Offset,
+    token: AttemptToken,
+    db: Db,
+    blobs: DatasetBlobs,
+) -> StreamingResponse:
+    """The bytes of one part of it."""
+    row, files = _of_attempt(db, token, dataset_id, name=name)
+    part = next((part for part in _file(files, name).parts if part.offset == offset), None)
+    if part is None:
+        raise NotFound(f"no part of {name!r} begins at {offset}")
+    return _part_response(blobs, row, part)
+
+
+def _part_response(blobs: BlobStore, row: DatasetRow, part: DatasetPart) -> StreamingResponse:
+    key = part_key(row.project, row.id, sha256=part.sha256, size=part.size)
+    return StreamingResponse(
+        blobs.read(key, 0, part.size),
+        headers={"Content-Length": str(part.size)},
+        media_type="application/octet-stream",
+    )
+
+
+def _of_attempt(
+    db: Database, token: str, dataset_id: str, *, name: str | None = None
+) -> tuple[DatasetRow, list[DatasetFile]]:
+    with db.read() as session:
+        attempt = open_attempt(session, token)
+        row = store.get(session, dataset_id, attempt.project)
+        if store.of_job(session, attempt.job_id) != dataset_id or row.state != DatasetState.SEALED:
+            raise NotFound(f"no data set {dataset_id!r} of this job")
+        return row, store.files(session, dataset_id, name=name)

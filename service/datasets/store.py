@@ -1,0 +1,179 @@
+"""Uploaded data sets in the database."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import groupby
+
+from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from service.contract.datasets import DatasetFile, DatasetPart, DatasetState, NewDataset
+from service.contract.ids import new_id
+from service.contract.states import TERMINAL
+from service.datasets.tiling import file_of
+from service.db.tables import DatasetPartRow, DatasetRow, JobRow
+from service.errors import NotFound
+
+
+def insert(session: Session, asked: NewDataset, *, project: str, now: datetime) -> DatasetRow:
+    """Add an open data set without files."""
+    row = DatasetRow(
+        id=new_id("ds"),
+        project=project,
+        name=asked.name,
+        format=asked.format,
+        state=DatasetState.OPEN,
+        created_at=now,
+        touched_at=now,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def get(session: Session, dataset_id: str, project: str, *, lock: bool = False) -> DatasetRow:
+    """The data set, locked until the transaction ends if asked; raises NotFound."""
+    query = select(DatasetRow).where(DatasetRow.id == dataset_id, DatasetRow.project == project)
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFound(f"no data set {dataset_id!r} in this project")
+    return row
+
+
+def sealed(session: Session, dataset_id: str, project: str) -> DatasetRow | None:
+    """The data set if jobs may use it; until the transaction ends nobody can delete it."""
+    query = select(DatasetRow).where(
+        DatasetRow.id == dataset_id,
+        DatasetRow.project == project,
+        DatasetRow.state == DatasetState.SEALED,
+    )
+    return session.scalar(query.with_for_update(read=True))
+
+
+def named(session: Session, name: str, project: str) -> DatasetRow | None:
+    """The project's data set of this name."""
+    query = select(DatasetRow).where(DatasetRow.name == name, DatasetRow.project == project)
+    return session.scalar(query)
+
+
+def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[DatasetRow]:
+    """Up to ``limit`` data sets, newest first, after the one with id ``after``."""
+    query = select(DatasetRow).where(DatasetRow.project == project)
+    if after is not None:
+        last = get(session, after, project)
+        query = query.where(
+            tuple_(DatasetRow.created_at, DatasetRow.id) < tuple_(last.created_at, last.id)
+        )
+    query = query.order_by(DatasetRow.created_at.desc(), DatasetRow.id.desc()).limit(limit)
+    return session.scalars(query).all()
+
+
+def sizes(session: Session, dataset_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many files and bytes each of these data sets has; those without files are left out."""
+    query = (
+        select(
+            DatasetPartRow.dataset_id,
+            func.count(DatasetPartRow.file_name.distinct()),
+            func.sum(DatasetPartRow.size),
+        )
+        .where(DatasetPartRow.dataset_id.in_(dataset_ids))
+        .group_by(DatasetPartRow.dataset_id)
+    )
+    return {
+        dataset_id: (num_files, int(total))
+        for dataset_id, num_files, total in session.execute(query)
+    }
+
+
+def num_parts(session: Session, dataset_id: str) -> int:
+    """Parts of all files of the data set."""
+    query = select(func.count()).where(DatasetPartRow.dataset_id == dataset_id)
+    return session.scalar(query) or 0
+
+
+def files(session: Session, dataset_id: str, *, name: str | None = None) -> list[DatasetFile]:
+    """The data set's files by name, or the one of that name; their parts by offset."""
+    query = select(DatasetPartRow).where(DatasetPartRow.dataset_id == dataset_id)
+    if name is not None:
+        query = query.where(DatasetPartRow.file_name == name)
+    query = query.order_by(DatasetPartRow.file_name, DatasetPartRow.offset)
+    rows = session.scalars(query)
+    return [
+        file_of(name, [_part(row) for row in group])
+        for name, group in groupby(rows, key=lambda row: row.file_name)
+    ]
+
+
+def _part(row: DatasetPartRow) -> DatasetPart:
+    return DatasetPart(offset=row.offset, size=row.size, sha256=row.sha256)
+
+
+def put_part(session: Session, dataset_id: str, *, file_name: str, part: DatasetPart) -> None:
+    """List a part whose content is stored; one at the same place is replaced."""
+    session.merge(
+        DatasetPartRow(
+            dataset_id=dataset_id,
+            file_name=file_name,
+            offset=part.offset,
+            size=part.size,
+            sha256=part.sha256,
+        )
+    )
+    session.flush()
+
+
+def remove(session: Session, row: DatasetRow) -> None:
+    """Unlist the data set and its parts."""
+    session.execute(delete(DatasetPartRow).where(DatasetPartRow.dataset_id == row.id))
+    session.delete(row)
+
+
+def users(session: Session, dataset_id: str, *, limit: int) -> Sequence[str]:
+    """Ids of jobs that have not ended and train on the data set."""
+    query = (
+        select(JobRow.id)
+        .where(
+            JobRow.phase.not_in(TERMINAL),
+            JobRow.spec["data"]["dataset_id"].as_string() == dataset_id,
+        )
+        .limit(limit)
+    )
+    return session.scalars(query).all()
+
+
+def of_job(session: Session, job_id: str) -> str | None:
+    """The id of the data set that the job trains on, if it does on one."""
+    return session.scalar(
+        select(JobRow.spec["data"]["dataset_id"].as_string()).where(JobRow.id == job_id)
+    )
+
+
+def abandoned(session: Session, *, before: datetime, limit: int) -> Sequence[DatasetRow]:
+    """Open data sets that got no part since then, locked."""
+    query = (
+        select(DatasetRow)
+        .where(DatasetRow.state == DatasetState.OPEN, DatasetRow.touched_at < before)
+        .order_by(DatasetRow.touched_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return session.scalars(query).all()
+
+
+def claimed(session: Session, ids: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Of these (data set id, hash), which are listed, or may be any moment, or are not ours.
+
+    They may be while the data set is open. Those of a data set that this database does not know may
+    be the files of another service.
+    """
+    dataset_ids = {dataset_id for dataset_id, _ in ids}
+    listed = select(DatasetPartRow.dataset_id, DatasetPartRow.sha256).where(
+        DatasetPartRow.dataset_id.in_(dataset_ids),
+        DatasetPartRow.sha256.in_({sha256 for _, sha256 in ids}),
+    )
+    sealed = select(DatasetRow.id).where(
+        DatasetRow.id.in_(dataset_ids), DatasetRow.state == DatasetState.SEALED
+    )
+    sealed_ids = set(session.scalars(sealed))
+    rows = {(dataset_id, sha256) for dataset_id, sha256 in session.execute(listed)}
+    return rows | {pair for pair in ids if pair[0] not in sealed_ids}

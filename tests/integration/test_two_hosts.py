@@ -1,0 +1,61 @@
+"""A job on two hosts outlives the link between them (promise P9), and returns to both."""
+
+import time
+
+import pytest
+from stack import wait_for_end, wait_for_step, wait_until
+from two_hosts import can_make_hosts, two_hosts
+
+from service.contract.states import Phase
+
+pytestmark = pytest.mark.skipif(
+    not can_make_hosts(), reason="needs root and iproute2 to make network namespaces"
+)
+
+#: A lost node is noticed by itself, long before the lease of its attempt is over.
+LEASE_SECONDS = 30.0
+
+SPEC = {
+    "name": "two hosts",
+    "model": {"kind": "preset", "name": "convnet", "width": 32},
+    "data": {"kind": "builtin", "name": "digits"},
+    "task": "classification",
+    "optimizer": {"name": "adamw_schedulefree", "lr": 0.01},
+    "training": {"batch_size": 48, "seed": 3},
+    "parallelism": {"min_workers": 1, "max_workers": 2},
+    "budget": None,
+    "evaluation": {"every_steps": 1000},
+    "checkpoints": {"state_every_steps": 20},
+}
+
+
+def num_ranks(client, job_id):
+    """Of each attempt so far."""
+    started = [event for event in client.events(job_id) if event.code == "attempt.started"]
+    return [int(event.message.split()[0]) for event in started]
+
+
+def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path):
+    with two_hosts(tmp_path / "home", cpus_a=1, cpus_b=1) as stack, stack.client() as client:
+        job_id = client.submit(SPEC).id
+        wait_for_step(client, job_id, 50)
+        assert num_ranks(client, job_id) == [2]
+
+        stack.hosts.cut()
+        cut_at = time.monotonic()
+        wait_until(lambda: client.job(job_id).attempt.fence == 2)
+        resumed = wait_until(lambda: client.job(job_id).attempt.resumed_step)
+        wait_for_step(client, job_id, resumed + 1)
+        wait_until(lambda: client.job(job_id).phase is Phase.RUNNING)
+        seconds = time.monotonic() - cut_at
+        print(f"trained on after {seconds:.1f} s")
+        assert num_ranks(client, job_id) == [2, 1]
+        assert seconds < LEASE_SECONDS
+
+        stack.leave_b()
+        stack.hosts.mend()
+        stack.join_b()
+        wait_until(lambda: num_ranks(client, job_id) == [2, 1, 2])
+        wait_for_step(client, job_id, client.job(job_id).progress.step + 20)
+        client.stop(job_id)
+        assert wait_for_end(client, job_id).phase is Phase.STOPPED

@@ -1,0 +1,134 @@
+"""Which steps a plan evaluates: laws of the pure part, and the loop that obeys it."""
+
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from training_bench import Bench, make_brief
+
+from service.contract.evaluation import EvaluationSpec
+from service.contract.states import Desired
+from worker import position
+from worker.cadence import by_seconds, geometric_steps
+from worker.position import Position
+from worker.report import Heard
+
+
+def evaluated(bench: Bench) -> list[int]:
+    bench.training.run()
+    return [point.step for point in bench.reporter.evals]
+
+
+# ---- geometric ----------------------------------------------------------------------------------
+
+
+def test_geometric_steps_are_those_of_the_example() -> None:
+    assert sorted(geometric_steps(10, factor=2.0))[:5] == [10, 20, 40, 80, 160]
+    assert sorted(geometric_steps(1, factor=1.5))[:7] == [1, 2, 3, 4, 6, 9, 14]
+
+
+@given(first=st.integers(1, 2**31), factor=st.floats(1.01, 1000))
+def test_geometric_steps_grow_by_their_factor_and_are_few(first: int, factor: float) -> None:
+    """Each is the factor times the one before within a step, so there are at most thousands."""
+    steps = sorted(geometric_steps(first, factor=factor))
+    assert steps[0] == first
+    assert len(steps) < 4000
+    for before, after in itertools.pairwise(steps):
+        assert after > before
+        assert after == before + 1 or abs(after - before * factor) <= 0.5
+
+
+def test_the_loop_evaluates_geometric_steps_and_the_end(tmp_path: Path) -> None:
+    plan = {"every_steps": None, "geometric": {"first": 1, "factor": 2}}
+    assert evaluated(Bench(make_brief(evaluation=plan, budget={"max_steps": 9}), tmp_path)) == [
+        *[1, 2, 4, 8],
+        9,
+    ]
+
+
+def test_a_resumed_run_evaluates_the_geometric_steps_of_an_undisturbed_one(tmp_path: Path) -> None:
+    plan = {"every_steps": None, "geometric": {"first": 2, "factor": 1.5}}
+    changes: dict[str, Any] = {"evaluation": plan, "budget": {"max_steps": 11}}
+    whole = evaluated(Bench(make_brief(**changes), tmp_path / "whole"))
+    first = Bench(make_brief(**changes), tmp_path / "1", script={3: Heard(Desired.PAUSE)})
+    before = evaluated(first)
+    second = Bench(make_brief(**changes), tmp_path / "2", resume=first.last_state)
+    assert (whole, before) == ([2, 3, 4, 6, 9, 11], [2, 3, 4])
+    assert before + evaluated(second) == whole
+
+
+# ---- by seconds ---------------------------------------------------------------------------------
+
+
+@given(
+    every=st.floats(0.01, 1e6),
+    seconds=st.lists(st.floats(0.0, 100.0), min_size=1, max_size=50),
+)
+def test_by_seconds_there_is_at_most_one_evaluation_for_each_multiple(
+    every: float, seconds: list[float]
+) -> None:
+    """However long steps take; and after a time without any step there is one."""
+    is_due_at, clock, num_due = by_seconds(every), 0.0, 0
+    for step, took in enumerate(seconds, start=1):
+        before = Position(step=step - 1, wall_seconds=clock)
+        clock += took
+        is_due = is_due_at(Position(step=step, wall_seconds=clock), before)
+        assert is_due or took < every
+        num_due += is_due
+    assert num_due <= clock // every
+
+
+def test_a_multiple_that_passes_during_an_evaluation_is_left_out() -> None:
+    """With it an evaluation longer than the interval would follow every single step."""
+    after_evaluation = Position(step=5, wall_seconds=31.0)
+    assert not by_seconds(10.0)(Position(step=6, wall_seconds=32.0), after_evaluation)
+    assert by_seconds(10.0)(Position(step=7, wall_seconds=40.5), after_evaluation)
+
+
+def test_the_loop_evaluates_by_the_clock_of_the_whole_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at this clock takes a second; the second attempt goes on from second 24."""
+    clock = itertools.count(100.0)
+    monkeypatch.setattr(position, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    plan = {"every_steps": None, "every_seconds": 6}
+    first = Bench(make_brief(evaluation=plan, budget={"max_steps": 10}), tmp_path / "1")
+    longer = make_brief(evaluation=plan, budget={"max_steps": 20})
+    assert evaluated(first) == [4, 6, 9, 10]
+    second = Bench(longer, tmp_path / "2", resume=first.last_state)
+    assert evaluated(second) == [14, 16, 19, 20]
+
+
+# ---- the specification --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [{}, {"every_seconds": 5}, {"geometric": {"first": 1, "factor": 2}}, {"every_steps": 7}],
+)
+def test_a_plan_is_the_same_after_a_trip_through_json(plan: dict[str, Any]) -> None:
+    spec = EvaluationSpec.model_validate(plan)
+    again = EvaluationSpec.model_validate_json(spec.model_dump_json())
+    assert again == spec
+
+
+@pytest.mark.parametrize(
+    ("plan", "seen"),
+    [
+        ({"every_steps": 5, "every_seconds": 5}, "every_steps and every_seconds"),
+        ({"every_steps": None}, "none"),
+        ({"every_seconds": 1, "geometric": {"first": 1, "factor": 2}}, "every_seconds and geo"),
+    ],
+)
+def test_a_plan_has_exactly_one_cadence(plan: dict[str, Any], seen: str) -> None:
+    with pytest.raises(ValueError, match=f"expected one of every_steps, .* saw {seen}"):
+        EvaluationSpec.model_validate(plan)
+
+
+def test_without_a_word_a_job_is_evaluated_every_hundred_steps() -> None:
+    assert EvaluationSpec().every_steps == 100
+    assert EvaluationSpec.model_validate({"at_y": True}).every_steps == 100

@@ -1,0 +1,41 @@
+"""What a fork server loads: none of the libraries that only some data needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from worker.data.late import room
+from worker.errors import DataNotFound
+from worker.launcher import PRELOAD
+
+LATE = {"PIL", "datasets", "obstore", "pandas", "pyarrow", "tokenizers"}
+
+
+def test_a_fork_server_loads_none_of_them_and_has_one_thread():
+    code = f"""
+import importlib, os, sys
+for name in {PRELOAD!r}: importlib.import_module(name)
+before = set(sys.modules)
+import worker.rank
+new = {{name.partition('.')[0] for name in set(sys.modules) - before}}
+print(*new & {LATE!r}, len(os.listdir('/proc/self/task')))
+"""
+    environment = {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": "."}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["1"]
+
+
+@pytest.mark.parametrize("name", ["arrow_rows", "bpe", "hub_records", "images", "object_files"])
+def test_a_rank_finds_each_room_by_name(name):
+    assert room(name).__name__ == f"worker.data.{name}"
+
+
+def test_a_library_that_is_absent_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    monkeypatch.delitem(sys.modules, "worker.data.object_files", raising=False)
+    with pytest.raises(
+        DataNotFound, match=r"the package obstore on this node \(roadless\[data\]\)"
+    ):
+        room("object_files")

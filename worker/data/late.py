@@ -1,0 +1,21 @@
+"""Rooms whose libraries a fork server must not load: found by name, by the rank that needs them.
+
+Some start threads, which nothing that forks may have, and all cost time that few jobs need pay.
+"""
+
+import importlib
+from typing import Any, Literal
+
+from worker.errors import DataNotFound
+
+Room = Literal["arrow_rows", "bpe", "hub_records", "images", "object_files"]
+
+
+def room(name: Room) -> Any:
+    """Return the module of this folder. Raises DataNotFound where its library is not installed."""
+    try:
+        return importlib.import_module(f"worker.data.{name}")
+    except ModuleNotFoundError as error:
+        raise DataNotFound(
+            f"expected the package {error.name} on this node (roadless[data]), saw none"
+        ) from error

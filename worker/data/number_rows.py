@@ -1,0 +1,71 @@
+"""Rows of numbers, with classes or numbers to predict: what every table and image set becomes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from worker.data.base import Batch, Description, Indices
+
+
+@dataclass(frozen=True)
+class Standard:
+    """Inputs are served as ``value * scale + shift``; both fit one sample."""
+
+    scale: NDArray[np.float32]
+    shift: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows side by side, memory-mapped or not."""
+
+    inputs: NDArray[Any]  #: (rows, ...): float32, or uint8
+    targets: NDArray[Any]  #: (rows,) int64 classes, or (rows, targets) float32
+    train_rows: NDArray[np.int64]  #: numbers of the rows to train on
+    eval_rows: NDArray[np.int64]  #: numbers of those held out, in data-set order
+    num_classes: int  #: 0 for regression
+    standard: Standard | None
+    fingerprint: str  #: SHA-256, lower-case hexadecimal
+
+
+class NumberRows:
+    """A data set over a table. Inputs are float32; every epoch has the same rows."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.description = Description(
+            input_shape=table.inputs.shape[1:],
+            num_classes=table.num_classes,
+            tokens_per_sample=0,
+            fingerprint=table.fingerprint,
+            num_targets=0 if table.num_classes else table.targets.shape[1],
+        )
+
+    @property
+    def num_train(self) -> int:
+        """Rows to train on."""
+        return len(self._table.train_rows)
+
+    @property
+    def num_eval(self) -> int:
+        """Rows held out."""
+        return len(self._table.eval_rows)
+
+    def train_batch(self, indices: Indices) -> Batch:
+        """Return the rows with these global numbers."""
+        return self._batch(self._table.train_rows[indices % self.num_train])
+
+    def eval_batch(self, start: int, stop: int) -> Batch:
+        """Return the held-out rows ``start`` to ``stop - 1``."""
+        return self._batch(self._table.eval_rows[start:stop])
+
+    def _batch(self, rows: NDArray[np.int64]) -> Batch:
+        # numpy, not torch: this runs in a thread beside training, whose cores it must not take.
+        inputs = self._table.inputs[rows].astype(np.float32)
+        if self._table.standard is not None:
+            inputs *= self._table.standard.scale
+            inputs += self._table.standard.shift
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(self._table.targets[rows]))

@@ -1,0 +1,47 @@
+"""One file that data is read from, wherever it lies, and how its content comes to this disk."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from worker.data.progress import Tell
+from worker.errors import DataUnreadable
+
+#: Files of one source; more are a mistake in a pattern, or belong into fewer, larger ones.
+MAX_FILES = 10_000
+
+#: What tells one content from another without reading it; JSON.
+Identity = dict[str, str | int]
+
+
+class SourceAway(Exception):
+    """A remote source does not answer. Another attempt may find it well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file by the name that messages call it."""
+
+    name: str
+    size: int  #: bytes; 0: not known
+    identity: Identity
+    #: Returns the path of the content. A remote file is written into the folder that is given, and
+    #: how far it is told.
+    fetch: Callable[[Path, Tell], Path] = field(repr=False, compare=False)
+
+
+@contextmanager
+def opened(file: SourceFile, work: Path, *, tell: Tell) -> Iterator[Path]:
+    """The content on this disk for the length of the block; what was fetched is removed after it.
+
+    ``work``: a folder of the caller's own. Raises DataUnreadable when reading fails in the block.
+    """
+    path = file.fetch(work, tell)
+    try:
+        yield path
+    except OSError as error:
+        raise DataUnreadable(f"expected to read {file.name}, saw: {error}") from error
+    finally:
+        if path.is_relative_to(work):
+            path.unlink(missing_ok=True)

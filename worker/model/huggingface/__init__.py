@@ -1,0 +1,1 @@
+"""Models of the transformers library: the only room that imports it, and only when a job asks."""

@@ -1,0 +1,136 @@
+"""A transformers model from a config, a saved folder or the hub.
+
+No code of a folder or a hub is ever run, and weights are safetensors only.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from service.contract.models import TransformersModel
+from worker.data.base import Description
+from worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
+from worker.model.huggingface import companions
+from worker.model.huggingface.adapter import TransformersAdapter
+from worker.model.huggingface.config import new_config, require_fit, require_plain
+from worker.model.sources import ALLOW_HUB_VARIABLE, ModelSources, allowed_folder
+from worker.model.trial import require_outputs
+
+#: No pickles and no code are even fetched.
+_HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)
+#: A short trial: positions are checked by number, and a whole context may take a CPU minutes.
+_TRIAL_TOKENS = 8
+
+
+def build(
+    spec: TransformersModel, *, data: Description, sources: ModelSources, like: Path | None
+) -> TransformersAdapter:
+    """Return the model in training mode and float32.
+
+    ``like``: an eval checkpoint of such a model; its config and companions are taken, its weights
+    are left to ``load_folder``. Draws from torch's global random state. Raises the JobFailed errors
+    named ``Model...``.
+    """
+    transformers_logging.disable_progress_bar()
+    folder = like or _source(spec, sources=sources)
+    config = new_config(spec, data=data) if folder is None else _saved_config(folder)
+    require_plain(config)
+    if folder is not None and like is None:
+        model = _pretrained(spec, folder, config=config, data=data)
+    else:
+        model = _fresh(spec, config)
+    require_fit(model.config, spec=spec, data=data)
+    adapter = TransformersAdapter(
+        model.train(), companions=_companions(spec, folder, like, sources=sources)
+    )
+    require_outputs(adapter, data=data, num_tokens=_TRIAL_TOKENS)
+    return adapter
+
+
+def _source(spec: TransformersModel, *, sources: ModelSources) -> Path | None:
+    """The folder with config and weights, if there is one."""
+    if spec.pretrained is not None:
+        return allowed_folder(spec.pretrained, roots=sources.roots)
+    if spec.hub_id is None:
+        return None
+    if not sources.allow_hub:
+        raise ModelForbidden(
+            f"expected {ALLOW_HUB_VARIABLE}=1 on this node for {spec.hub_id}, saw 0"
+        )
+    try:
+        return Path(
+            snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=list(_HUB_FILES))
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        said = str(error).partition("\n")[0]
+        raise ModelNotFound(f"expected {spec.hub_id} on the hub, saw: {said}") from error
+
+
+def _saved_config(folder: Path) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # each architecture checks its fields in its own way
+        raise ModelUnreadable(f"expected a config.json of transformers, saw: {error}") from error
+    return config
+
+
+def _fresh(spec: TransformersModel, config: PreTrainedConfig) -> PreTrainedModel:
+    auto_class: Any = getattr(transformers, spec.auto_class)
+    try:
+        model: PreTrainedModel = auto_class.from_config(
+            config, trust_remote_code=False, dtype=torch.float32
+        )
+    except Exception as error:  # each architecture refuses in its own way
+        raise ModelInvalid(
+            f"expected {spec.auto_class} to make a {config.model_type}, saw "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def _pretrained(
+    spec: TransformersModel, folder: Path, *, config: PreTrainedConfig, data: Description
+) -> PreTrainedModel:
+    """Load the weights. A head for another number of labels is made anew, and nothing else is."""
+    auto_class: Any = getattr(transformers, spec.auto_class)
+    is_language_model = spec.auto_class == "AutoModelForCausalLM"
+    has_other_labels = not is_language_model and config.num_labels != data.num_outputs
+    if has_other_labels:
+        config.num_labels = data.num_outputs
+    try:
+        model: PreTrainedModel = auto_class.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=has_other_labels,
+            dtype=torch.float32,
+        )
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.validate(strict=True)  # as it is when the model is saved
+    except Exception as error:  # many libraries read a folder, each with errors of its own
+        raise ModelUnreadable(
+            f"expected {spec.auto_class} to load {spec.pretrained or spec.hub_id}, saw "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def _companions(
+    spec: TransformersModel, folder: Path | None, like: Path | None, *, sources: ModelSources
+) -> dict[str, bytes]:
+    if spec.tokenizer is None or like is not None:
+        return companions.read(folder) if folder is not None else {}
+    found = companions.read(allowed_folder(spec.tokenizer, roots=sources.roots))
+    if not found:
+        raise ModelInvalid(f"expected files of a tokenizer in {spec.tokenizer}, saw none")
+    return found

@@ -1,0 +1,53 @@
+"""What the operator of a node lets jobs make models of, beside the presets."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
+
+MODEL_ROOTS_VARIABLE = "ROADLESS_MODEL_ROOTS"
+ALLOW_HUB_VARIABLE = "ROADLESS_ALLOW_HUB"
+ENTRY_POINTS_VARIABLE = "ROADLESS_ALLOWED_ENTRY_POINTS"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSources:
+    """Nothing, unless the operator says otherwise."""
+
+    roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may lie in
+    allow_hub: bool = False  #: whether models may be fetched from the hub
+    entry_points: tuple[str, ...] = ()  #: ``package.module:factory``, each in full
+
+
+def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:
+    """Return the folder at ``path``, resolved.
+
+    Resolved before it is judged, so that neither ``..`` nor a link leads out of the roots, and
+    judged before it is looked at, so that nobody learns what exists elsewhere. Its files are judged
+    likewise: a link among them would put another file into the job's checkpoints.
+
+    Raises ModelForbidden, ModelNotFound or ModelUnreadable.
+    """
+    opened = [os.path.realpath(root) for root in roots]
+    resolved = _allowed(path, opened=opened)
+    if not resolved.is_dir():
+        raise ModelNotFound(f"expected a folder at {path}, saw none")
+    try:
+        entries = list(resolved.iterdir())
+    except OSError as error:
+        raise ModelUnreadable(f"expected to read {path}, saw: {error.strerror}") from error
+    for entry in entries:
+        _allowed(str(entry), opened=opened)
+    return resolved
+
+
+def _allowed(path: str, *, opened: list[str]) -> Path:
+    resolved = Path(os.path.realpath(path))
+    if not any(resolved.is_relative_to(root) for root in opened):
+        raise ModelForbidden(
+            f"expected {path} to lie below a folder of {MODEL_ROOTS_VARIABLE} on this node, "
+            f"which lists {', '.join(opened) or 'no folder'}"
+        )
+    return resolved
