@@ -65,7 +65,6 @@ FULL = replace(
     language=replace(
         SHORT.language,
         size=replace(SHORT.language.size, num_steps=8000, num_evaluations=20),
-        first_grid_schedule_free=Search(low=-9, high=-6),
-        first_grid_schedules=Search(low=-10, high=-8),
+        first_grid_schedule_free=Search(low=-8, high=-5),
     ),
 )
