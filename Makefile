@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Another index for torch: https://download.pytorch.org/whl/cpu, .../cu130, or a folder of wheels.
 TORCH_INDEX ?=
 STAMP := $(VENV)/.ready
+# That share the tests; those of the whole system stay together in one of them.
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap bench-runtime theory evidence pins clean
 
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "expected Python with venv; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	TORCH_INDEX='$(TORCH_INDEX)' deploy/install-torch.sh $(BIN)/pip
-	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,data,transformers,dev,studies]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,data,transformers,export,dev,studies]'
 	@touch $@
 
 demo: setup ## train two real jobs over HTTP and check what was downloaded (about 2 minutes)
@@ -29,7 +31,7 @@ demo: setup ## train two real jobs over HTTP and check what was downloaded (abou
 
 test: setup ## run the tests
 	@deploy/test-tools.sh
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -10,7 +10,7 @@ cp pyproject.toml README.md "$work"
 
 python3 -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    "${work}[service,worker,data,transformers,dev,bench,studies,lower-bound]"
+    "${work}[service,worker,data,transformers,export,dev,bench,studies,lower-bound]"
 
 # A local version such as 2.13.0+cpu would forbid the CUDA build; torch itself names the exact
 # CUDA packages of its build.

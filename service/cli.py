@@ -14,12 +14,12 @@ import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 from rich.table import Table
 
+from service import checkpoint_commands, data_commands, secret_commands, wheel_commands
 from service import client as sdk
-from service import data_commands
 from service import up as local
+from service.checkpoint_commands import download
 from service.client import ApiError, Client, ClientError
 from service.contract.manifest import CheckpointKind
 from service.contract.requests import Extend
@@ -38,6 +38,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_commands.app, name="data")
+app.add_typer(secret_commands.app, name="secrets")
+app.add_typer(wheel_commands.app, name="wheels")
+app.add_typer(checkpoint_commands.app, name="checkpoint")
 out = Console()
 err = Console(stderr=True)
 
@@ -378,15 +381,7 @@ def pull(
     with Client() as client:
         checkpoint_id = _newest(client, source) if source.startswith("job_") else source
         target = folder or Path(checkpoint_id)
-        total = client.checkpoint(checkpoint_id).total_bytes
-        columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-            task = progress.add_task(checkpoint_id, total=total)
-            client.download(
-                checkpoint_id,
-                target,
-                on_progress=lambda done: progress.update(task, completed=done),
-            )
+        download(client, checkpoint_id, target)
     _say(str(target))
 
 

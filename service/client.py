@@ -292,14 +292,33 @@ class Client:
         return self._post(Plan, "/v1/plan", body=dict(request))
 
     def checkpoints(
-        self, job_id: str, *, kind: CheckpointKind | None = None
+        self, job_id: str, *, kind: CheckpointKind | None = None, best: int | None = None
     ) -> Iterator[Checkpoint]:
-        """The job's checkpoints, newest step first, without their files."""
-        return self._pages(Page[Checkpoint], f"/v1/jobs/{job_id}/checkpoints", kind=kind)
+        """The job's checkpoints, newest step first, without the specification.
+
+        Args:
+            job_id: the job.
+            kind: only models, or only training states.
+            best: only so many models (1 to 200), of lowest loss first.
+        """
+        path = f"/v1/jobs/{job_id}/checkpoints"
+        return self._pages(Page[Checkpoint], path, kind=kind, best=best)
 
     def checkpoint(self, checkpoint_id: str) -> Checkpoint:
         """One checkpoint with its files and the specification of its job."""
         return self._get(Checkpoint, f"/v1/checkpoints/{checkpoint_id}")
+
+    def pin(self, checkpoint_id: str) -> Checkpoint:
+        """Keep a checkpoint, whatever retention says, until it is unpinned."""
+        return self._post(Checkpoint, f"/v1/checkpoints/{checkpoint_id}/pin")
+
+    def unpin(self, checkpoint_id: str) -> Checkpoint:
+        """Leave a checkpoint to retention, which next looks within the hour."""
+        return self._post(Checkpoint, f"/v1/checkpoints/{checkpoint_id}/unpin")
+
+    def delete_checkpoint(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint with its files; refused for one that is pinned or needed."""
+        self._send("DELETE", f"/v1/checkpoints/{checkpoint_id}")
 
     def wait(
         self,

@@ -1,6 +1,7 @@
 """Uploaded data sets in the Python SDK: create, upload with resumption, list, delete."""
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class Datasets:
     def create(self, name: str, *, format: Format) -> Dataset:
         """Open a data set for files; one of this name that is still open is gone on with."""
         asked = NewDataset(name=name, format=format).model_dump(mode="json")
-        response = self._client.request("POST", "/v1/datasets", json=asked)
+        headers = {"Idempotency-Key": secrets.token_urlsafe(18)}
+        response = self._client.request("POST", "/v1/datasets", json=asked, headers=headers)
         return Dataset.model_validate_json(response.content)
 
     def upload(

@@ -4,6 +4,7 @@
       Invalid                         422  the request's content is wrong
         IdempotencyKeyReused          422  same key, other body
       Unauthenticated                 401
+      Forbidden                       403  the operator does not allow it
       NotFound                        404  also for what belongs to another project
         BlobMissing                   404  the file was deleted
       Conflict                        409  the state does not allow it
@@ -56,6 +57,12 @@ class Unauthenticated(ServiceError):
 
     status, code, title = 401, "unauthenticated", "Authentication needed"
     headers = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ServiceError):
+    """The operator of the service does not allow this to anybody."""
+
+    status, code, title = 403, "forbidden", "Not allowed here"
 
 
 class NotFound(ServiceError):

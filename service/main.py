@@ -35,11 +35,16 @@ from service.middleware import RequestGuard
 from service.scheduling import loop
 from service.scheduling import routes as scheduling_routes
 from service.scheduling.housekeeping import Housekeeping
+from service.secrets import routes as secret_routes
+from service.secrets.cipher import Cipher, KeyUnusable
+from service.secrets.keys import open_cipher
+from service.secrets.rotation import rotate
 from service.settings import Settings
 from service.theory import routes as theory_routes
 from service.theory.curve import JobBounds
 from service.theory.turns import Turns
 from service.wakeups import Wakeups
+from service.wheels import routes as wheel_routes
 
 log = logging.getLogger("service")
 
@@ -56,6 +61,9 @@ ROUTERS = (
     transfer_routes.router,
     dataset_routes.router,
     dataset_routes.rank_router,
+    wheel_routes.router,
+    wheel_routes.rank_router,
+    secret_routes.router,
 )
 
 
@@ -81,9 +89,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _compose(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings
-    app.state.db = _open_database(settings)
+    app.state.db, app.state.cipher = _open_database(settings)
     app.state.blobs = _open_blobs(settings, "blobs")
     app.state.dataset_blobs = _open_blobs(settings, "datasets")
+    app.state.wheel_blobs = _open_blobs(settings, "wheels")
     app.state.wakeups = Wakeups()
     app.state.turns = Turns()
     app.state.curve_bounds = JobBounds(app.state.db, app.state.turns)
@@ -92,7 +101,8 @@ def _compose(app: FastAPI, settings: Settings) -> None:
     )
 
 
-def _open_database(settings: Settings) -> Database:
+def _open_database(settings: Settings) -> tuple[Database, Cipher]:
+    """The database, migrated, and what opens the secrets in it."""
     home = settings.home_dir
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     num_threads = settings.request_threads + settings.report_threads
@@ -101,7 +111,20 @@ def _open_database(settings: Settings) -> Database:
         migrate(db)
         for audience, path in make_first_tokens(db, home).items():
             log.warning("first start: the %s token is in %s", audience, path)
-    return db
+        cipher = open_cipher(settings)
+        _rotate_secrets(db, cipher)
+    return db, cipher
+
+
+def _rotate_secrets(db: Database, cipher: Cipher) -> None:
+    rotated = rotate(db, cipher)
+    if rotated.num_sealed:
+        log.warning("%d secrets are sealed with key %s now", rotated.num_sealed, cipher.key_id)
+    if rotated.num_unreadable:
+        log.error(
+            "%d secrets open with none of the keys at hand: bring the key back, or put them again",
+            rotated.num_unreadable,
+        )
 
 
 def _open_blobs(settings: Settings, folder: str) -> BlobStore:
@@ -132,7 +155,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         bell=state.wakeups,
         limiter=state.report_limiter,
     )
-    keeping = Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
+    keeping = Housekeeping(
+        state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
+    )
     sweeping = keeping.run_forever()
     tasks = [asyncio.create_task(ticking), asyncio.create_task(sweeping)]
     try:
@@ -164,6 +189,8 @@ def main() -> None:
         app = create_app(settings)
     except BucketUnusable as error:
         sys.exit(f"the service cannot store checkpoints: {error}")
+    except KeyUnusable as error:
+        sys.exit(f"the service cannot keep secrets: {error}")
     config = uvicorn.Config(
         app,
         host=settings.host,

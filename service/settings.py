@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _BUCKET_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
@@ -28,6 +28,11 @@ class Settings(BaseSettings):
     )
     s3_region: str | None = Field(None, description="null: as the SDK finds it")
     s3_path_style: bool = Field(False, description="the bucket is named in the path of URLs")
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="keys that secrets are sealed with, by commas; the first seals, all open; "
+        "null: a file in the home folder",
+    )
     host: str = "127.0.0.1"
     port: int = Field(8700, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="silence after which an attempt is lost")
@@ -52,6 +57,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest JSON request")
     max_file_bytes: int = Field(2**40, gt=0, description="largest file of a checkpoint")
     max_dataset_bytes: int = Field(2**40, gt=0, description="all files of an uploaded data set")
+    allow_wheels: bool = Field(
+        False, description="users may upload wheels, whose code runs on the training nodes"
+    )
     request_threads: int = Field(16, ge=1, description="threads for users' requests")
     report_threads: int = Field(16, ge=1, description="threads kept for reports and syncs")
 

@@ -15,6 +15,19 @@ from sqlalchemy import create_engine, text
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
+#: Folders whose tests share one running system, or this machine as a whole.
+_WHOLE_FOLDERS = ("integration", "deploy")
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the names
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name what must stay in one process where several share the tests: a file, or a folder."""
+    for item in items:
+        folder = item.path.parent.name
+        name = "system" if folder in _WHOLE_FOLDERS else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(name))
+
+
 DIGITS_SPEC: dict[str, Any] = {
     "name": "digits",
     "model": {"kind": "preset", "name": "convnet"},

@@ -39,6 +39,8 @@ class Stack:
             "ROADLESS_RUNNER_NAME": home.name,
             "ROADLESS_DATA_ROOTS": str(home / "data"),
             "ROADLESS_GROW_SECONDS": "0.5",
+            "ROADLESS_ALLOW_WHEELS": "1",
+            "ROADLESS_ALLOWED_ENTRY_POINTS": "torch.nn.functional:cross_entropy",
         }
         if database_url is not None:
             self._environment["DATABASE_URL"] = database_url
@@ -112,9 +114,14 @@ def wait_for_step(client: Client, job_id: str, step: int) -> None:
 
 
 def curve_of(client: Client, job_id: str) -> tuple[Any, ...]:
-    """Everything that makes two runs equal: steps, samples, tokens, and every float's bits."""
+    """Everything that makes two runs equal: steps, samples, tokens, and every float's bits.
+
+    Not what ranks use of their machines.
+    """
     metrics = []
     for summary in client.metrics(job_id):
+        if summary.name.startswith("rank."):
+            continue
         found = client.metric(job_id, summary.name, buckets=2000)
         assert set(found.count) == {1}
         metrics.append((summary.name, found.x, [value.hex() for value in found.last if value]))
@@ -126,14 +133,18 @@ def curve_of(client: Client, job_id: str) -> tuple[Any, ...]:
 
 
 def rank_pids(attempt_id: str) -> list[int]:
-    """Process ids of the attempt's ranks on this machine, rank 0 first, by the log they write."""
+    """Process ids of the attempt's ranks on this machine, rank 0 first, by the log they write.
+
+    A rank leads its session; what it has forked itself is left out.
+    """
     found = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
                 log = os.readlink(process / "fd" / "1")
+                is_rank = os.getsid(int(process.name)) == int(process.name)
             except OSError:
                 continue
-            if attempt_id in log:
+            if attempt_id in log and is_rank:
                 found[log] = int(process.name)
     return [found[log] for log in sorted(found)]

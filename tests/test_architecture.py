@@ -21,7 +21,9 @@ GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
 CLIENT_SIDE = (
     *("service.client", "service.cli", "service.theory_tables", "service.watch", "service.up"),
-    *("service.data_client", "service.data_commands"),
+    *("service.checkpoint_commands", "service.data_client", "service.data_commands"),
+    *("service.secret_client", "service.secret_commands"),
+    *("service.wheel_client", "service.wheel_commands"),
 )
 
 #: Room -> the outside packages that it may import, besides the standard library.
@@ -32,7 +34,7 @@ MAY_IMPORT = {
     "migrations": {"alembic", "sqlalchemy", "service"},
     "worker": {
         *{"httpx", "numpy", "optim", "pydantic", "ray", "safetensors", "service"},
-        *{"psutil", "sklearn", "torch"},
+        *{"packaging", "psutil", "sklearn", "torch"},
     },
     "worker.model.huggingface": {"huggingface_hub", "service", "torch", "transformers"},
     "worker.data.arrow_rows": {"numpy", "pyarrow", "service"},

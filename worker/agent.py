@@ -18,7 +18,14 @@ from typing import Protocol
 from service.contract.cluster import AttemptEnded, RankExit
 from service.contract.states import Reason
 from worker.api import ApiError, AttemptApi, insist
-from worker.launcher import Exited, Launcher, LaunchError, RankLaunch, read_tail
+from worker.launcher import (
+    ENVIRONMENTS,
+    Exited,
+    Launcher,
+    LaunchError,
+    RankLaunch,
+    read_tail,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ class NodeAgent:
         self._launcher = make_launcher(scratch=self._scratch, on_exit=self._see_exit)
 
     def ready(self, timeout_seconds: float = 60.0) -> None:
-        """Return once a rank starts without a cold import; raise LaunchError otherwise."""
+        """Return once ranks are forked without a cold import; raise LaunchError otherwise."""
         self._launcher.wait_ready(timeout_seconds)
 
     def launch(self, attempt_id: str, launches: Sequence[RankLaunch]) -> None:
@@ -171,6 +178,7 @@ def _how_it_ended(code: int) -> str:
 
 def _prune(scratch: Path, *, keep: set[str]) -> None:
     """Remove all but the newest folders of attempts that have ended."""
+    keep = keep | {ENVIRONMENTS}
     folders = [path for path in scratch.iterdir() if path.is_dir() and path.name not in keep]
     folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for folder in folders[_MAX_FOLDERS:]:

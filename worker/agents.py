@@ -13,7 +13,8 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from worker.agent import NodeAgent
-from worker.launcher import PRELOAD, RANK_ENTRY, ForkLauncher, RankLaunch
+from worker.launcher import PRELOAD, RANK_ENTRY, RankLaunch
+from worker.launchers import NodeLauncher
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Agents:
         self, *, scratch: str, entry: str = RANK_ENTRY, preload: tuple[str, ...] = PRELOAD
     ) -> None:
         self._scratch = scratch
-        self._make_launcher = partial(ForkLauncher, entry=entry, preload=preload)
+        self._make_launcher = partial(NodeLauncher, entry=entry, preload=preload)
         self._handles: dict[str, Any] = {}  #: by node id; an actor handle answers to any method
         self._attempts: dict[str, list[str]] = {}  #: by node id, as last heard
 

@@ -158,6 +158,16 @@ class AttemptApi:
 
         _fencing(fetch)
 
+    def download_wheel(self, path: Path) -> None:
+        """Write the wheel that the job's model comes from to ``path``; the caller checks it."""
+
+        def fetch() -> httpx.Response:
+            with self._client.stream("GET", f"{self._path}/wheel", timeout=_FILE_TIMEOUT) as answer:
+                _write_or_read(answer, path)
+            return answer
+
+        _fencing(fetch)
+
     def dataset(self, dataset_id: str) -> DatasetContent:
         """Fetch what the job's uploaded data set consists of."""
         response = _fencing(lambda: self._client.get(f"{self._path}/datasets/{dataset_id}"))

@@ -11,19 +11,19 @@ from worker.activations import recompute_activations
 from worker.build import build_optimizer
 from worker.built import Built
 from worker.cluster import Cluster
-from worker.data.base import DataSet
+from worker.evaluation_sets import HeldOutSets
 from worker.parallel import replicate, shard
 from worker.precision import set_precision
 
 
-def assemble(model: nn.Module, *, spec: JobSpec, data: DataSet, cluster: Cluster) -> Built:
+def assemble(model: nn.Module, *, spec: JobSpec, held_out: HeldOutSets, cluster: Cluster) -> Built:
     """Bring a fresh float32 model of the CPU into its precision, onto its device and ranks.
 
     Raises ModelInvalid for a model that cannot do what the specification asks for.
     """
     training, seats = spec.training, spec.parallelism
     if training.deterministic:
-        _require_determinism()
+        require_determinism()
     set_precision(model, training.precision)
     if training.activation_checkpointing:
         recompute_activations(model, is_compiled=training.compile)
@@ -35,7 +35,7 @@ def assemble(model: nn.Module, *, spec: JobSpec, data: DataSet, cluster: Cluster
     computing = _compiled(model) if training.compile else model
     is_replicated = cluster.world_size > 1 and not is_sharded
     wrapped = replicate(computing) if is_replicated else computing
-    return Built(model=model, wrapped=wrapped, optimizer=optimizer, data=data)
+    return Built(model=model, wrapped=wrapped, optimizer=optimizer, held_out=held_out)
 
 
 def _compiled(model: nn.Module) -> nn.Module:
@@ -43,7 +43,8 @@ def _compiled(model: nn.Module) -> nn.Module:
     return cast(nn.Module, torch.compile(model))
 
 
-def _require_determinism() -> None:
+def require_determinism() -> None:
+    """Have torch compute the same bits again, on a GPU too, or refuse; for this process."""
     # Read when cuBLAS first computes; without it its own sums are not deterministic.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)

@@ -6,6 +6,7 @@ from torch import nn
 
 from optim.positions import TwoPositions
 from worker.data.base import DataSet
+from worker.evaluation_sets import HeldOutSets
 
 
 @dataclass(frozen=True)
@@ -13,10 +14,16 @@ class Built:
     """What a specification has become.
 
     ``model``: the bare model, which is evaluated and saved. ``wrapped``: the same parameters in the
-    form that is trained: a replica, compiled, or the model itself.
+    form that is trained: a replica, compiled, or the model itself. ``held_out``: all that is
+    evaluated, and with it what is trained on.
     """
 
     model: nn.Module
     wrapped: nn.Module
     optimizer: TwoPositions
-    data: DataSet
+    held_out: HeldOutSets
+
+    @property
+    def data(self) -> DataSet:
+        """What is trained on."""
+        return self.held_out.main

@@ -1,9 +1,10 @@
-"""When the plan of a job asks for an evaluation: by steps, ever more rarely, or by seconds. Pure.
+"""When the plan of a job asks for an evaluation: by cost, by steps, ever more rarely, by seconds.
 
-By steps and geometric, the number of the step decides, so that every attempt agrees. By seconds the
-clock of the lead decides. Either way the ranks hear of it with the step's small sum.
+Pure. By seconds the clock of the lead decides; else the number of the step, so that every attempt
+agrees. Either way the ranks hear of it with the step's small sum.
 """
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -16,16 +17,44 @@ Cadence = Callable[[Position, Position], bool]
 
 #: Geometric steps are known up to here, which no job reaches.
 _LAST_STEP: Final = 2**53
+#: By share, the first evaluation comes after this step: soon, so that what is wrong with it shows.
+FIRST_STEP: Final = 10
+#: A sample that is evaluated is passed forwards, one that is trained on backwards too, for twice as
+#: much.
+_PASSES_OF_TRAINING: Final = 3
 
 
-def build_cadence(spec: EvaluationSpec) -> Cadence:
-    """Return the one cadence that the specification names."""
+def build_cadence(spec: EvaluationSpec, *, batch_size: int, num_samples_read: int) -> Cadence:
+    """Return the one cadence that the specification names.
+
+    ``batch_size``: samples of a training step. ``num_samples_read``: by one evaluation; both count
+    for the cadence by share.
+    """
+    if spec.share is not None:
+        return by_share(
+            steps_of_share(spec.share, batch_size=batch_size, num_samples_read=num_samples_read)
+        )
     if spec.every_seconds is not None:
         return by_seconds(spec.every_seconds)
     if spec.geometric is not None:
         return at_steps(geometric_steps(spec.geometric.first, factor=spec.geometric.factor))
     assert spec.every_steps is not None, "expected exactly one cadence, which the contract checks"
     return by_steps(spec.every_steps)
+
+
+def steps_of_share(share: float, *, batch_size: int, num_samples_read: int) -> int:
+    """Return after how many steps an evaluation is due, so that it costs at most ``share``.
+
+    Rounded up to 1, 2 or 5 times a power of ten, for the sake of readers.
+    """
+    steps = num_samples_read / (_PASSES_OF_TRAINING * share * batch_size)
+    power = int(10 ** max(0, math.ceil(math.log10(max(steps, 1.0))) - 1))
+    return next(power * digit for digit in (1, 2, 5, 10, 20) if power * digit >= steps)
+
+
+def by_share(every: int) -> Cadence:
+    """After step :data:`FIRST_STEP`, and with each multiple of ``every`` steps."""
+    return lambda now, _: now.step == FIRST_STEP or now.step % every == 0
 
 
 def by_steps(every: int) -> Cadence:

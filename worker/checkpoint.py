@@ -8,6 +8,7 @@ import hashlib
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -32,11 +33,26 @@ def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
     ``worker.gathered.help_to_gather`` meanwhile. A model of another library is written in that
     library's format, other files beside it. Raises OSError.
     """
-    folder.mkdir(parents=True)
-    if not isinstance(model, SelfSaving):
-        tensors = (tensor for _, tensor in gathered(model))
-        return (write_tensors(folder / MODEL_FILE, forms_of(model), tensors),)
-    model.save_folder(folder, dict(gathered(model)))
+    tensors = gathered(model)
+    try:
+        folder.mkdir(parents=True)
+        if isinstance(model, SelfSaving):
+            return _saved_by_itself(model, folder, dict(tensors))
+        values = (tensor for _, tensor in tensors)
+        return (write_tensors(folder / MODEL_FILE, forms_of(model), values),)
+    finally:
+        # Where the disk fails in the midst of it, the other ranks still gather to the end.
+        for _ in tensors:
+            pass
+
+
+def _saved_by_itself(
+    model: SelfSaving, folder: Path, tensors: dict[str, torch.Tensor]
+) -> tuple[CheckpointFile, ...]:
+    try:
+        model.save_folder(folder, tensors)
+    except SafetensorError as error:  # what the library makes of an OSError
+        raise OSError(f"the model's files are not written: {error}") from error
     return _seal(folder, tuple(sorted(path.name for path in folder.iterdir())))
 
 

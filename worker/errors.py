@@ -9,6 +9,10 @@
       ModelForbidden         model_forbidden        the operator has not opened or allowed it
       ModelUnreadable        model_unreadable       it exists, and reading it fails
       ModelInvalid           model_invalid          it was read or made, and does not fit the data
+      MetricNotFound         metric_not_found       the function of a custom metric is absent
+      MetricForbidden        metric_forbidden       the operator has not allowed it
+      MetricInvalid          metric_invalid         it fails, or returns what is no metric
+      SecretUnavailable      secret_unavailable     deleted since, or the service lost its key
       NonFiniteLoss          non_finite_loss        before the optimizer step, on every rank
       CheckpointUnreadable   checkpoint_unreadable  files and manifest differ; may be tried again
 
@@ -80,6 +84,34 @@ class ModelInvalid(JobFailed):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason=Reason.MODEL_INVALID)
+
+
+class MetricNotFound(JobFailed):
+    """The function of a custom metric is not installed on the node."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.METRIC_NOT_FOUND)
+
+
+class MetricForbidden(JobFailed):
+    """The operator has not allowed the function of a custom metric."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.METRIC_FORBIDDEN)
+
+
+class MetricInvalid(JobFailed):
+    """A custom metric's function fails, or returns what is no number a sample."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.METRIC_INVALID)
+
+
+class SecretUnavailable(JobFailed):
+    """A secret that the job names was deleted, or the service cannot open it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.SECRET_UNAVAILABLE)
 
 
 class NonFiniteLoss(JobFailed):

@@ -5,8 +5,10 @@ order of the data. So one rank, many ranks and a stranger with the downloaded ch
 same bits. Putting the averaged point x into the model is the caller's part.
 """
 
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,13 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
 from service.contract.evaluation import EvaluationSpec
+from service.contract.manifest import SetReceipt
 from service.contract.spec import JobSpec
 from service.contract.tasks import Task
-from worker.data.base import Batch, DataSet
+from worker.custom_metrics import CustomMetric
+from worker.data.base import Batch, DataSet, Description
 from worker.data.order import global_indices, reserved_seed
 from worker.errors import DataInvalid
+from worker.evaluation_sets import HeldOutSets, naming
 from worker.model.base import evaluating
-from worker.task import example_scores, metrics, score_names
+from worker.task import example_scores, score_names, widened
+from worker.task import metrics as task_metrics
 
 #: Adds a float64 CPU tensor up over all ranks, element by element; for one rank, the identity.
 #: Each element is non-zero on one rank only, which makes the sum exact.
@@ -33,13 +39,63 @@ def unheard() -> None:
     """What is called after each batch where nobody wants to know."""
 
 
+#: How many batches of an evaluation a fresh process computes again before a checkpoint is listed.
+CHECKED_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The loss over the first examples of an evaluation: what is cheap to compute again."""
+
+    num_examples: int
+    loss: float
+
+
 @dataclass(frozen=True)
 class EvalResult:
-    """What an evaluation found; all means over the counted targets of ``num_examples`` examples."""
+    """What an evaluation found; all means over the counted targets of ``num_examples`` examples.
+
+    ``metrics``: by their full names, those of further sets among them.
+    """
 
     loss: float
     metrics: dict[str, float]
     num_examples: int
+    checked: Checked
+
+
+def evaluate_all(
+    model: nn.Module,
+    *,
+    held_out: HeldOutSets,
+    spec: JobSpec,
+    rank: int,
+    world_size: int,
+    gather: Gather,
+    on_batch: Callable[[], None] = unheard,
+) -> EvalResult:
+    """Score the model as it stands on the main held-out set, and then on each further one.
+
+    What a further set tells is among the metrics, under its name: ``eval.shifted.loss``. As with
+    :func:`evaluate`, every rank calls this and gets the same result.
+    """
+    score = partial(
+        evaluate,
+        model,
+        task=spec.task,
+        metrics=held_out.metrics,
+        rank=rank,
+        world_size=world_size,
+        gather=gather,
+        on_batch=on_batch,
+    )
+    result = score(data=held_out.main, spec=spec.evaluation)
+    found = dict(result.metrics)
+    for one in held_out.named:
+        with naming(one.name):
+            of_set = score(data=one.data, spec=one.spec(spec.evaluation))
+        found |= _under(one.name, of_set)
+    return replace(result, metrics=found)
 
 
 def evaluate(
@@ -48,6 +104,7 @@ def evaluate(
     data: DataSet,
     task: Task,
     spec: EvaluationSpec,
+    metrics: tuple[CustomMetric, ...] = (),
     rank: int,
     world_size: int,
     gather: Gather,
@@ -55,13 +112,14 @@ def evaluate(
 ) -> EvalResult:
     """Score the model as it stands on the first ``spec.max_batches`` held-out batches.
 
-    ``model`` is the bare module, not its DDP wrapper. Every rank calls this and gets the same
-    result. Draws no random numbers and leaves every module in the mode that it had. Raises
-    DataInvalid when no target counts.
+    ``model`` is the bare module, not its DDP wrapper. ``metrics``: beside those of the task. Every
+    rank calls this and gets the same result. Draws no random numbers and leaves every module in the
+    mode that it had. Raises DataInvalid when no target counts, and MetricInvalid for a metric that
+    is none.
     """
     num_examples = num_evaluated(data, spec=spec)
     names = score_names(task, num_classes=data.description.num_classes)
-    scores = torch.zeros(1 + len(names), num_examples, dtype=torch.float64)
+    scores = torch.zeros(1 + len(names) + len(metrics), num_examples, dtype=torch.float64)
     device = _device(model)
     num_batches = -(-num_examples // spec.batch_size)
     with evaluating(model), torch.no_grad():
@@ -69,29 +127,80 @@ def evaluate(
             start = number * spec.batch_size
             stop = min(start + spec.batch_size, num_examples)
             batch = data.eval_batch(start, stop).to(device)
-            found = example_scores(model(batch.inputs), batch.targets, names=names)
+            outputs = model(batch.inputs)
             if is_mine:
-                scores[:, start:stop] = found.cpu()
+                found = _scores(outputs, batch.targets, names, metrics)
+                scores[:, start:stop] = found + 0.0  # a sum over ranks knows no negative zero
             on_batch()
-    count, *sums = (_sum_in_order(row) for row in gather(scores))
-    if not count:
+    scores = gather(scores)
+    checked = _checked(scores, batch_size=spec.batch_size)
+    return _result(scores, names, metrics, task=task, description=data.description, checked=checked)
+
+
+def _scores(
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    names: tuple[str, ...],
+    metrics: tuple[CustomMetric, ...],
+) -> torch.Tensor:
+    """Return float64 of shape (1 + names + metrics, samples) on the CPU."""
+    found = example_scores(outputs, targets, names=names).cpu()
+    if not metrics:
+        return found
+    counts = found[:1] > 0
+    wide = widened(outputs)
+    custom = torch.stack([metric.scores(wide, targets).cpu() for metric in metrics])
+    # Not multiplied: what a sample that does not count was given may be NaN.
+    return torch.cat([found, custom.where(counts, 0.0)])
+
+
+def _result(
+    scores: torch.Tensor,
+    names: tuple[str, ...],
+    metrics: tuple[CustomMetric, ...],
+    *,
+    task: Task,
+    description: Description,
+    checked: Checked,
+) -> EvalResult:
+    """Put the scores of all samples, of shape (1 + names + metrics, samples), into words."""
+    num_examples = scores.shape[1]
+    num_targets, *sums = (_sum_in_order(row) for row in scores)
+    if not num_targets:
         raise DataInvalid(f"expected targets to score in {num_examples} held-out samples, saw none")
-    means = {name: total / count for name, total in zip(names, sums, strict=True)}
-    bytes_per_token = data.description.bytes_per_token
-    reported = metrics(task, means, bytes_per_token=bytes_per_token)
-    return EvalResult(means[names[0]], reported, num_examples)
+    means = {name: total / num_targets for name, total in zip(names, sums, strict=False)}
+    num_counted = int((scores[0] > 0).sum())
+    custom = {
+        metric.name: total / num_counted
+        for metric, total in zip(metrics, sums[len(names) :], strict=True)
+    }
+    reported = task_metrics(task, means, bytes_per_token=description.bytes_per_token) | custom
+    named = {f"eval.{name}": value for name, value in reported.items()}
+    return EvalResult(means[names[0]], named, num_examples, checked)
 
 
-def reevaluate(model: nn.Module, *, data: DataSet, spec: JobSpec) -> EvalResult:
+def _under(name: str, result: EvalResult) -> dict[str, float]:
+    """What a further set tells, by full names."""
+    told = {"eval.loss": result.loss, **result.metrics}
+    return {key.replace("eval.", f"eval.{name}.", 1): value for key, value in told.items()}
+
+
+def reevaluate(
+    model: nn.Module,
+    *,
+    held_out: HeldOutSets,
+    spec: JobSpec,
+    on_batch: Callable[[], None] = unheard,
+) -> EvalResult:
     """Evaluate on this process alone, as a receipt asks: the same function, the same bits."""
-    return evaluate(
+    return evaluate_all(
         model,
-        data=data,
-        task=spec.task,
-        spec=spec.evaluation,
+        held_out=held_out,
+        spec=spec,
         rank=0,
         world_size=1,
         gather=lambda scores: scores,
+        on_batch=on_batch,
     )
 
 
@@ -100,6 +209,28 @@ def num_evaluated(data: DataSet, *, spec: EvaluationSpec) -> int:
     if spec.max_batches is None:
         return data.num_eval
     return min(data.num_eval, spec.max_batches * spec.batch_size)
+
+
+def num_samples_read(model: nn.Module, *, held_out: HeldOutSets, spec: EvaluationSpec) -> int:
+    """Return how many samples an evaluation of x passes through the model, on all ranks."""
+    main = held_out.main
+    num_samples = num_evaluated(main, spec=spec) * (2 if spec.at_y else 1)
+    num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in held_out.named)
+    if not _channels_by_layer(model):
+        return num_samples
+    return num_samples + spec.batchnorm_batches * min(spec.batch_size, main.num_train)
+
+
+def set_receipts(held_out: HeldOutSets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:
+    """Return what a receipt says of each further set."""
+    return {
+        one.name: SetReceipt(
+            num_examples=num_evaluated(one.data, spec=one.spec(spec)),
+            max_batches=one.max_batches,
+            data_fingerprint=one.data.description.fingerprint,
+        )
+        for one in held_out.named
+    }
 
 
 def recalibrated_buffers(
@@ -148,6 +279,15 @@ def _turns(
         is_mine = first + rank < num_batches
         if is_mine or is_sharded:
             yield min(first + rank, num_batches - 1), is_mine
+
+
+def _checked(scores: torch.Tensor, *, batch_size: int) -> Checked:
+    """The mean over the first batches, or over all where no target of those counts."""
+    first = scores[:2, : CHECKED_BATCHES * batch_size]
+    if not first[0].any():
+        first = scores[:2]
+    num_targets, loss = (_sum_in_order(row) for row in first)
+    return Checked(first.shape[1], loss / num_targets if num_targets else math.nan)
 
 
 def _device(model: nn.Module) -> torch.device:

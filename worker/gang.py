@@ -23,11 +23,12 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from service.contract.cluster import Assignment, Node
+from service.contract.states import Reason
 from worker.agents import NAMESPACE, Agents
 from worker.capacity import Bundle, Held
 from worker.data.sources import DataSources
-from worker.launcher import RankLaunch
-from worker.model.sources import ModelSources
+from worker.launcher import LaunchMethod, RankLaunch, WheelFile
+from worker.model.sources import ALLOW_WHEELS_VARIABLE, ModelSources
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ _SETTLE_SECONDS = 0.12
 
 class StartFailed(Exception):
     """The gang does not come up; what it holds is for ``release`` to let go."""
+
+    def __init__(self, message: str, *, reason: Reason = Reason.START_FAILED) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class NotReleased(Exception):
@@ -103,11 +108,13 @@ class Gangs:
         service_url: str,
         data_sources: DataSources,
         model_sources: ModelSources = _NO_SOURCES,
+        method: LaunchMethod = "fork",
     ) -> None:
         self._agents = agents
         self._service_url = service_url
         self._data_sources = data_sources
         self._model_sources = model_sources
+        self._method = method
 
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once every node starts ranks without a cold import, or after that time."""
@@ -130,6 +137,12 @@ class Gangs:
 
         Started twice, by one runner or by two, launches once.
         """
+        if assignment.wheel is not None and not self._model_sources.allow_wheels:
+            raise StartFailed(
+                f"expected a job without an uploaded wheel, saw {assignment.wheel.file_name}: the "
+                f"operator of these nodes does not allow them ({ALLOW_WHEELS_VARIABLE}=1 does)",
+                reason=Reason.MODEL_FORBIDDEN,
+            )
         try:
             seats = _take_seats(assignment)
             if not self._is_running(assignment.attempt_id, {seat.node_id for seat in seats}):
@@ -183,6 +196,8 @@ class Gangs:
                 model_roots=self._model_sources.roots,
                 allow_hub=self._model_sources.allow_hub,
                 entry_points=self._model_sources.entry_points,
+                method=self._method,
+                wheel=_wheel_of(assignment),
             )
             by_node[seat.node_id].append(launch)
         return by_node
@@ -216,6 +231,12 @@ def _groups() -> list[Group]:
 def bundle_of(assignment: Assignment) -> Bundle:
     """Return what one rank of the assignment holds."""
     return Bundle(cpus=assignment.cpus_per_worker, gpus=assignment.gpus_per_worker)
+
+
+def _wheel_of(assignment: Assignment) -> WheelFile | None:
+    if (wheel := assignment.wheel) is None:
+        return None
+    return WheelFile(file_name=wheel.file_name, sha256=wheel.sha256)
 
 
 def _held(row: dict[str, Any]) -> tuple[Held, ...]:

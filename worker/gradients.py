@@ -1,7 +1,6 @@
 """The gradient as one vector over all parameters, wherever they lie: its norm, and clipping it."""
 
 import torch
-from torch import nn
 
 from optim.precision import is_narrow
 from optim.sharding import local, whole
@@ -16,9 +15,10 @@ def global_norm(optimizer: torch.optim.Optimizer) -> float:
     Of narrow gradients the squares are added in float32. Parameters without a gradient count 0.
     """
     gradients = _gradients(optimizer)
-    if not any(is_narrow(gradient.dtype) for gradient in gradients):
-        return float(whole(nn.utils.get_total_norm(gradients)))
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    if not gradients:
+        return 0.0
+    has_narrow = any(is_narrow(gradient.dtype) for gradient in gradients)
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32 if has_narrow else None)
     return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
 
 

@@ -1,7 +1,8 @@
 """How a node agent brings ranks to life: the facts of one rank, and the fork server's client.
 
 Imported by the fork server and by every rank, so it needs the standard library only. The other end
-of the pipe is ``worker/forkserver.py``.
+of the pipe is ``worker/forkserver.py``. ``worker/spawnlauncher.py`` is the other launcher, and
+``worker/launchers.py`` chooses.
 """
 
 import json
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +34,22 @@ _DYING_SECONDS = 5.0
 _STOPPING_SECONDS = 10.0
 _LOG_TAIL_BYTES = 4000
 
+#: Folder beside those of attempts: environments of uploaded wheels.
+ENVIRONMENTS = "environments"
+#: How ranks come to life: from a warm process, or each with imports of its own.
+LaunchMethod = Literal["fork", "spawn"]
+
 
 class LaunchError(Exception):
-    """The fork server does not come up; the message carries the end of its log."""
+    """Ranks cannot be started; the message carries the end of the fork server's log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WheelFile:
+    """The uploaded wheel that a job's model comes from."""
+
+    file_name: str
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +76,18 @@ class RankLaunch:
     model_roots: tuple[str, ...] = ()  #: folders that saved models may lie in
     allow_hub: bool = False  #: whether the job may fetch a model from the hub
     entry_points: tuple[str, ...] = ()  #: factories that the job may call
+    method: LaunchMethod = "fork"
+    wheel: WheelFile | None = None  #: needs an environment of its own, and so to be spawned
 
     @property
     def log_path(self) -> Path:
         """Where the rank's standard output and error go."""
         return Path(self.scratch) / f"rank-{self.rank}.log"
+
+    @property
+    def environments(self) -> Path:
+        """Where this node keeps the environments of wheels."""
+        return Path(self.scratch).parent / ENVIRONMENTS
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -76,7 +97,8 @@ class RankLaunch:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Build the value from what ``to_json`` gave, after a trip through JSON."""
         lists = {name: tuple(item) for name, item in value.items() if isinstance(item, list)}
-        return cls(**{**value, **lists})
+        wheel = WheelFile(**value["wheel"]) if value.get("wheel") else None
+        return cls(**{**value, **lists, "wheel": wheel})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +114,16 @@ class Launcher(Protocol):
     """Starts ranks and tells, through the callback it was built with, how each one ended."""
 
     def launch(self, launches: Sequence[RankLaunch]) -> None:
-        """Start these ranks; raise LaunchError when none of them can be asked for."""
+        """Start these ranks; raise LaunchError when none of them can be asked for.
+
+        One that cannot be started is told as an end, with its cause in its log.
+        """
 
     def kill(self, attempt_id: str) -> None:
         """Ask for SIGKILL to all ranks of the attempt; their ends are told as usual."""
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Return once ranks start without a cold import; raise LaunchError otherwise."""
+        """Return once ranks can be started as fast as they ever are; raise LaunchError if not."""
 
     def close(self) -> None:
         """End the launcher and with it every rank."""

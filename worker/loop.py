@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from service.contract.cluster import AttemptBrief
-from service.contract.events import BudgetNow, Notice, StepMetrics
+from service.contract.events import BudgetNow, Notice, StepMetrics, Usage
 from service.contract.states import Desired, Reason
 from service.contract.training import num_parts
 from worker.built import Built
@@ -25,6 +25,7 @@ from worker.position import Position, Stopwatch, is_used_up
 from worker.rates import build_rates
 from worker.report import Reporter
 from worker.step import Orders, StepResult, StepSettings, agree, train_step
+from worker.usage import UsageMeter
 
 
 class Training:
@@ -53,11 +54,18 @@ class Training:
         self._evaluated_step = evaluated_step
         self._beat = beat
         self._warmup_hint = WarmupHint()
+        self._usage = UsageMeter(cluster.device)
         #: Step and evaluated step of the training state that was saved last.
         self._saved = (position.step, evaluated_step) if brief.resume else None
         self._evaluations_served = brief.evaluations_served
         self._budget = BudgetNow(limits=brief.spec.budget)
-        self._cadence = build_cadence(brief.spec.evaluation)
+        self._cadence = build_cadence(
+            brief.spec.evaluation,
+            batch_size=training.batch_size,
+            num_samples_read=milestones.num_samples_read(),
+        )
+        #: Steps of planned evaluations that are under way beside training; for the lead.
+        self._unjudged: set[int] = set()
         self._asked = position  #: where the cadence was asked last, or an evaluation ended
         self._rates = build_rates(brief.spec)
         self._batches = Prefetch(self._load)
@@ -100,8 +108,9 @@ class Training:
         return Reason.RESIZED if is_moving else _reason_of(orders)
 
     def _step(self) -> Orders:
+        self._judge_found()
         step, spec = self._position.step, self._spec.training
-        _seed_step(spec.seed, step=step, rank=self._cluster.rank)
+        _seed_step(spec.seed, step=step, rank=self._cluster.rank, device=self._cluster.device)
         self._set_rate()
         after = self._position.after_step(
             samples=spec.batch_size,
@@ -120,6 +129,7 @@ class Training:
         self._asked = now
         self._position = self._stopwatch.stamp(after.after_update(is_skipped=result.is_skipped))
         self._say(result)
+        self._say_usage()
         self._beat()
         return result.orders
 
@@ -156,8 +166,13 @@ class Training:
             evaluate=heard.evaluations_requested > self._evaluations_served,
             resize=heard.resize,
             due=is_due,
+            settle=self._spec.evaluation.placement == "async" and self._has_goals(),
             **self._goals(),
         )
+
+    def _has_goals(self) -> bool:
+        limits = self._budget.limits
+        return limits is not None and bool(limits.until or limits.patience)
 
     def _goals(self) -> dict[str, bool]:
         """The orders that come of what planned evaluations have found."""
@@ -186,6 +201,12 @@ class Training:
         if result.is_skipped and _is_power_of_two(position.skips):
             self._reporter.say(_skip_notice(position, result))
 
+    def _say_usage(self) -> None:
+        """Every rank says what it uses, every few seconds."""
+        values = self._usage.due()
+        if values:
+            self._reporter.say(Usage(step=self._position.step, values=values))
+
     def _values(self, result: StepResult) -> dict[str, float]:
         group = self._built.optimizer.param_groups[0]
         values = {
@@ -200,12 +221,15 @@ class Training:
     def _reach_milestones(self, orders: Orders) -> Orders:
         """Evaluate and save as often as the specification says, in this order.
 
-        So a state knows of the evaluation of its own step, and no later attempt repeats it. Returns
-        the orders with what the evaluation adds to them.
+        So a state knows of the evaluation of its own step, and no later attempt repeats it; of a
+        job with goals it knows the verdict too. Returns the orders with what the evaluation adds to
+        them.
         """
         if orders.evaluate or orders.due:
             self._evaluate(orders)
-        if orders.due:
+        if self._is_state_due() and orders.settle:
+            self._settle_evaluations()
+        if orders.due or (self._is_state_due() and orders.settle):
             orders = self._with_goals(orders)
         if self._is_state_due() and not orders.is_end:
             self._save_state()
@@ -219,9 +243,24 @@ class Training:
     def _is_state_due(self) -> bool:
         return self._position.step % self._spec.checkpoints.state_every_steps == 0
 
+    def _settle_evaluations(self) -> None:
+        """Wait for evaluations beside training, and judge them."""
+        self._milestones.drain()
+        self._judge_found()
+
+    def _judge_found(self) -> None:
+        """Judge what planned evaluations beside training have found, in their order."""
+        for step, result in self._milestones.found():
+            if step in self._unjudged:
+                self._unjudged.remove(step)
+                self._position = self._judged(result)
+
     def _evaluate(self, orders: Orders) -> None:
-        """Evaluate at x, once per step."""
-        if self._evaluated_step == self._position.step:
+        """Evaluate at x, once per step; at the end when all before it is done."""
+        if orders.is_end:
+            self._settle_evaluations()
+        is_lost = self._milestones.lost_step == self._position.step
+        if self._evaluated_step == self._position.step and not is_lost:
             return
         self._evaluated_step = self._position.step
         if orders.evaluate:
@@ -229,9 +268,14 @@ class Training:
         result = self._milestones.evaluate(
             self._position,
             evaluations_served=self._evaluations_served if orders.evaluate else 0,
+            is_last=orders.is_end,
         )
         self._position = self._asked = self._stopwatch.stamp(self._position)
-        if orders.due and self._cluster.is_lead:
+        if not orders.due or not self._cluster.is_lead:
+            return
+        if result is None:
+            self._unjudged.add(self._position.step)
+        else:
             self._position = self._judged(result)
 
     def _judged(self, result: EvalResult) -> Position:
@@ -271,13 +315,16 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _seed_step(seed: int, *, step: int, rank: int) -> None:
+def _seed_step(seed: int, *, step: int, rank: int, device: torch.device) -> None:
     """Make the step's random numbers (dropout) a function of seed, step and rank.
 
     So there is no random state to save, and a resumed run draws what an uninterrupted one draws.
-    Other people's models draw from numpy and random too.
+    Other people's models draw from numpy and random too. Not by ``torch.manual_seed``: where CUDA
+    is not in use, it keeps each call with its stack for later, which takes time and memory.
     """
     number = (seed * 1_000_003 + step) * 65_537 + rank
-    torch.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
+    torch.default_generator.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
     np.random.seed(number & 0xFFFF_FFFF)
     random.seed(number)

@@ -6,12 +6,21 @@ import platform
 import shutil
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from service.contract.cluster import AttemptBrief
-from service.contract.events import DATA_PREPARING, Event, Failed, Finished, Notice, Started
+from service.contract.events import (
+    DATA_PREPARING,
+    SET_FINGERPRINT,
+    Event,
+    Failed,
+    Finished,
+    Notice,
+    Started,
+)
 from service.contract.manifest import CheckpointFile, Manifest
 from service.contract.states import Reason
 from worker.api import AttemptApi, Fenced, insist
@@ -19,25 +28,27 @@ from worker.assemble import assemble
 from worker.built import Built
 from worker.checkpoint import check_file
 from worker.cluster import Cluster, join
-from worker.data.base import DataSet
-from worker.data.build import build_data
-from worker.data.sources import DataSources
 from worker.errors import DataInvalid, JobFailed, NonFiniteLoss
+from worker.evaluation_sets import HeldOutSets, naming
+from worker.evaluator import Evaluator
+from worker.evaluator_process import Beginning
+from worker.evaluator_process import main as evaluate_files
+from worker.examiner import Examiner, tolerance_on
 from worker.initial import initial_model
 from worker.launcher import RankLaunch
 from worker.loop import Training
 from worker.milestones import Milestones
-from worker.model.sources import ModelSources
+from worker.nursery import Nursery
 from worker.position import Position
+from worker.redaction import REDACTOR, redact_streams
 from worker.report import Reporter
+from worker.secrets import take
 from worker.state import Resumed, read_state
-from worker.uploads import ServiceUploads
+from worker.supplies import START_SECONDS, held_out_of, model_sources
 from worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-#: How long a starting rank waits for a service that is away.
-START_SECONDS = 60.0
 #: How long an ending rank keeps trying to deliver its last words.
 DRAIN_SECONDS = 3600.0
 #: How long a rank that hangs tries to say so, before it dies and its agent speaks for it.
@@ -50,12 +61,20 @@ def main(launch: RankLaunch) -> None:
 
     ``os._exit``: a plain exit would run gloo's destructors, which abort now and then.
     """
+    redact_streams()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Before there are threads, peers or a GPU in use: what it forks later knows none of them.
+    nursery = Nursery(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
-        reporter = Reporter(api, rank=launch.rank, folder=Path(launch.scratch))
+        reporter = Reporter(
+            api,
+            rank=launch.rank,
+            folder=Path(launch.scratch),
+            redact=REDACTOR.redact_event,
+        )
         try:
-            ending = _ending_of(launch, api, reporter)
+            ending = _ending_of(launch, api, reporter, nursery)
         except Fenced:
             log.info("this attempt is over; leaving without a word")
             _leave(0)
@@ -71,10 +90,12 @@ def _leave(code: int) -> None:
     os._exit(code)
 
 
-def _ending_of(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | None:
+def _ending_of(
+    launch: RankLaunch, api: AttemptApi, reporter: Reporter, nursery: Nursery | None
+) -> Event | None:
     """Train, and put the ending into words; None when there is nothing to say."""
     try:
-        return _run(launch, api, reporter)
+        return _run(launch, api, reporter, nursery)
     except Fenced:
         raise
     except JobFailed as failure:
@@ -85,7 +106,8 @@ def _ending_of(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event
     except Exception as error:
         log.exception("the rank fails")
         said = _fit(f"rank {launch.rank}: {type(error).__name__}: {error}")
-        trace = _fit(traceback.format_exc()[-_MESSAGE_LENGTH:])
+        # Redacted before it is cut, which could leave a part of a secret that is found no more.
+        trace = _fit(REDACTOR.redact(traceback.format_exc())[-_MESSAGE_LENGTH:])
         return Failed(reason=Reason.WORKER_ERROR, message=f"{said}\n{trace}")
 
 
@@ -99,16 +121,19 @@ def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
 
 def _fit(text: str) -> str:
     """The text as an event takes it: bounded, and without what UTF-8 cannot say."""
-    return text[:_MESSAGE_LENGTH].encode(errors="replace").decode()
+    return REDACTOR.redact(text)[:_MESSAGE_LENGTH].encode(errors="replace").decode()
 
 
-def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | None:
+def _run(
+    launch: RankLaunch, api: AttemptApi, reporter: Reporter, nursery: Nursery | None
+) -> Event | None:
     brief = _fetch_brief(api)
+    take(brief, data_cache=launch.data_cache)
     reporter.wish(brief.desired)
-    data = _data(launch, brief, api, reporter)
-    _require_same_data(brief, data)
+    held_out = _held_out(launch, brief, api, reporter)
+    _require_same_data(brief, held_out)
     cluster = join(launch)
-    built = _build(launch, brief, api, data=data, cluster=cluster)
+    built = _build(launch, brief, api, held_out=held_out, cluster=cluster)
     resumed = _resume(brief, api, built, Path(launch.scratch) / f"resume-{launch.rank}")
     watchdog = Watchdog(
         brief.spec.retry.hang_seconds, on_hang=lambda message: _give_up(launch, reporter, message)
@@ -119,6 +144,7 @@ def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | Non
         cluster=cluster,
         reporter=reporter,
         staging=Path(launch.scratch) / f"staging-{launch.rank}",
+        examiner=_examiner(nursery, brief, cluster, reporter) if nursery is not None else None,
         beat=watchdog.beat,
     )
     training = Training(
@@ -132,7 +158,7 @@ def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | Non
         beat=watchdog.beat,
     )
     if cluster.is_lead:
-        reporter.say(_started(brief, cluster, data, resumed))
+        reporter.say(_started(brief, cluster, held_out, resumed))
     try:
         reason = training.run()
     finally:
@@ -151,27 +177,44 @@ def _run(launch: RankLaunch, api: AttemptApi, reporter: Reporter) -> Event | Non
     return Finished(reason=reason, step=training.step, budget=training.budget)
 
 
-def _data(launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, reporter: Reporter) -> DataSet:
-    """Build the data set; each word of a long preparation renews the deadline of STARTING."""
-    return build_data(
-        brief.spec.data,
-        model=brief.spec.model,
-        task=brief.spec.task,
-        sources=DataSources(
-            roots=launch.data_roots,
-            urls=launch.data_urls,
-            allow_hub=launch.allow_hub,
-            cache=launch.data_cache,
-            cache_bytes=launch.data_cache_bytes,
-        ),
-        uploads=ServiceUploads(api, seconds=START_SECONDS),
+def _examiner(
+    nursery: Nursery, brief: AttemptBrief, cluster: Cluster, reporter: Reporter
+) -> Examiner:
+    """Who looks at the lead's checkpoints before they are listed."""
+    beginning = Beginning(brief, threads=torch.get_num_threads(), device=cluster.device)
+    evaluator = Evaluator(nursery, beginning, silence_seconds=brief.spec.retry.hang_seconds)
+    return Examiner(
+        evaluator,
+        voice=reporter,
+        batch_size=brief.spec.evaluation.batch_size,
+        tolerance=tolerance_on(cluster.device),
+    )
+
+
+def _held_out(
+    launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, reporter: Reporter
+) -> HeldOutSets:
+    """Build the data sets; each word of a long preparation renews the deadline of STARTING."""
+    return held_out_of(
+        launch,
+        brief,
+        api,
         say=lambda text: reporter.say(Notice(code=DATA_PREPARING, message=_fit(text))),
     )
 
 
-def _require_same_data(brief: AttemptBrief, data: DataSet) -> None:
-    """Other data under the same name would go on with other samples, and nobody would know."""
-    expected, seen = brief.data_fingerprint, data.description.fingerprint
+def _require_same_data(brief: AttemptBrief, held_out: HeldOutSets) -> None:
+    """Other data under the same name would go on with other samples, and nobody would know.
+
+    A further set that was there from the start is the same curve's, so that it holds for it too.
+    """
+    _require_same(brief.data_fingerprint, held_out.main.description.fingerprint)
+    for name, fingerprint in held_out.fingerprints.items():
+        with naming(name):
+            _require_same(brief.set_fingerprints.get(name), fingerprint)
+
+
+def _require_same(expected: str | None, seen: str) -> None:
     if expected not in (None, seen):
         raise DataInvalid(
             f"expected the data that training began with, whose fingerprint is {expected}, "
@@ -186,23 +229,23 @@ def _fetch_brief(api: AttemptApi) -> AttemptBrief:
 
 
 def _build(
-    launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, *, data: DataSet, cluster: Cluster
+    launch: RankLaunch,
+    brief: AttemptBrief,
+    api: AttemptApi,
+    *,
+    held_out: HeldOutSets,
+    cluster: Cluster,
 ) -> Built:
+    data = held_out.main.description
     folder = Path(launch.scratch) / f"initial-{launch.rank}"
 
     def fetch(manifest: Manifest) -> Path:
         _fetch_files(manifest, api, folder)
         return folder
 
-    model = initial_model(brief, data=data.description, sources=_sources(launch), fetch=fetch)
+    model = initial_model(brief, data=data, sources=model_sources(launch), fetch=fetch)
     shutil.rmtree(folder, ignore_errors=True)
-    return assemble(model, spec=brief.spec, data=data, cluster=cluster)
-
-
-def _sources(launch: RankLaunch) -> ModelSources:
-    return ModelSources(
-        roots=launch.model_roots, allow_hub=launch.allow_hub, entry_points=launch.entry_points
-    )
+    return assemble(model, spec=brief.spec, held_out=held_out, cluster=cluster)
 
 
 def _resume(brief: AttemptBrief, api: AttemptApi, built: Built, folder: Path) -> Resumed:
@@ -239,7 +282,9 @@ def _make_empty(folder: Path) -> None:
     folder.mkdir(parents=True)
 
 
-def _started(brief: AttemptBrief, cluster: Cluster, data: DataSet, resumed: Resumed) -> Started:
+def _started(
+    brief: AttemptBrief, cluster: Cluster, held_out: HeldOutSets, resumed: Resumed
+) -> Started:
     return Started(
         resumed_step=resumed.position.step,
         world_size=cluster.world_size,
@@ -252,6 +297,10 @@ def _started(brief: AttemptBrief, cluster: Cluster, data: DataSet, resumed: Resu
             "seed": str(brief.spec.training.seed),
             "precision": brief.spec.training.precision,
             "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
-            "data_fingerprint": data.description.fingerprint,
+            "data_fingerprint": held_out.main.description.fingerprint,
+            **{
+                f"{SET_FINGERPRINT}{name}": fingerprint
+                for name, fingerprint in held_out.fingerprints.items()
+            },
         },
     )

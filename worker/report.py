@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
+from service.contract.evaluation import CheckpointsSpec
 from service.contract.events import (
     MAX_EVENTS_PER_REPORT,
     BudgetNow,
@@ -27,16 +29,20 @@ from service.contract.events import (
     Report,
     ReportReply,
     StepMetrics,
+    Usage,
 )
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.states import Desired
 from worker.api import Away, Fenced, Refused
 from worker.spool import Spool
+from worker.waiting import Waiting, superfluous
 
 log = logging.getLogger(__name__)
 
 #: How long step points gather before they are sent together.
 GATHER_SECONDS = 0.25
+#: Step points in memory before they are written; many at once cost less, and beside training nothing.
+FRESH_POINTS = 64
 #: The longest silence of a rank that has nothing to say; also how soon it hears of a stop.
 HEARTBEAT_SECONDS = 1.0
 #: Unacknowledged bytes after which step points are thinned; everything else is always kept.
@@ -46,9 +52,15 @@ THINNED_TO_ONE_IN = 16
 _BACKOFF_SECONDS = (0.1, 2.0)
 #: How often the lead asks whether the others have uploaded their files of a checkpoint.
 _PEERS_SECONDS = 0.02
+#: How often a wait for a verdict looks whether the attempt is over.
+_VERDICT_SECONDS = 0.2
 _MESSAGE_LENGTH = 4000
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def _as_it_is(event: Event) -> Event:
+    return event
 
 
 class ReportApi(Protocol):
@@ -92,12 +104,16 @@ class Staged:
     """A checkpoint written to local disk, to be uploaded and then announced.
 
     ``peers``: who else uploads files of it; the lead announces when all have. None: nobody.
+    ``verdict``: the manifest to announce it with, once its files were looked at; None from there:
+    never. None itself: nobody needs to look. ``keep``: the job's rule of what need not wait.
     """
 
     folder: Path
     manifest: Manifest
     evaluations_served: int = 0
     peers: Peers | None = None
+    verdict: Future[Manifest | None] | None = None
+    keep: CheckpointsSpec | None = None
 
     @property
     def is_state(self) -> bool:
@@ -108,21 +124,37 @@ class Staged:
 class Reporter:
     """One rank's voice. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
 
-    Events are said in the order of their calls. A checkpoint is announced once it is uploaded, so
-    behind everything that was said before it, and ``end`` speaks behind all checkpoints.
+    Events are said in the order of their calls. A checkpoint is announced once it is looked at and
+    uploaded, so behind everything that was said before it; checkpoints in the order in which they
+    were published, so that a training state implies the evaluations before it; and ``end`` speaks
+    behind all of them. An upload that waits for its service holds back what is behind it, which
+    would wait for the same service, and nothing else: neither events nor verdicts.
     """
 
     def __init__(
-        self, api: ReportApi, *, rank: int, folder: Path, spool_bytes: int = SPOOL_BYTES
+        self,
+        api: ReportApi,
+        *,
+        rank: int,
+        folder: Path,
+        spool_bytes: int = SPOOL_BYTES,
+        redact: Callable[[Event], Event] = _as_it_is,
     ) -> None:
+        """``redact``: takes out of an event what nobody may read, before it is kept anywhere."""
         self._api = api
+        self._redact = redact
         self._rank = rank
         self._spool = Spool(folder / f"spool-{rank}")
         self._dead_letters = folder / f"refused-{rank}.jsonl"
         self._spool_bytes = spool_bytes
+        #: Step points that the loop has said, and that the sending thread has yet to write: a step
+        #: waits for neither JSON nor disk.
+        self._fresh: deque[StepMetrics] = deque()
         self._last_seq = 0
         self._steps_said = 0
         self._is_thinning = False
+        #: By a service of an earlier release, which would refuse each in turn.
+        self._is_usage_refused = False
         self._has_lost_steps = False
         self._is_closing = False
         self._changed = threading.Condition()
@@ -131,6 +163,8 @@ class Reporter:
         #: stays in line while it is worked on.
         self._line: deque[Staged | Event] = deque()
         self._has_superseded = False
+        #: Eval checkpoints announced: as many as decide which of the others are superfluous.
+        self._announced: list[Waiting] = []
         self.heard = Heard()
         self._threads = [
             threading.Thread(target=self._send_forever, name="report", daemon=True),
@@ -147,26 +181,32 @@ class Reporter:
     def say(self, event: Event) -> None:
         """Put an event in line. Never raises; beyond the bound step points are thinned."""
         with self._changed:
-            if isinstance(event, StepMetrics) and self._is_thinned_out():
+            if isinstance(event, Usage) and self._is_usage_refused:
                 return
-            self._append(event)
-        if not isinstance(event, StepMetrics) or self._steps_said == 1:
+            if isinstance(event, StepMetrics):
+                if not self._is_thinned_out():
+                    self._fresh.append(event)
+                if len(self._fresh) == FRESH_POINTS:
+                    self._spool_fresh()
+            elif not isinstance(event, Usage) or not self._is_thinned_out():
+                self._append(event)
+        if not isinstance(event, StepMetrics | Usage) or self._steps_said == 1:
             self._urgent.set()
 
     def publish(self, staged: Staged) -> None:
         """Upload a checkpoint, then announce it.
 
-        A training state takes the place of older ones that wait: nobody would resume from them.
+        A training state takes the place of older ones that wait: nobody would resume from them. An
+        eval checkpoint takes that of those that retention would not keep beside it.
         """
         with self._changed:
-            waiting = list(self._line)[1:] if staged.is_state else []
-            older = [one for one in waiting if isinstance(one, Staged) and one.is_state]
-            for one in older:
-                self._line.remove(one)
             self._line.append(staged)
             self._changed.notify_all()
-        for one in older:
-            self._supersede(one, by=staged)
+        self._thin_out(by=staged)
+        if staged.verdict is not None:
+            staged.verdict.add_done_callback(
+                lambda verdict: None if verdict.cancelled() else self._thin_out(by=staged)
+            )
 
     def end(self, event: Event) -> None:
         """Say the last word, once every checkpoint published before is announced."""
@@ -192,18 +232,47 @@ class Reporter:
             self._spool.close()
         return is_delivered
 
+    def _thin_out(self, *, by: Staged) -> None:
+        """Take those from the line that need not wait any more; the first is worked on."""
+        with self._changed:
+            waiting = [one for one in list(self._line)[1:] if isinstance(one, Staged)]
+            if by.is_state:
+                older = [one for one in _before(by, waiting) if one.is_state]
+            else:
+                older = self._superfluous([one for one in waiting if not one.is_state], by.keep)
+            for one in older:
+                self._line.remove(one)
+        for one in older:
+            self._supersede(one, by=by)
+
+    def _superfluous(self, waiting: list[Staged], keep: CheckpointsSpec | None) -> list[Staged]:
+        if keep is None:
+            return []
+        mine = [_waiting(one) for one in waiting if not _is_refused(one)]
+        drop = superfluous([*self._announced, *mine], keep)
+        return [one for one in waiting if one.manifest.checkpoint_id in drop and _let_go(one)]
+
     def _is_delivered(self) -> bool:
-        return not self._line and not len(self._spool)
+        return not (self._line or self._fresh or len(self._spool))
 
     # ---- the spool -----------------------------------------------------------------------------
 
     def _append(self, event: Event) -> None:
-        numbered = event.model_copy(update={"seq": self._last_seq + 1})
+        self._spool_fresh()
+        self._spool_one(event)
+
+    def _spool_fresh(self) -> None:
+        """Number and write the step points that the loop has left here."""
+        while self._fresh:
+            self._spool_one(self._fresh.popleft())
+
+    def _spool_one(self, event: Event) -> None:
+        numbered = self._redact(event).model_copy(update={"seq": self._last_seq + 1})
         line = numbered.model_dump_json().encode()
         try:
             self._spool.append(line)
         except OSError as error:
-            if isinstance(event, StepMetrics):
+            if isinstance(event, StepMetrics | Usage):
                 self._lose_step(error)
                 return
             self._spool.append_in_memory(line)
@@ -215,7 +284,7 @@ class Reporter:
             return
         self._has_lost_steps = True
         log.error("the spool does not take step points; some are lost: %s", error)
-        self._append(Notice(code="metrics.lost", message=f"step points are lost: {error}"))
+        self._spool_one(Notice(code="metrics.lost", message=f"step points are lost: {error}"))
 
     def _is_thinned_out(self) -> bool:
         self._steps_said += 1
@@ -259,16 +328,17 @@ class Reporter:
         """Until something urgent, a full report, a little that has gathered, or the heartbeat."""
         heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         while not self._has_full_report() and not self._urgent.wait(GATHER_SECONDS):
-            if len(self._spool) or time.monotonic() >= heartbeat_at:
+            if self._fresh or len(self._spool) or time.monotonic() >= heartbeat_at:
                 break
         self._urgent.clear()
 
     def _has_full_report(self) -> bool:
         with self._changed:
-            return self._sendable() == MAX_EVENTS_PER_REPORT
+            return self._sendable() + len(self._fresh) >= MAX_EVENTS_PER_REPORT
 
     def _send_once(self) -> None:
         with self._changed:
+            self._spool_fresh()
             events = [_EVENT.validate_json(line) for line in self._spool.peek(self._sendable())]
         try:
             self._hear(self._api.report(Report(rank=self._rank, events=events)))
@@ -289,6 +359,7 @@ class Reporter:
         try:
             self._hear(self._api.report(Report(rank=self._rank, events=[event])))
         except Refused as error:
+            self._is_usage_refused |= isinstance(event, Usage)
             message = f"{event.kind}: {error}"[:_MESSAGE_LENGTH]
             notice = Notice(seq=event.seq, code="report.refused", message=message)
             self._hear(self._api.report(Report(rank=self._rank, events=[notice])))
@@ -331,6 +402,7 @@ class Reporter:
                 self._line.popleft()
                 if event is not None:
                     self._append(event)
+                    self._remember(first)
                 self._changed.notify_all()
             self._urgent.set()
 
@@ -340,8 +412,36 @@ class Reporter:
             self._changed.wait_for(lambda: self._line or self._is_over)
             return None if self._is_over else self._line[0]
 
+    def _remember(self, announced: Staged | Event) -> None:
+        if not isinstance(announced, Staged) or announced.is_state or announced.keep is None:
+            return
+        known = [*self._announced, replace(_waiting(announced), has_verdict=True, is_pinned=False)]
+        drop = superfluous(known, announced.keep.model_copy(update={"keep_every_steps": None}))
+        self._announced = [one for one in known if one.id not in drop]
+
     def _event_of(self, staged: Staged) -> Event | None:
-        """Upload a checkpoint; return its announcement, if it is whole and this rank's to say."""
+        """Upload a checkpoint; return its announcement, if it is good and this rank's to say."""
+        manifest = self._verdict_of(staged)
+        if manifest is None:
+            shutil.rmtree(staged.folder, ignore_errors=True)
+            return None
+        return self._uploaded(replace(staged, manifest=manifest))
+
+    def _verdict_of(self, staged: Staged) -> Manifest | None:
+        """Wait until the checkpoint is looked at; None when it must not be listed."""
+        if staged.verdict is None:
+            return staged.manifest
+        while not self._is_over:
+            try:
+                return staged.verdict.result(timeout=_VERDICT_SECONDS)
+            except TimeoutError:
+                continue
+            except Exception:
+                log.exception("checkpoint %s: no verdict", staged.manifest.checkpoint_id)
+                return None
+        return None
+
+    def _uploaded(self, staged: Staged) -> Event | None:
         is_uploaded = self._try_to_upload(staged)
         if staged.peers is None:
             files: tuple[CheckpointFile, ...] | None = staged.manifest.files
@@ -388,9 +488,10 @@ class Reporter:
         if self._has_superseded:
             return
         self._has_superseded = True
+        name = "training state" if old.is_state else "checkpoint"
         message = (
-            f"the training state of step {old.manifest.step} was not uploaded before that of step "
-            f"{by.manifest.step} was there; until uploads keep up, only the newest is kept"
+            f"the {name} of step {old.manifest.step} was not uploaded before that of step "
+            f"{by.manifest.step} was there; until uploads keep up, only what the job keeps waits"
         )
         self.say(Notice(code="checkpoint.superseded", message=message))
 
@@ -417,3 +518,35 @@ class Reporter:
             except Fenced:
                 self._become_fenced()
         return None
+
+
+def _before(staged: Staged, waiting: list[Staged]) -> list[Staged]:
+    """Those that wait in front of it; none when it waits no more."""
+    places = [place for place, one in enumerate(waiting) if one is staged]
+    return waiting[: places[0]] if places else []
+
+
+def _waiting(staged: Staged) -> Waiting:
+    evaluation = staged.manifest.evaluation
+    return Waiting(
+        id=staged.manifest.checkpoint_id,
+        step=staged.manifest.step,
+        loss=None if evaluation is None else evaluation.loss,
+        is_pinned=staged.evaluations_served > 0,
+        has_verdict=staged.verdict is None or staged.verdict.done(),
+    )
+
+
+def _is_refused(staged: Staged) -> bool:
+    """Whether it was looked at, and will not be listed."""
+    verdict = staged.verdict
+    if verdict is None or not verdict.done():
+        return False
+    return verdict.cancelled() or verdict.exception() is not None or verdict.result() is None
+
+
+def _let_go(staged: Staged) -> bool:
+    """Whether nobody looks at its files, nor will; an evaluation that waits is not given up."""
+    if staged.verdict is None or staged.verdict.done():
+        return True
+    return staged.manifest.evaluation is not None and staged.verdict.cancel()

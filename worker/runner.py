@@ -19,7 +19,6 @@ import ray
 from ray.exceptions import RayError
 
 from service.contract.cluster import Assignment, AttemptEnded, Sync, SyncReply
-from service.contract.states import Reason
 from worker.agents import NAMESPACE, Agents
 from worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi, insist
 from worker.capacity import Held, account
@@ -170,7 +169,7 @@ class Runner:
             _log.info("started %s of %s", attempt_id, assignment.job_id)
         except StartFailed as error:
             _log.error("cannot start %s: %s", attempt_id, error)
-            self._tell_failed(assignment, str(error))
+            self._tell_failed(assignment, error)
             self._release(attempt_id)
         finally:
             with self._lock:
@@ -199,15 +198,15 @@ class Runner:
         with self._lock:
             self._released.add(attempt_id)
 
-    def _tell_failed(self, assignment: Assignment, message: str) -> None:
-        ended = AttemptEnded(reason=Reason.START_FAILED, message=message[:10_000])
+    def _tell_failed(self, assignment: Assignment, error: StartFailed) -> None:
+        ended = AttemptEnded(reason=error.reason, message=str(error)[:10_000])
         with AttemptApi(
             self._service_url, attempt_id=assignment.attempt_id, token=assignment.token
         ) as api:
             try:
                 insist(lambda: api.ended(ended), seconds=_TELL_FOR_SECONDS)
-            except ApiError as error:
-                _log.warning("the end of %s was not taken: %s", assignment.attempt_id, error)
+            except ApiError as refusal:
+                _log.warning("the end of %s was not taken: %s", assignment.attempt_id, refusal)
 
 
 def _held(groups: Iterable[Group], starting: Iterable[Assignment]) -> list[Held]:
@@ -237,6 +236,7 @@ def _serve(settings: RunnerSettings) -> NoReturn:
         service_url=settings.service_url,
         data_sources=settings.data_sources,
         model_sources=settings.model_sources,
+        method=settings.launcher,
     )
     gangs.wait_ready(_AGENTS_SECONDS)
     runner = Runner(

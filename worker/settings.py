@@ -8,9 +8,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 from worker.data.sources import DataSources
+from worker.launcher import LaunchMethod
 from worker.model.sources import ModelSources
 
 _POLL_SECONDS = 0.1
@@ -38,6 +39,8 @@ class RunnerSettings:
     model_roots: tuple[str, ...]  #: ROADLESS_MODEL_ROOTS: the same for saved models
     allow_hub: bool  #: ROADLESS_ALLOW_HUB: 1 or 0
     allowed_entry_points: tuple[str, ...]  #: ROADLESS_ALLOWED_ENTRY_POINTS: comma-separated
+    allow_wheels: bool  #: ROADLESS_ALLOW_WHEELS: 1 or 0: code that users upload
+    launcher: LaunchMethod  #: ROADLESS_LAUNCHER: fork or spawn
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -58,7 +61,14 @@ class RunnerSettings:
             model_roots=tuple(filter(None, environ.get("ROADLESS_MODEL_ROOTS", "").split(":"))),
             allow_hub=_flag(environ, "ROADLESS_ALLOW_HUB"),
             allowed_entry_points=_entry_points(environ.get("ROADLESS_ALLOWED_ENTRY_POINTS", "")),
+            allow_wheels=_flag(environ, "ROADLESS_ALLOW_WHEELS"),
+            launcher=_launcher(environ.get("ROADLESS_LAUNCHER", "fork")),
         )
+
+    @property
+    def scratch_here(self) -> Path:
+        """The scratch folder of this machine."""
+        return Path(self.scratch).expanduser()
 
     @property
     def data_sources(self) -> DataSources:
@@ -78,6 +88,7 @@ class RunnerSettings:
             roots=self.model_roots,
             allow_hub=self.allow_hub,
             entry_points=self.allowed_entry_points,
+            allow_wheels=self.allow_wheels,
         )
 
     def wait_for_token(self, *, timeout_seconds: float = 60.0) -> str:
@@ -121,6 +132,13 @@ def _entry_points(listed: str) -> tuple[str, ...]:
                 f"saw {name!r}"
             )
     return names
+
+
+def _launcher(name: str) -> LaunchMethod:
+    for method in get_args(LaunchMethod):
+        if name == method:
+            return method  # type: ignore[no-any-return]  # of get_args
+    raise SettingsError(f"expected ROADLESS_LAUNCHER to be fork or spawn, saw {name!r}")
 
 
 def _urls(listed: str) -> tuple[str, ...]:

@@ -32,12 +32,16 @@ class Orders:
     due: bool = False  #: the plan asks for an evaluation
     goal: bool = False  #: an evaluation has found what ends the job
     no_better: bool = False  #: so many evaluations were no better that the job ends
+    settle: bool = False  #: evaluations under way are judged before a training state is saved
 
     @property
     def is_end(self) -> bool:
         """Whether no further step shall be taken."""
         has_reached = self.finish or self.goal or self.no_better
         return has_reached or self.stop or self.pause or self.leave
+
+
+_ORDERS = tuple(field.name for field in fields(Orders))
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int
     non-finite, so every rank sees the same verdict.
     """
     mine = orders if cluster.is_lead else Orders()
-    flags = [getattr(mine, field.name) for field in fields(Orders)]
+    if cluster.world_size == 1:
+        return Agreement(loss_sum / max(count, 1), count, mine)
+    flags = [getattr(mine, name) for name in _ORDERS]
     numbers = torch.tensor([loss_sum, float(count), *map(float, flags)], dtype=torch.float64)
     total, counted, *heard = cluster.sum(numbers).tolist()
     return Agreement(total / max(counted, 1.0), int(counted), Orders(*(n > 0 for n in heard)))
@@ -138,15 +144,20 @@ def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[f
         with _reducing(model, is_last=number == len(parts)):
             with computing_in(settings.precision, part.inputs.device):
                 outputs = model(part.inputs)
-            loss = training_loss(outputs.float(), part.targets, task=settings.task)
-            share = loss * (count / batch.targets.numel())
+            loss = training_loss(outputs.float(), part.targets, task=settings.task, count=count)
+            fraction = count / batch.targets.numel()
+            share = loss if fraction == 1.0 else loss * fraction
             share.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach().double() * count)
-    return torch.stack(losses).sum().item(), sum(counts)
+        losses.append(loss.detach())
+    means = torch.stack(losses).tolist()
+    return sum(m * count for m, count in zip(means, counts, strict=True)), sum(counts)
 
 
 def _parts(batch: Batch, number: int) -> Iterator[Batch]:
     """Cut the batch into equal parts, in order."""
+    if number == 1:
+        yield batch
+        return
     size = len(batch.targets) // number
     for start in range(0, len(batch.targets), size):
         stop = start + size

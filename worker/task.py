@@ -21,27 +21,30 @@ TOP5_CLASSES = 6
 _TOP = 5
 
 
-def training_loss(outputs: torch.Tensor, targets: torch.Tensor, *, task: Task) -> torch.Tensor:
+def training_loss(
+    outputs: torch.Tensor, targets: torch.Tensor, *, task: Task, count: int
+) -> torch.Tensor:
     """Return the mean loss over this batch's counted targets, a scalar to differentiate.
 
     ``outputs``: (samples, ..., classes), in regression (samples, targets); ``targets``:
-    (samples, ...), class numbers, in regression numbers. Nats, or squared units.
+    (samples, ...), class numbers, in regression numbers. ``count``: from :func:`num_counted`.
+    Nats, or squared units.
     """
     if task == "regression":
         return functional.mse_loss(outputs.flatten(1), targets.reshape(len(outputs), -1))
-    flat = targets.flatten()
-    total = functional.cross_entropy(
-        outputs.flatten(0, -2), flat, ignore_index=UNCOUNTED, reduction="sum"
-    )
+    flat, scores = targets.flatten(), outputs.flatten(0, -2)
+    if count == len(flat):
+        return functional.cross_entropy(scores, flat)
+    total = functional.cross_entropy(scores, flat, ignore_index=UNCOUNTED, reduction="sum")
     # A batch without any counted target teaches nothing; its mean would be 0 / 0.
-    return total / (flat != UNCOUNTED).sum().clamp(min=1)
+    return total / max(count, 1)
 
 
 def num_counted(targets: torch.Tensor, *, task: Task) -> int:
     """Return how many targets :func:`training_loss` is the mean of."""
     if task == "regression":
         return targets.numel()
-    return int((targets != UNCOUNTED).sum())
+    return int(torch.count_nonzero(targets != UNCOUNTED))
 
 
 def score_names(task: Task, *, num_classes: int) -> tuple[str, ...]:
@@ -63,13 +66,18 @@ def example_scores(
 ) -> torch.Tensor:
     """Return float64 of shape (1 + names, samples): counted targets, then sums over them.
 
-    ``names``: from :func:`score_names`. Shapes of the others as in :func:`training_loss`. What is
-    narrower than float32 is widened first.
+    ``names``: from :func:`score_names`. Shapes of the others as in :func:`training_loss`; outputs
+    are :func:`widened` first.
     """
-    wide = outputs.float() if outputs.dtype.itemsize < torch.float32.itemsize else outputs
+    wide = widened(outputs)
     if "mse" in names:
         return _errors(wide, targets)
     return _guesses(wide.flatten(0, -2), targets, names=names)
+
+
+def widened(outputs: torch.Tensor) -> torch.Tensor:
+    """Return outputs to score: those narrower than float32 as float32."""
+    return outputs.float() if outputs.dtype.itemsize < torch.float32.itemsize else outputs
 
 
 def _errors(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -94,19 +102,19 @@ def _guesses(
 def metrics(
     task: Task, means: Mapping[str, float], *, bytes_per_token: float = 0.0
 ) -> dict[str, float]:
-    """Return what is reported beside the loss.
+    """Return what is reported beside the loss, by name.
 
     ``means``: of each score, by name, over all counted targets. ``bytes_per_token``: of the
     held-out text; 0 where it is not known.
     """
     if task != "causal_lm":
-        return {f"eval.{name}": mean for name, mean in means.items() if name != "loss"}
+        return {name: mean for name, mean in means.items() if name != "loss"}
     bits = means["loss"] / math.log(2)
-    per_byte = {"eval.bits_per_byte": bits / bytes_per_token} if bytes_per_token else {}
+    per_byte = {"bits_per_byte": bits / bytes_per_token} if bytes_per_token else {}
     return {
-        "eval.accuracy": means["accuracy"],
-        "eval.bits_per_token": bits,
-        "eval.perplexity": _exponential(means["loss"]),
+        "accuracy": means["accuracy"],
+        "bits_per_token": bits,
+        "perplexity": _exponential(means["loss"]),
         **per_byte,
     }
 

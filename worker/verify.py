@@ -1,30 +1,32 @@
-"""``python -m worker.verify FOLDER``: does a downloaded model score what its receipt says?
+"""``python -m worker.verify FOLDER ...``: does a downloaded model score what its receipt says?
 
 Loads an eval checkpoint in this process alone, evaluates it on the recorded held-out examples, and
-compares the loss bit for bit. Prints one JSON line; exit status 0 only when both are equal.
+compares loss and metrics bit for bit. Prints a JSON line for each; exit status 0 only when all are
+equal.
 """
 
 import argparse
 import json
 import os
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from service.contract.manifest import EvaluationReceipt, Manifest
+from service.contract.manifest import EvaluationReceipt
 from service.contract.spec import JobSpec
-from worker.checkpoint import check_files, read_model
 from worker.data.build import build_data
 from worker.data.sources import DataSources
-from worker.errors import CheckpointUnreadable
 from worker.evaluate import EvalResult, reevaluate
-from worker.model.build import build_model
-from worker.model.sources import ModelSources
-from worker.precision import set_precision
+from worker.evaluation_sets import build_held_out
+from worker.launcher import ENVIRONMENTS
+from worker.model.sources import ModelSources, wheel_of_this_process
+from worker.reload import empty_model, fill, read_manifest
 from worker.settings import RunnerSettings
+from worker.wheel_environment import run_with_wheel
 
-MANIFEST_FILE = "manifest.json"
 _NO_SOURCES = DataSources()
 
 
@@ -38,47 +40,61 @@ def verify(
     Sets torch's threads to the receipt's, since sums on a CPU depend on them. Raises
     CheckpointUnreadable for damaged files, and ValueError for a checkpoint without a receipt.
     """
-    manifest = _read_manifest(folder / MANIFEST_FILE)
+    manifest = read_manifest(folder)
     if manifest.evaluation is None:
         raise ValueError(f"expected an eval checkpoint with a receipt, saw a {manifest.kind} one")
-    check_files(folder, manifest)
     torch.set_num_threads(manifest.evaluation.threads)
     spec = JobSpec.model_validate(manifest.spec)
-    data = build_data(spec.data, model=spec.model, task=spec.task, sources=sources)
-    model = build_model(
-        spec.model,
-        data=data.description,
-        seed=spec.training.seed,
-        sources=ModelSources(entry_points=entry_points),
-        like=folder,
-    )
-    set_precision(model, spec.training.precision)
-    read_model(folder, model)
-    return manifest.evaluation, reevaluate(model, data=data, spec=spec)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointUnreadable(f"{path.name}: expected a manifest, saw {error}") from error
+    models = ModelSources(entry_points=entry_points, wheel_sha256=wheel_of_this_process())
+    build = partial(build_data, model=spec.model, task=spec.task, sources=sources)
+    held_out = build_held_out(spec, build=build, sources=models)
+    model = empty_model(folder, spec=spec, data=held_out.main.description, sources=models)
+    fill(model, folder, manifest)
+    return manifest.evaluation, reevaluate(model, held_out=held_out, spec=spec)
 
 
 def main() -> None:
-    """Verify the folder named on the command line."""
+    """Verify the folders named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="a downloaded eval checkpoint")
-    arguments = parser.parse_args()
-    settings = RunnerSettings.from_environment(os.environ)
-    expected, seen = verify(
-        arguments.folder,
-        sources=settings.data_sources,
-        entry_points=settings.allowed_entry_points,
+    parser.add_argument("folders", type=Path, nargs="+", help="downloaded eval checkpoints")
+    parser.add_argument("--wheel", type=Path, help="the wheel that their models come from")
+    parser.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable of the environment that may be used to read their data, and sent to it",
     )
-    is_equal = seen.loss == expected.loss
+    arguments = parser.parse_args()
+    if missing := [name for name in arguments.secret if name not in os.environ]:
+        parser.error(f"expected {', '.join(missing)} in the environment, saw none")
+    settings = RunnerSettings.from_environment(os.environ)
+    sources = replace(settings.data_sources, secrets=tuple(arguments.secret))
+    if arguments.wheel is not None:
+        folders = [str(folder) for folder in arguments.folders]
+        environments = settings.scratch_here / ENVIRONMENTS
+        run_with_wheel(
+            arguments.wheel,
+            root=environments,
+            module="worker.verify",
+            arguments=[*folders, *(f"--secret={name}" for name in arguments.secret)],
+        )
+    verdicts = [_is_equal(folder, settings, sources) for folder in arguments.folders]
+    sys.exit(0 if all(verdicts) else 1)
+
+
+def _is_equal(folder: Path, settings: RunnerSettings, sources: DataSources) -> bool:
+    """Verify one folder and print what is seen; say whether the receipt says the same."""
+    expected, seen = verify(folder, sources=sources, entry_points=settings.allowed_entry_points)
+    is_equal = _digits(seen) == _digits(expected)
     said = {"expected_loss": expected.loss, "loss": seen.loss, "equal": is_equal, **seen.metrics}
-    print(json.dumps(said))  # noqa: T201  the answer
-    sys.exit(0 if is_equal else 1)
+    print(json.dumps(said), flush=True)  # noqa: T201  the answer
+    return is_equal
+
+
+def _digits(found: EvalResult | EvaluationReceipt) -> dict[str, str]:
+    """Loss and metrics in all their digits: so a NaN, which a metric may be, equals a NaN."""
+    return {name: repr(value) for name, value in {"loss": found.loss, **found.metrics}.items()}
 
 
 if __name__ == "__main__":

@@ -1,26 +1,33 @@
 """/v1/jobs/{id}/checkpoints and /v1/checkpoints: list, manifest, files, archive."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from service.attempts.store import require_job
 from service.auth.dependencies import Project
-from service.checkpoints import store
+from service.checkpoints import actions, store
 from service.checkpoints.archive import tar_size, tar_stream
 from service.checkpoints.blobs import BlobStore
 from service.checkpoints.dependencies import Blobs
 from service.checkpoints.keys import blob_key
 from service.checkpoints.ranges import parse_range
+from service.checkpoints.removal import delete_files, folder_of
 from service.checkpoints.views import checkpoint_resource
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.resources import Checkpoint, Page
 from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import CheckpointRow
-from service.errors import NotFound
+from service.errors import Invalid, NotFound
 from service.paging import Limit, page_of
 
 router = APIRouter(tags=["checkpoints"])
+
+Best = Annotated[
+    int | None, Query(ge=1, le=200, description="only so many eval ones, of lowest loss first")
+]
 
 
 @router.get("/v1/jobs/{job_id}/checkpoints")
@@ -29,14 +36,31 @@ def list_checkpoints(
     project: Project,
     db: Db,
     kind: CheckpointKind | None = None,
+    best: Best = None,
     after: str | None = None,
     limit: Limit = 50,
 ) -> Page[Checkpoint]:
-    """The job's checkpoints, newest step first; superseded ones left out."""
+    """The job's checkpoints, newest step first, or the best first; superseded ones left out."""
+    if best is not None:
+        _require_alone(kind=kind, after=after)
     with db.read() as session:
         require_job(session, job_id, project)
+        if best is not None:
+            rows = store.best(session, job_id, count=best)
+            return page_of(rows, best, view=checkpoint_resource, cursor=_id)
         rows = store.page(session, job_id, project=project, kind=kind, after=after, limit=limit + 1)
-        return page_of(rows, limit, view=checkpoint_resource, cursor=lambda row: row.id)
+        return page_of(rows, limit, view=checkpoint_resource, cursor=_id)
+
+
+def _require_alone(*, kind: CheckpointKind | None, after: str | None) -> None:
+    if kind is CheckpointKind.RESUME:
+        raise Invalid("expected best with eval checkpoints, saw kind=resume: those have no loss")
+    if after is not None:
+        raise Invalid("expected best without after, since the best are one page, saw both")
+
+
+def _id(row: CheckpointRow) -> str:
+    return row.id
 
 
 @router.get("/v1/checkpoints/{checkpoint_id}")
@@ -44,6 +68,30 @@ def get_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
     """The manifest: every file with size and hash, the specification, how it was evaluated."""
     with db.read() as session:
         return checkpoint_resource(store.get(session, checkpoint_id, project), with_spec=True)
+
+
+@router.post("/v1/checkpoints/{checkpoint_id}/pin")
+def pin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
+    """Keep it, whatever retention says, until it is unpinned or its job is deleted."""
+    with db.write() as session:
+        row = actions.pin(session, checkpoint_id, project)
+        return checkpoint_resource(row, with_spec=True)
+
+
+@router.post("/v1/checkpoints/{checkpoint_id}/unpin")
+def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
+    """Leave it to retention: with the job's next checkpoint of its kind, or within the hour."""
+    with db.write() as session:
+        row = actions.unpin(session, checkpoint_id, project)
+        return checkpoint_resource(row, with_spec=True)
+
+
+@router.delete("/v1/checkpoints/{checkpoint_id}", status_code=204)
+def delete_checkpoint(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> None:
+    """Delete it with its files; 409 while it is pinned, or a job goes on or starts from it."""
+    with db.write() as session:
+        name = folder_of(actions.delete(session, checkpoint_id, project))
+    delete_files([name], blobs=blobs)
 
 
 @router.get("/v1/checkpoints/{checkpoint_id}/files/{name}", response_class=StreamingResponse)

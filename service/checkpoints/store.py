@@ -2,17 +2,19 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.attempts.store import is_live
-from service.checkpoints.retention import Stored, superfluous_evals, superfluous_states
+from service.contract.evaluation import CheckpointsSpec
 from service.contract.events import CheckpointSaved
 from service.contract.manifest import CheckpointKind
-from service.contract.states import Reason
+from service.contract.retention import Stored, superfluous_evals, superfluous_states
+from service.contract.states import TERMINAL, Reason
 from service.db.tables import AttemptRow, CheckpointRow, JobRow
 from service.errors import Invalid, NotFound
 
@@ -32,7 +34,7 @@ def insert(session: Session, event: CheckpointSaved, *, attempt: AttemptRow, now
             kind=manifest.kind,
             step=manifest.step,
             loss=_finite(manifest.evaluation.loss) if manifest.evaluation else None,
-            requested=event.evaluations_served > 0,
+            pinned=event.evaluations_served > 0,
             # Through text, which spells numbers that are not finite as the wire does.
             manifest=json.loads(manifest.model_dump_json()),
             created_at=now,
@@ -49,32 +51,78 @@ def drop_superfluous(
     job_id: str,
     *,
     kind: CheckpointKind,
-    keep_last: int,
-    keep_best: int,
-    keep_every_steps: int | None,
+    policy: CheckpointsSpec,
+    now: datetime,
 ) -> Sequence[CheckpointRow]:
-    """Unlist what retention does not keep, superseded ones included; return the rows removed."""
-    # Locked: another job may be about to start from one of them, and keeps it.
+    """Unlist what retention does not keep, superseded ones included; return the rows removed.
+
+    The caller holds the job's lock.
+    """
+    # Locked: another job may be about to start from one of them, and pins it.
     query = (
         select(CheckpointRow, is_live(CheckpointRow))
         .where(CheckpointRow.job_id == job_id, CheckpointRow.kind == kind)
         .with_for_update(of=CheckpointRow)
+        .execution_options(populate_existing=True)
     )
-    rows = session.execute(query).all()
-    alive = [_stored(row) for row, lives in rows if lives]
-    if kind is CheckpointKind.RESUME:
-        drop = superfluous_states(alive)
-    else:
-        drop = superfluous_evals(
-            alive, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps
-        )
-    drop |= {row.id for row, lives in rows if not lives and not row.requested}
+    rows = [(row, lives) for row, lives in session.execute(query)]
+    stored = [_stored(row, is_live=lives) for row, lives in rows]
+    drop = _superfluous(stored, kind, policy, now=now)
     session.execute(delete(CheckpointRow).where(CheckpointRow.id.in_(drop)))
     return [row for row, _ in rows if row.id in drop]
 
 
-def _stored(row: CheckpointRow) -> Stored:
-    return Stored(row.id, row.step, row.loss, row.requested)
+def _superfluous(
+    stored: Sequence[Stored], kind: CheckpointKind, policy: CheckpointsSpec, *, now: datetime
+) -> set[str]:
+    if kind is CheckpointKind.RESUME:
+        return superfluous_states(stored)
+    return superfluous_evals(stored, policy, now=now)
+
+
+def _stored(row: CheckpointRow, *, is_live: bool) -> Stored:
+    return Stored(
+        row.id, row.step, row.loss, stored_at=row.created_at, pinned=row.pinned, is_live=is_live
+    )
+
+
+def policies(session: Session, *, after: str, limit: int) -> dict[str, CheckpointsSpec]:
+    """What up to ``limit`` jobs with checkpoints keep, by id, of the jobs whose ids come after."""
+    has_any = select(CheckpointRow.id).where(CheckpointRow.job_id == JobRow.id).exists()
+    query = (
+        select(JobRow.id, JobRow.spec["checkpoints"])
+        .where(JobRow.id > after, has_any)
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    return {
+        job_id: CheckpointsSpec.model_validate(policy) for job_id, policy in session.execute(query)
+    }
+
+
+def overdue(
+    session: Session, policies: Mapping[str, CheckpointsSpec], *, now: datetime
+) -> list[tuple[str, CheckpointKind]]:
+    """Of which of these jobs, and of which kind, there are checkpoints that retention drops."""
+    row = CheckpointRow
+    columns = (row.job_id, row.kind, row.id, row.step, row.loss, row.created_at, row.pinned)
+    query = select(*columns, is_live(row)).where(row.job_id.in_(policies))
+    found: dict[tuple[str, CheckpointKind], list[Stored]] = defaultdict(list)
+    for job_id, kind, name, step, loss, stored_at, pinned, lives in session.execute(query):
+        one = Stored(name, step, loss, stored_at=stored_at, pinned=pinned, is_live=lives)
+        found[job_id, CheckpointKind(kind)].append(one)
+    return [
+        (job_id, kind)
+        for (job_id, kind), stored in sorted(found.items())
+        if _superfluous(stored, kind, policies[job_id], now=now)
+    ]
+
+
+def idle_policy(session: Session, job_id: str) -> CheckpointsSpec | None:
+    """What the job keeps, with the job locked; None while another transaction works on it."""
+    query = select(JobRow).where(JobRow.id == job_id).with_for_update(skip_locked=True)
+    job = session.scalar(query)
+    return None if job is None else CheckpointsSpec.model_validate(job.spec["checkpoints"])
 
 
 def newest_state(session: Session, job_id: str) -> CheckpointRow | None:
@@ -118,27 +166,52 @@ def claimed(
     return rows | {pair for pair in ids if pair[0] in busy_jobs}
 
 
-def get(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
-    """The checkpoint; raises NotFound."""
+def get(session: Session, checkpoint_id: str, project: str, *, lock: bool = False) -> CheckpointRow:
+    """The checkpoint, locked until the transaction ends if asked; raises NotFound."""
     query = select(CheckpointRow).where(
         CheckpointRow.id == checkpoint_id, CheckpointRow.project == project
     )
+    if lock:
+        query = query.with_for_update().execution_options(populate_existing=True)
     row = session.scalar(query)
     if row is None:
         raise NotFound(f"no checkpoint {checkpoint_id!r} in this project")
     return row
 
 
-def keep(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
-    """The checkpoint, which retention keeps from now on; raises NotFound."""
-    query = select(CheckpointRow).where(
-        CheckpointRow.id == checkpoint_id, CheckpointRow.project == project
+def lock_job(session: Session, job_id: str) -> None:
+    """Wait for the job's lock, without which no attempt of it begins or ends."""
+    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+
+
+def starting_from(session: Session, row: CheckpointRow) -> str | None:
+    """A job whose model starts from the checkpoint; ended ones too, since they may go on."""
+    origin = JobRow.spec["model"]["checkpoint_id"].as_string()
+    query = select(JobRow.id).where(JobRow.project == row.project, origin == row.id)
+    return session.scalar(query.limit(1))
+
+
+def is_resume_point(session: Session, row: CheckpointRow) -> bool:
+    """Whether the job has not ended, and this training state is what it goes on from next.
+
+    Or what its attempt is loading just now.
+    """
+    has_ended = select(JobRow.phase.in_(TERMINAL)).where(JobRow.id == row.job_id)
+    if session.scalar(has_ended):
+        return False
+    loading = select(AttemptRow.id).where(
+        AttemptRow.job_id == row.job_id,
+        AttemptRow.resume_checkpoint_id == row.id,
+        AttemptRow.ended_at.is_(None),
+        AttemptRow.first_step_at.is_(None),
     )
-    row = session.scalar(query.with_for_update())
-    if row is None:
-        raise NotFound(f"no checkpoint {checkpoint_id!r} in this project")
-    row.requested = True
-    return row
+    newest = newest_state(session, row.job_id)
+    return (newest is not None and newest.id == row.id) or session.scalar(loading) is not None
+
+
+def remove(session: Session, row: CheckpointRow) -> None:
+    """Unlist the checkpoint; its files are the caller's to delete."""
+    session.delete(row)
 
 
 def get_for_attempt(session: Session, checkpoint_id: str, attempt: AttemptRow) -> CheckpointRow:
@@ -172,6 +245,18 @@ def page(
         last = get(session, after, project)
         query = query.where(tuple_(CheckpointRow.step, CheckpointRow.id) < (last.step, last.id))
     query = query.order_by(CheckpointRow.step.desc(), CheckpointRow.id.desc()).limit(limit)
+    return session.scalars(query).all()
+
+
+def best(session: Session, job_id: str, *, count: int) -> Sequence[CheckpointRow]:
+    """The live eval checkpoints of lowest finite loss, up to ``count``, best first."""
+    query = (
+        select(CheckpointRow)
+        .where(CheckpointRow.job_id == job_id, CheckpointRow.kind == CheckpointKind.EVAL)
+        .where(is_live(CheckpointRow), CheckpointRow.loss.is_not(None))
+        .order_by(CheckpointRow.loss, CheckpointRow.step, CheckpointRow.id)
+        .limit(count)
+    )
     return session.scalars(query).all()
 
 

@@ -1,6 +1,6 @@
 """When a job ends by itself: at a limit, at a goal, or when it gets no better."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -66,11 +66,14 @@ class BudgetSpec(Spec):
         return self
 
 
-def check_metrics(budget: BudgetSpec, *, task: Task) -> None:
-    """Raise ValueError when a goal names a metric that the task does not have."""
+def check_metrics(budget: BudgetSpec, *, known: Set[str]) -> None:
+    """Raise ValueError when a goal names a metric that evaluations do not tell.
+
+    ``known``: those that they do tell, as in ``eval.loss``.
+    """
     for name, goal in (("until", budget.until), ("patience", budget.patience)):
-        if goal is not None and goal.metric not in METRICS[task]:
-            expected = ", ".join(sorted(METRICS[task]))
+        if goal is not None and goal.metric not in known:
             raise ValueError(
-                f"expected budget.{name}.metric of {task!r} ({expected}), saw {goal.metric!r}"
+                f"expected budget.{name}.metric among {', '.join(sorted(known))}, "
+                f"saw {goal.metric!r}"
             )

@@ -1,11 +1,12 @@
 """What runners, node agents and starting ranks exchange with the service."""
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_serializer
 
 from service.contract.base import Message
 from service.contract.manifest import Manifest
 from service.contract.spec import JobSpec
 from service.contract.states import Desired, Reason
+from service.contract.wheels import AssignedWheel
 
 
 class Node(Message):
@@ -45,7 +46,10 @@ class Sync(Message):
 
 
 class Assignment(Message):
-    """One attempt for the runner to start. The token is good while the attempt lives."""
+    """One attempt for the runner to start. The token is good while the attempt lives.
+
+    ``wheel``: the uploaded wheel that its model comes from, if one does.
+    """
 
     attempt_id: str
     job_id: str
@@ -54,6 +58,7 @@ class Assignment(Message):
     num_workers: int
     cpus_per_worker: int
     gpus_per_worker: int
+    wheel: AssignedWheel | None = None
 
 
 class SyncReply(Message):
@@ -68,6 +73,9 @@ class AttemptBrief(Message):
 
     ``initial``: the eval checkpoint that the job's model starts from, if it does.
     ``data_fingerprint``: of the data that the training state was trained on; None: not known.
+    ``set_fingerprints``: likewise of the further evaluation sets that it had, by name.
+    ``secrets``: values of those that the specification names, and this is the one message that
+    tells them; ``secret_faults``: why others cannot be had.
     """
 
     attempt_id: str
@@ -77,8 +85,15 @@ class AttemptBrief(Message):
     resume: Manifest | None = None
     initial: Manifest | None = None
     data_fingerprint: str | None = None
+    set_fingerprints: dict[str, str] = {}
     desired: Desired = Desired.RUN
     evaluations_served: int = 0
+    secrets: dict[str, SecretStr] = {}
+    secret_faults: list[str] = []
+
+    @field_serializer("secrets", when_used="json")
+    def _told_to_ranks(self, secrets: dict[str, SecretStr]) -> dict[str, str]:
+        return {name: value.get_secret_value() for name, value in secrets.items()}
 
 
 class RankExit(Message):

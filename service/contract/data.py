@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from service.contract.base import Spec, UnionOfUnions
 from service.contract.ids import DATASET_ID_PATTERN
+from service.contract.secrets import SecretName
 from service.contract.tasks import Task
 
 #: Numbers of one synthetic set, which is held in memory: 1 GiB of float32.
@@ -242,6 +243,11 @@ class FilesData(_RecordsData):
     kind: Literal["files"]
     format: Format
     path: Paths
+    bearer: SecretName | None = Field(
+        None,
+        description="which of the job's secrets is sent as bearer token to https:// URLs of the "
+        "files; null: none",
+    )
     eval: HeldOutShare | HeldOutFiles = HeldOutShare()
 
     @model_validator(mode="before")

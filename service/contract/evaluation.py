@@ -1,14 +1,21 @@
 """When a job is evaluated, and what is kept of it."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from service.contract.base import Spec
+from service.contract.evaluation_sets import (
+    MAX_CUSTOM_METRICS,
+    MAX_SETS,
+    CustomMetric,
+    EvaluationSet,
+    check_names,
+)
 
 #: The forms of a cadence; a job has exactly one.
-_CADENCES: Final = ("every_steps", "every_seconds", "geometric")
+_CADENCES: Final = ("share", "every_steps", "every_seconds", "geometric")
 
 
 class GeometricCadence(Spec):
@@ -24,33 +31,52 @@ class GeometricCadence(Spec):
 class EvaluationSpec(Spec):
     """When and how the averaged point x is evaluated on held-out data.
 
-    One of ``every_steps``, ``every_seconds`` and ``geometric`` says when; another evaluation comes
-    at the end and whenever a user asks for it.
+    One of ``share``, ``every_steps``, ``every_seconds`` and ``geometric`` says when; another
+    evaluation comes at the end and whenever a user asks for it.
     """
 
-    every_steps: int | None = Field(
-        100, ge=1, description="null: every_seconds or geometric says when"
+    share: float | None = Field(
+        0.02,
+        ge=1e-6,
+        le=1,
+        description="of the work of training, which evaluating may cost: the more held-out samples "
+        "there are, the rarer; counted in samples, of which one that is evaluated makes a third of "
+        "one that is trained on. A first evaluation comes after step 10",
     )
+    every_steps: int | None = Field(None, ge=1)
     every_seconds: float | None = Field(
         None, gt=0, le=10**9, description="with the first step after so many seconds in RUNNING"
     )
     geometric: GeometricCadence | None = None
+    placement: Literal["inline", "async"] = Field(
+        "inline",
+        description="inline: training waits for its evaluations; async: a process of its own "
+        "computes them from the checkpoint's files, on the lead's node, while training goes on",
+    )
     at_y: bool = Field(
-        False, description="evaluate at the training point y as well, as eval.loss_at_y"
+        False,
+        description="evaluate at the training point y as well, as eval.loss_at_y: on the "
+        "held-out part of the model's data alone",
     )
     batch_size: int = Field(256, ge=1, le=10**6)
     max_batches: int | None = Field(None, ge=1, description="null: the whole held-out set")
     batchnorm_batches: int = Field(
         8, ge=1, le=10**4, description="training batches for the batch-norm statistics of x"
     )
+    sets: tuple[EvaluationSet, ...] = Field(
+        (), max_length=MAX_SETS, description="further held-out sets, evaluated at the same x"
+    )
+    metrics: tuple[CustomMetric, ...] = Field(
+        (), max_length=MAX_CUSTOM_METRICS, description="beside those of the task, on every set"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _another_cadence_replaces_the_default(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or "every_steps" in value:
+        if not isinstance(value, Mapping) or "share" in value:
             return value
         is_default = all(value.get(name) is None for name in _CADENCES)
-        return value if is_default else {**value, "every_steps": None}
+        return value if is_default else {**value, "share": None}
 
     @model_validator(mode="after")
     def _has_one_cadence(self) -> Self:
@@ -58,6 +84,20 @@ class EvaluationSpec(Spec):
         if len(named) != 1:
             raise ValueError(
                 f"expected one of {', '.join(_CADENCES)}, saw {' and '.join(named) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Self:
+        check_names(self.sets, self.metrics)
+        return self
+
+    @model_validator(mode="after")
+    def _has_y_at_hand(self) -> Self:
+        if self.at_y and self.placement == "async":
+            raise ValueError(
+                "expected at_y = false with placement 'async', where the evaluation sees x alone, "
+                "saw true"
             )
         return self
 
@@ -69,5 +109,12 @@ class CheckpointsSpec(Spec):
     keep_best: int = Field(1, ge=0, le=1000, description="by eval loss, beside the last ones")
     keep_every_steps: int | None = Field(
         None, ge=1, description="keep each whose step is a multiple of this, beside those"
+    )
+    max_age_seconds: float | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="older eval checkpoints go, whichever of these rules keeps them; never the "
+        "newest one, and none that is pinned",
     )
     state_every_steps: int = Field(100, ge=1)

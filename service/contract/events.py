@@ -4,7 +4,7 @@ Every event carries the rank's own sequence number ``seq``, 1, 2, 3, ... per att
 service keeps the highest one applied; an event that arrives twice therefore counts once.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -31,6 +31,10 @@ class _Position(_Event):
     gpu_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
+#: Before the name of a further evaluation set: where provenance has its fingerprint.
+SET_FINGERPRINT: Final = "data_fingerprint."
+
+
 class Started(_Event):
     """The gang is about to train. ``provenance``: versions, hardware, data fingerprint."""
 
@@ -53,6 +57,21 @@ class EvalPoint(_Position):
     kind: Literal["eval"] = "eval"
     loss: float
     metrics: dict[MetricName, float] = {}
+
+
+#: The name of a number of one rank; ``rank.N.`` comes before it.
+UsageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+
+
+class Usage(_Event):
+    """What the rank that says it uses of its machine after step ``step``: memory, processors, GPU.
+
+    Kept as the series ``rank.N.<name>`` of rank N.
+    """
+
+    kind: Literal["usage"] = "usage"
+    step: int = Field(ge=0, description="optimizer steps completed")
+    values: dict[UsageName, float] = Field(max_length=32)
 
 
 class CheckpointSaved(_Event):
@@ -113,7 +132,7 @@ class Failed(_Event):
 
 
 Event = Annotated[
-    Started | StepMetrics | EvalPoint | CheckpointSaved | Notice | Finished | Failed,
+    Started | StepMetrics | Usage | EvalPoint | CheckpointSaved | Notice | Finished | Failed,
     Field(discriminator="kind"),
 ]
 

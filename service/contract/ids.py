@@ -11,6 +11,7 @@ PATTERN_TAIL = f"[{_ALPHABET}]{{{_LENGTH}}}"
 
 CHECKPOINT_ID_PATTERN = f"^ckpt_{PATTERN_TAIL}$"
 DATASET_ID_PATTERN = f"^ds_{PATTERN_TAIL}$"
+WHEEL_ID_PATTERN = f"^whl_{PATTERN_TAIL}$"
 
 
 def new_id(prefix: str) -> str:

@@ -1,7 +1,8 @@
 """What a checkpoint consists of: its files with size and hash, and how it was evaluated."""
 
+import math
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints
 
@@ -11,6 +12,10 @@ from service.contract.base import Message
 FILE_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 
 FileName = Annotated[str, StringConstraints(pattern=FILE_NAME_PATTERN)]
+
+
+#: The widest relative tolerance of a check.
+MAX_TOLERANCE: Final = 0.01
 
 
 class CheckpointKind(StrEnum):
@@ -28,10 +33,48 @@ class CheckpointFile(Message):
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
+class EvaluationCheck(Message):
+    """What a fresh process found when it loaded the files, before the checkpoint was listed.
+
+    ``loss``: what the receipt's evaluation found over its first ``num_examples`` examples;
+    ``seen_loss``: what that process found over them. ``tolerance``: relative; 0: bit for bit.
+    """
+
+    num_examples: int = Field(ge=1)
+    loss: float
+    seen_loss: float
+    tolerance: float = Field(0.0, ge=0, le=MAX_TOLERANCE)
+
+    @property
+    def holds(self) -> bool:
+        """Whether both are the same; two losses that are not numbers are."""
+        if math.isnan(self.loss) or math.isinf(self.loss):
+            return repr(self.loss) == repr(self.seen_loss)
+        return abs(self.seen_loss - self.loss) <= self.tolerance * abs(self.loss)
+
+
+class DataShape(Message):
+    """What a model reads and how much it says, so that it can be used without its data."""
+
+    input_shape: tuple[int, ...]  #: of one sample
+    num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
+    num_targets: int  #: for regression, numbers to predict for each sample
+    tokens_per_sample: int  #: 0 for data without tokens
+
+
+class SetReceipt(Message):
+    """Which examples of a further evaluation set the metrics under its name are about."""
+
+    num_examples: int
+    max_batches: int | None = None
+    data_fingerprint: str
+
+
 class EvaluationReceipt(Message):
     """How the loss of an eval checkpoint was computed, so that a stranger can repeat it.
 
-    ``loss`` is the mean of per-example losses, summed in float64 in data-set order.
+    ``loss`` is the mean of per-example losses, summed in float64 in data-set order. ``data_shape``
+    and ``check``: none of an earlier release.
     """
 
     loss: float
@@ -42,6 +85,9 @@ class EvaluationReceipt(Message):
     threads: int
     torch_version: str
     data_fingerprint: str
+    data_shape: DataShape | None = None
+    sets: dict[str, SetReceipt] = {}
+    check: EvaluationCheck | None = None
 
 
 class Manifest(Message):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from service.contract.base import Spec, UnionOfUnions
-from service.contract.ids import CHECKPOINT_ID_PATTERN
+from service.contract.ids import CHECKPOINT_ID_PATTERN, WHEEL_ID_PATTERN
 from service.contract.tasks import Task
 
 MAX_OBJECT_BYTES = 65_536
@@ -207,7 +207,10 @@ class TransformersModel(Spec):
 
 
 class EntryPointModel(Spec):
-    """A model that a package on the training nodes makes, where the operator allows this factory.
+    """A model that a package makes: of the training nodes, or uploaded as a wheel.
+
+    Of the nodes' packages only factories that their operator lists are called; of a wheel any,
+    where wheels are allowed.
 
     Called as ``factory(input_shape=..., num_outputs=..., **arguments)``; returns a torch module
     that maps a batch of inputs to logits, or to predictions in regression.
@@ -223,6 +226,20 @@ class EntryPointModel(Spec):
     context: int | None = Field(
         None, ge=2, le=MAX_CONTEXT, description="tokens per sample; needed for causal_lm"
     )
+    wheel: str | None = Field(
+        None,
+        pattern=WHEEL_ID_PATTERN,
+        description="an uploaded wheel that has the package; null: a package of the nodes",
+    )
+    wheel_sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="of the wheel; the service fills it in"
+    )
+
+    @model_validator(mode="after")
+    def _hash_is_of_a_wheel(self) -> Self:
+        if self.wheel_sha256 and not self.wheel:
+            raise ValueError("expected wheel_sha256 with wheel only, saw it without")
+        return self
 
 
 ArchitectureSpec = Annotated[
@@ -282,6 +299,17 @@ def context_of(model: ModelSpec) -> int | None:
 def needs_context(model: ModelSpec) -> bool:
     """Return whether a language model's specification lacks the tokens per sample."""
     return isinstance(model, TransformersModel | EntryPointModel) and model.context is None
+
+
+def wheel_of(model: ModelSpec) -> EntryPointModel | None:
+    """Return the part of the specification that names a wheel, if one does."""
+    match model:
+        case CheckpointModel(architecture=EntryPointModel() as found):
+            return found if found.wheel else None
+        case EntryPointModel():
+            return model if model.wheel else None
+        case _:
+            return None
 
 
 def label_of(model: ModelSpec) -> str:

@@ -135,7 +135,7 @@ class Checkpoint(Resource):
     kind: CheckpointKind
     step: int
     samples: int
-    requested: bool
+    pinned: bool
     created_at: datetime
     total_bytes: int
     evaluation: EvaluationReceipt | None = None

@@ -10,12 +10,14 @@ from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from service.contract.base import Spec
 from service.contract.budget import BudgetSpec, check_metrics
-from service.contract.data import DataSpec, label_of_data, tasks_of_data
+from service.contract.data import DataSpec, UploadedData, label_of_data, tasks_of_data
 from service.contract.evaluation import CheckpointsSpec, EvaluationSpec
+from service.contract.evaluation_sets import check_set, metric_names
 from service.contract.extensions import ScheduleExtension, check_extensions
 from service.contract.models import ModelSpec, label_of, needs_context, tasks_of
 from service.contract.optimizers import OptimizerSpec
 from service.contract.schedules import ScheduleSpec, cooldown_steps, has_horizon
+from service.contract.secrets import SecretNames, check_together
 from service.contract.tasks import Task
 from service.contract.training import ParallelismSpec, TrainingSpec, largest_gang
 
@@ -55,6 +57,7 @@ class JobSpec(Spec):
     optimizer: OptimizerSpec
     training: TrainingSpec = TrainingSpec()
     parallelism: ParallelismSpec = ParallelismSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     budget: BudgetSpec | None = None
     schedule: ScheduleSpec | None = Field(
         None, description="null: the optimizer's own rate, as schedule-free training wants it"
@@ -62,9 +65,31 @@ class JobSpec(Spec):
     schedule_extensions: tuple[ScheduleExtension, ...] = Field(
         (), max_length=100, description="how the rates went on each time that the job was extended"
     )
-    evaluation: EvaluationSpec = EvaluationSpec()
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     retry: RetrySpec = RetrySpec()
+    secrets: SecretNames = Field(
+        (), description="names of the project's secrets, environment variables of the ranks"
+    )
+
+    @field_validator("secrets")
+    @classmethod
+    def _secrets_are_whole_and_named_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("expected each secret once, saw one twice")
+        check_together(value)
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _every_bearer_is_one_of_them(
+        cls, value: tuple[str, ...], info: ValidationInfo
+    ) -> tuple[str, ...]:
+        sets = info.data["evaluation"].sets if "evaluation" in info.data else ()
+        for data in (info.data.get("data"), *(one.data for one in sets)):
+            bearer = getattr(data, "bearer", None)
+            if bearer is not None and bearer not in value:
+                raise ValueError(f"expected {bearer}, the bearer of data, saw it is not named")
+        return value
 
     @field_validator("task")
     @classmethod
@@ -86,6 +111,16 @@ class JobSpec(Spec):
             raise ValueError(f"expected {expected} for data {label_of_data(data)!r}, saw {task!r}")
         return task
 
+    @field_validator("evaluation")
+    @classmethod
+    def _sets_suit_task_and_data(
+        cls, value: EvaluationSpec, info: ValidationInfo
+    ) -> EvaluationSpec:
+        if "task" in info.data and "data" in info.data:
+            for one in value.sets:
+                check_set(one, like=info.data["data"], task=info.data["task"])
+        return value
+
     @field_validator("budget")
     @classmethod
     def _every_limit_can_be_reached(
@@ -103,8 +138,12 @@ class JobSpec(Spec):
     def _goals_are_of_the_task(
         cls, value: BudgetSpec | None, info: ValidationInfo
     ) -> BudgetSpec | None:
-        if value and info.data.get("task"):
-            check_metrics(value, task=info.data["task"])
+        if value and "task" in info.data and "evaluation" in info.data:
+            evaluation = info.data["evaluation"]
+            known = metric_names(
+                info.data["task"], sets=evaluation.sets, metrics=evaluation.metrics
+            )
+            check_metrics(value, known=known)
         return value
 
     @field_validator("schedule")
@@ -171,3 +210,14 @@ class JobSpec(Spec):
         if training is not None:
             largest_gang(training, value)
         return value
+
+
+def uploads_of(spec: JobSpec) -> dict[str, str]:
+    """Return the ids of the uploaded data sets that a job uses, by the JSON pointers to them."""
+    named = {"/data": spec.data}
+    named |= {f"/evaluation/sets/{i}/data": one.data for i, one in enumerate(spec.evaluation.sets)}
+    return {
+        f"{pointer}/dataset_id": data.dataset_id
+        for pointer, data in named.items()
+        if isinstance(data, UploadedData)
+    }

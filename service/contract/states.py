@@ -165,6 +165,10 @@ class Reason(StrEnum):
     MODEL_UNREADABLE = "model_unreadable"
     MODEL_FORBIDDEN = "model_forbidden"
     MODEL_INVALID = "model_invalid"
+    SECRET_UNAVAILABLE = "secret_unavailable"
+    METRIC_NOT_FOUND = "metric_not_found"
+    METRIC_FORBIDDEN = "metric_forbidden"
+    METRIC_INVALID = "metric_invalid"
     NON_FINITE_LOSS = "non_finite_loss"
     # the machines' fault, or unknown: tried again
     RANK_DIED = "rank_died"

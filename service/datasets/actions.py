@@ -1,5 +1,6 @@
 """What users can do with data sets. Each action is one transaction, and safe to repeat."""
 
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.clock import utc_now
@@ -30,7 +31,12 @@ def create(session: Session, asked: NewDataset, *, project: str) -> tuple[Datase
     """
     known = store.named(session, asked.name, project)
     if known is None:
-        return store.insert(session, asked, project=project, now=utc_now()), True
+        try:
+            with session.begin_nested():
+                return store.insert(session, asked, project=project, now=utc_now()), True
+        except IntegrityError:  # another request was as quick
+            known = store.named(session, asked.name, project)
+            assert known is not None, "expected the row that was in the way, saw none"
     if known.state != DatasetState.OPEN or known.format != asked.format:
         raise Conflict(
             f"expected a name that is free, saw {asked.name!r} of {known.id}, "
@@ -98,11 +104,14 @@ def delete(session: Session, row: DatasetRow) -> None:
     store.remove(session, row)
 
 
-def require_sealed(session: Session, dataset_id: str, project: str) -> None:
-    """Raise Invalid unless a new job of the project may train on the data set."""
+def require_sealed(session: Session, dataset_id: str, project: str, *, pointer: str) -> None:
+    """Raise Invalid unless a new job of the project may use the data set.
+
+    ``pointer``: where its specification names it.
+    """
     if store.sealed(session, dataset_id, project) is None:
         fault = ProblemError(
-            pointer="/data/dataset_id",
+            pointer=pointer,
             message=f"expected a sealed data set of this project, saw {dataset_id!r}",
         )
         raise Invalid(f"no sealed data set {dataset_id!r} in this project", errors=(fault,))

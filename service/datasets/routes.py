@@ -1,11 +1,12 @@
 """/v1/datasets: create, upload in parts, seal, list, get, delete; and the ranks' side."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from sqlalchemy.orm import Session
 
 from service.attempts.dependencies import AttemptToken, open_attempt
 from service.auth.dependencies import Project
@@ -31,6 +32,8 @@ from service.db.session import Database
 from service.db.tables import DatasetRow
 from service.dependencies import AppSettings
 from service.errors import NotFound
+from service.idempotency.dependencies import REPLAYED, IdempotencyKey
+from service.idempotency.once import once
 from service.paging import Limit, page_of
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -44,15 +47,28 @@ Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$
 # ---- users --------------------------------------------------------------------------------------
 
 
-@router.post("", status_code=201)
-def create_dataset(asked: NewDataset, project: Project, db: Db, response: Response) -> Dataset:
+@router.post("", status_code=201, response_model=Dataset)
+def create_dataset(
+    asked: NewDataset, project: Project, db: Db, idempotency_key: IdempotencyKey = None
+) -> JSONResponse:
     """Open a data set for files; 200 and the same one while one of this name is open."""
-    with db.write() as session:
+
+    def act(session: Session) -> dict[str, Any]:
         row, is_new = actions.create(session, asked, project=project)
         size = store.sizes(session, [row.id]).get(row.id, (0, 0))
-    response.status_code = 201 if is_new else 200
-    response.headers["Location"] = f"/v1/datasets/{row.id}"
-    return dataset_resource(row, size=size)
+        dataset = dataset_resource(row, size=size).model_dump(mode="json")
+        return {"status": 201 if is_new else 200, "dataset": dataset}
+
+    answer, replayed = once(
+        db,
+        act,
+        project=project,
+        key=idempotency_key,
+        request=f"{router.prefix}\n{asked.model_dump_json()}",
+    )
+    location = {"Location": f"{router.prefix}/{answer['dataset']['id']}"}
+    headers = location | (REPLAYED if replayed else {})
+    return JSONResponse(answer["dataset"], answer["status"], headers=headers)
 
 
 @router.get("")
@@ -203,6 +219,7 @@ def _of_attempt(
     with db.read() as session:
         attempt = open_attempt(session, token)
         row = store.get(session, dataset_id, attempt.project)
-        if store.of_job(session, attempt.job_id) != dataset_id or row.state != DatasetState.SEALED:
+        is_of_job = store.is_of_job(session, dataset_id, job_id=attempt.job_id)
+        if not is_of_job or row.state != DatasetState.SEALED:
             raise NotFound(f"no data set {dataset_id!r} of this job")
         return row, store.files(session, dataset_id, name=name)

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
 
-from sqlalchemy import delete, func, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.contract.datasets import DatasetFile, DatasetPart, DatasetState, NewDataset
+from service.contract.evaluation_sets import MAX_SETS
 from service.contract.ids import new_id
 from service.contract.states import TERMINAL
 from service.datasets.tiling import file_of
@@ -129,23 +130,24 @@ def remove(session: Session, row: DatasetRow) -> None:
 
 
 def users(session: Session, dataset_id: str, *, limit: int) -> Sequence[str]:
-    """Ids of jobs that have not ended and train on the data set."""
-    query = (
-        select(JobRow.id)
-        .where(
-            JobRow.phase.not_in(TERMINAL),
-            JobRow.spec["data"]["dataset_id"].as_string() == dataset_id,
-        )
-        .limit(limit)
-    )
+    """Ids of jobs that have not ended and use the data set."""
+    query = select(JobRow.id).where(JobRow.phase.not_in(TERMINAL), _uses(dataset_id)).limit(limit)
     return session.scalars(query).all()
 
 
-def of_job(session: Session, job_id: str) -> str | None:
-    """The id of the data set that the job trains on, if it does on one."""
-    return session.scalar(
-        select(JobRow.spec["data"]["dataset_id"].as_string()).where(JobRow.id == job_id)
-    )
+def is_of_job(session: Session, dataset_id: str, *, job_id: str) -> bool:
+    """Whether the job trains on the data set, or is evaluated on it."""
+    query = select(JobRow.id).where(JobRow.id == job_id, _uses(dataset_id))
+    return session.scalar(query) is not None
+
+
+def _uses(dataset_id: str) -> ColumnElement[bool]:
+    """Whether a job's specification names the data set; see ``uploads_of`` in the contract."""
+    paths = [
+        ("data", "dataset_id"),
+        *(("evaluation", "sets", number, "data", "dataset_id") for number in range(MAX_SETS)),
+    ]
+    return or_(*(JobRow.spec[path].as_string() == dataset_id for path in paths))
 
 
 def abandoned(session: Session, *, before: datetime, limit: int) -> Sequence[DatasetRow]:

@@ -235,7 +235,8 @@ class CheckpointRow(Table):
     kind: Mapped[str] = mapped_column(String(10))
     step: Mapped[int] = mapped_column(BigInteger)
     loss: Mapped[float | None]
-    requested: Mapped[bool]
+    #: Retention keeps it: a user asked for it, or a job starts from it.
+    pinned: Mapped[bool]
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -269,6 +270,39 @@ class DatasetPartRow(Table):
     offset: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     size: Mapped[int]
     sha256: Mapped[str] = mapped_column(String(64))
+
+
+class SecretRow(Table):
+    """A secret of a project, sealed (see ``service/secrets/cipher.py``)."""
+
+    __tablename__ = "secrets"
+
+    project: Mapped[str] = mapped_column(String(63), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sealed: Mapped[bytes] = mapped_column(LargeBinary)
+    #: Which key has sealed it; tells nothing of the key.
+    key_id: Mapped[str] = mapped_column(String(16), index=True)
+    created_at: Mapped[datetime]
+    #: When its value was last put.
+    updated_at: Mapped[datetime]
+
+
+class WheelRow(Table):
+    """An uploaded wheel. The row is there before its file and after it."""
+
+    __tablename__ = "wheels"
+    __table_args__ = (Index("ix_wheels_listing", "project", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    project: Mapped[str] = mapped_column(String(63))
+    file_name: Mapped[str] = mapped_column(String(255))
+    distribution: Mapped[str] = mapped_column(String(255))
+    version: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int]
+    #: Whether its file is there and jobs may use it.
+    is_stored: Mapped[bool]
+    created_at: Mapped[datetime]
 
 
 class EventRow(Table):

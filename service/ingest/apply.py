@@ -10,8 +10,9 @@ from service.attempts import store as attempts
 from service.attempts.dependencies import open_attempt
 from service.attempts.leases import LeasePolicy
 from service.checkpoints import store as checkpoints
-from service.checkpoints.keys import folder
+from service.checkpoints.removal import folder_of
 from service.contract.budget import BudgetSpec
+from service.contract.evaluation import CheckpointsSpec
 from service.contract.events import (
     DATA_PREPARING,
     BudgetNow,
@@ -25,6 +26,7 @@ from service.contract.events import (
     ReportReply,
     Started,
     StepMetrics,
+    Usage,
 )
 from service.contract.manifest import CheckpointKind
 from service.contract.states import REACHED, Desired, Phase, Reason, Signal
@@ -72,6 +74,7 @@ def apply_report(
     fresh = [event for event in report.events if event.seq > cursor.applied_seq]
     _require_gapless(fresh, cursor.applied_seq)
     _apply_steps(ingest, [event for event in fresh if isinstance(event, StepMetrics)])
+    _apply_usage(ingest, [event for event in fresh if isinstance(event, Usage)], report.rank)
     for event in fresh:
         _apply(ingest, event)
     if fresh:
@@ -120,6 +123,17 @@ def _apply_steps(ingest: Ingest, steps: list[StepMetrics]) -> None:
     _note_progress(ingest.job, steps[-1])
 
 
+def _apply_usage(ingest: Ingest, usage: list[Usage], rank: int) -> None:
+    """Any rank may say it, perhaps before the lead's first step: it moves nothing."""
+    metrics.append_usage(
+        ingest.session,
+        job_id=ingest.job.id,
+        fence=ingest.attempt.fence,
+        rank=rank,
+        events=usage,
+    )
+
+
 def _note_first_step(ingest: Ingest) -> None:
     job, attempt = ingest.job, ingest.attempt
     if attempt.first_step_at is not None:
@@ -145,8 +159,8 @@ def _note_progress(job: JobRow, last: StepMetrics) -> None:
 def _apply(ingest: Ingest, event: Event) -> None:
     session, job, attempt, now = ingest.session, ingest.job, ingest.attempt, ingest.now
     match event:
-        case StepMetrics():
-            pass  # all at once, in _apply_steps
+        case StepMetrics() | Usage():
+            pass  # all at once, in _apply_steps and _apply_usage
         case Started():
             _apply_started(ingest, event)
         case EvalPoint():
@@ -226,16 +240,11 @@ def _apply_checkpoint(ingest: Ingest, event: CheckpointSaved) -> None:
     if kind is CheckpointKind.RESUME:
         job.losses_in_a_row = 0
     job.evaluations_served = max(job.evaluations_served, event.evaluations_served)
-    policy = job.spec["checkpoints"]
+    policy = CheckpointsSpec.model_validate(job.spec["checkpoints"])
     removed = checkpoints.drop_superfluous(
-        session,
-        job.id,
-        kind=kind,
-        keep_last=policy["keep_last"],
-        keep_best=policy["keep_best"],
-        keep_every_steps=policy.get("keep_every_steps"),  # jobs of an earlier release have none
+        session, job.id, kind=kind, policy=policy, now=ingest.now
     )
-    ingest.dropped += [folder(row.project, row.job_id, row.id) for row in removed]
+    ingest.dropped += [folder_of(row) for row in removed]
 
 
 def _move(ingest: Ingest, signal: Signal) -> None:

@@ -1,8 +1,7 @@
 """/internal/v1/attempts: the specification down, reports and endings up."""
 
-import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import anyio
 from fastapi import APIRouter
@@ -13,9 +12,10 @@ from service.checkpoints import store as checkpoints
 from service.checkpoints.blobs import BlobStore
 from service.checkpoints.dependencies import Blobs
 from service.checkpoints.keys import blob_key
+from service.checkpoints.removal import delete_files
 from service.clock import utc_now
 from service.contract.cluster import AttemptBrief, AttemptEnded
-from service.contract.events import CheckpointSaved, Report, ReportReply
+from service.contract.events import SET_FINGERPRINT, CheckpointSaved, Report, ReportReply
 from service.contract.ids import CHECKPOINT_ID_PATTERN
 from service.contract.manifest import Manifest
 from service.contract.spec import JobSpec
@@ -24,30 +24,31 @@ from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import AttemptRow
 from service.dependencies import AppSettings, Bell, ReportLimiter
-from service.errors import Invalid, Unavailable
+from service.errors import Invalid
 from service.ingest.apply import apply_report, lock_open_attempt
 from service.jobs import store as jobs
 from service.jobs.endings import end_attempt
 from service.jobs.initial import initial_manifest
 from service.jobs.moves import Deadlines
-
-log = logging.getLogger(__name__)
+from service.secrets.actions import hand_over
+from service.secrets.dependencies import SecretCipher
 
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"])
 
 
 @router.get("")
-def get_brief(token: AttemptToken, db: Db) -> AttemptBrief:
+def get_brief(token: AttemptToken, db: Db, cipher: SecretCipher) -> AttemptBrief:
     """What a rank needs to build itself."""
     with db.read() as session:
         attempt = open_attempt(session, token)
         job = jobs.get(session, attempt.job_id, attempt.project)
-        resume, trained_on = None, None
+        resume, began = None, {}
         if attempt.resume_checkpoint_id is not None:
             row = checkpoints.get(session, attempt.resume_checkpoint_id, attempt.project)
             resume = Manifest.model_validate(row.manifest)
-            trained_on = attempts.provenance(session, row.attempt_id).get("data_fingerprint")
+            began = attempts.provenance(session, row.attempt_id)
         spec = JobSpec.model_validate(job.spec)
+        handed = hand_over(session, spec.secrets, project=attempt.project, cipher=cipher)
         return AttemptBrief(
             attempt_id=attempt.id,
             job_id=job.id,
@@ -55,10 +56,21 @@ def get_brief(token: AttemptToken, db: Db) -> AttemptBrief:
             spec=spec,
             resume=resume,
             initial=initial_manifest(session, spec, project=attempt.project),
-            data_fingerprint=trained_on,
+            data_fingerprint=began.get("data_fingerprint"),
+            set_fingerprints=_set_fingerprints(began),
             desired=Desired(job.desired),
             evaluations_served=job.evaluations_served,
+            secrets=handed.values,
+            secret_faults=handed.faults,
         )
+
+
+def _set_fingerprints(provenance: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key.removeprefix(SET_FINGERPRINT): value
+        for key, value in provenance.items()
+        if key.startswith(SET_FINGERPRINT)
+    }
 
 
 @router.post("/report")
@@ -86,23 +98,13 @@ async def post_report(
                 deadlines=deadlines,
                 now=utc_now(),
             )
-        _delete(dropped, blobs=blobs)
+        delete_files(dropped, blobs=blobs)
         return reply
 
     reply = await anyio.to_thread.run_sync(work, limiter=limiter)
     if any(event.kind in ("finished", "failed") for event in report.events):
         bell.ring()
     return reply
-
-
-def _delete(folders: Iterable[str], *, blobs: BlobStore) -> None:
-    """Delete the files of checkpoints that are no longer listed; what stays is swept later."""
-    try:
-        for folder in folders:
-            blobs.delete(folder)
-    except Unavailable as error:
-        # The report is applied, and its rank must not hear otherwise.
-        log.warning("checkpoint files are deleted later: %s", error)
 
 
 def _require_files(db: Database, blobs: BlobStore, token: str, report: Report) -> None:
@@ -121,6 +123,7 @@ def _require_complete(blobs: BlobStore, attempt: AttemptRow, manifest: Manifest)
         raise Invalid(f"expected a checkpoint of {attempt.id}, saw one of {manifest.attempt_id}")
     if not re.fullmatch(CHECKPOINT_ID_PATTERN, manifest.checkpoint_id):
         raise Invalid(f"expected a checkpoint id, saw {manifest.checkpoint_id!r}")
+    _require_check(manifest)
     if len({file.name for file in manifest.files}) < len(manifest.files):
         raise Invalid(f"checkpoint {manifest.checkpoint_id}: a file is named twice")
     for file in manifest.files:
@@ -137,6 +140,16 @@ def _require_complete(blobs: BlobStore, attempt: AttemptRow, manifest: Manifest)
                 f"checkpoint {manifest.checkpoint_id}: expected {file.name} with {file.size} "
                 f"bytes, saw {'no such file' if size is None else size}"
             )
+
+
+def _require_check(manifest: Manifest) -> None:
+    """Whoever looked at the files found what training found; an earlier release does not look."""
+    check = manifest.evaluation.check if manifest.evaluation else None
+    if check is not None and not check.holds:
+        raise Invalid(
+            f"checkpoint {manifest.checkpoint_id}: expected the loss {check.loss!r} over the first "
+            f"{check.num_examples} examples, saw {check.seen_loss!r}"
+        )
 
 
 @router.post("/ended", status_code=204)

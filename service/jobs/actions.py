@@ -11,11 +11,10 @@ from sqlalchemy.orm import Session
 from service.attempts import store as attempts
 from service.checkpoints import store as checkpoints
 from service.clock import utc_now
-from service.contract.data import UploadedData
 from service.contract.ids import new_id
 from service.contract.requests import Extend, JobPatch, Pause
 from service.contract.resources import ProblemError
-from service.contract.spec import JobSpec
+from service.contract.spec import JobSpec, uploads_of
 from service.contract.states import Desired, Phase, Reason, Signal
 from service.datasets.actions import require_sealed
 from service.db.tables import JobRow
@@ -29,7 +28,9 @@ from service.jobs.initial import with_architecture
 from service.jobs.lifecycle import Refused, is_terminal, next_phase
 from service.jobs.moves import Deadlines, move
 from service.jobs.views import progress_of
+from service.jobs.wheel import require_wheel, with_wheel
 from service.metrics import store as metrics
+from service.secrets.actions import require_known
 
 #: Phases of a job that trains, or will as soon as it can.
 _GOING_ON = frozenset({Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.RECOVERING})
@@ -43,17 +44,23 @@ class Act:
     deadlines: Deadlines
 
 
-def submit(session: Session, spec: JobSpec, *, project: str) -> JobRow:
-    """Queue a job; raises Invalid when it names another project, or no checkpoint of this one."""
+def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool = False) -> JobRow:
+    """Queue a job; raises Invalid when it names another project, or no checkpoint of this one.
+
+    ``allow_wheels``: whether the operator lets models come from uploaded wheels.
+    """
     if spec.project != project:
         fault = ProblemError(
             pointer="/project", message=f"expected {project!r}, the project of this token"
         )
         raise Invalid(f"saw project {spec.project!r}", errors=(fault,))
-    if isinstance(spec.data, UploadedData):
-        require_sealed(session, spec.data.dataset_id, project)
+    for pointer, dataset_id in uploads_of(spec).items():
+        require_sealed(session, dataset_id, project, pointer=pointer)
+    require_known(session, spec.secrets, project=project)
+    spec = with_architecture(session, spec, project=project)
+    spec = with_wheel(session, spec, project=project, is_allowed=allow_wheels)
     now = utc_now()
-    job = _queued_row(with_architecture(session, spec, project=project), project, now)
+    job = _queued_row(spec, project, now)
     session.add(job)
     session.flush()
     events.add(session, job, code="phase.queued", message="job created", at=now)
@@ -181,6 +188,7 @@ def _require_no_ranks(session: Session, job: JobRow) -> None:
 
 
 def _open_again(act: Act, job: JobRow, signal: Signal) -> None:
+    require_wheel(act.session, JobSpec.model_validate(job.spec), project=job.project)
     _want(act, job, Desired.RUN, signal, Reason.WAITING_FOR_CAPACITY)
     job.losses_in_a_row = 0
 

@@ -6,7 +6,7 @@ From then on the specification carries the architecture itself, and retention ke
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.checkpoints import store as checkpoints
+from service.checkpoints import actions, store
 from service.contract.manifest import CheckpointKind, Manifest
 from service.contract.models import ArchitectureSpec, CheckpointModel
 from service.contract.resources import ProblemError
@@ -25,7 +25,7 @@ def with_architecture(session: Session, spec: JobSpec, *, project: str) -> JobSp
     model = spec.model
     if not isinstance(model, CheckpointModel):
         return spec
-    architecture = _architecture(_kept(session, model.checkpoint_id, project))
+    architecture = _architecture(_pinned(session, model.checkpoint_id, project))
     if model.architecture not in (None, architecture):
         raise _invalid(
             "/model/architecture", "expected null or that of the checkpoint, saw another"
@@ -42,13 +42,13 @@ def initial_manifest(session: Session, spec: JobSpec, *, project: str) -> Manife
     """Return the manifest of the checkpoint that the job's model starts from, if it does."""
     if not isinstance(spec.model, CheckpointModel):
         return None
-    row = checkpoints.get(session, spec.model.checkpoint_id, project)
+    row = store.get(session, spec.model.checkpoint_id, project)
     return Manifest.model_validate(row.manifest)
 
 
-def _kept(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+def _pinned(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
     try:
-        row = checkpoints.keep(session, checkpoint_id, project)
+        row = actions.pin(session, checkpoint_id, project)
     except NotFound as error:
         raise _invalid(
             _POINTER, f"expected a checkpoint of this project, saw {error.detail}"

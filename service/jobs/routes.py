@@ -22,9 +22,10 @@ from service.db.session import Database
 from service.db.tables import JobRow
 from service.dependencies import AppSettings, Bell
 from service.errors import PreconditionFailed, PreconditionRequired, Unavailable
+from service.idempotency.dependencies import REPLAYED, IdempotencyKey
+from service.idempotency.once import once
 from service.jobs import actions, store
 from service.jobs.actions import Act
-from service.jobs.idempotency import once
 from service.jobs.moves import Deadlines
 from service.jobs.views import job_resource
 from service.paging import Limit, page_of
@@ -34,20 +35,23 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-IdempotencyKey = Annotated[
-    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
-]
 Action = Callable[[Act, JobRow], None]
 
 
 @router.post("", status_code=201, response_model=Job)
 def create_job(
-    spec: JobSpec, project: Project, db: Db, bell: Bell, idempotency_key: IdempotencyKey = None
+    spec: JobSpec,
+    project: Project,
+    db: Db,
+    bell: Bell,
+    settings: AppSettings,
+    idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
     """Queue a job. With an Idempotency-Key a retry makes no second one."""
 
     def act(session: Session) -> dict[str, Any]:
-        return _as_json(session, actions.submit(session, spec, project=project))
+        job = actions.submit(session, spec, project=project, allow_wheels=settings.allow_wheels)
+        return _as_json(session, job)
 
     job, replayed = once(
         db, act, project=project, key=idempotency_key, request=spec.model_dump_json()
@@ -235,7 +239,7 @@ def _answer(
     if location is not None:
         told["Location"] = location
     if replayed:
-        told["Idempotent-Replayed"] = "true"
+        told |= REPLAYED
     return JSONResponse(job, status_code=status, headers=told)
 
 

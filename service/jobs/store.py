@@ -1,12 +1,11 @@
-"""Jobs and idempotency keys in the database."""
+"""Jobs in the database."""
 
 from collections.abc import Collection, Sequence
-from datetime import datetime
 
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.db.tables import CheckpointRow, IdempotencyRow, JobRow
+from service.db.tables import CheckpointRow, JobRow
 from service.errors import NotFound
 
 
@@ -44,26 +43,6 @@ def page(
     return session.scalars(query).all()
 
 
-def forget_keys(session: Session, *, before: datetime) -> None:
-    """Delete the idempotency keys of requests made before then."""
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
-
-
-def take_key(
-    session: Session, project: str, key: str, *, body_sha256: str, now: datetime
-) -> IdempotencyRow:
-    """Write a key, whose answer is not known yet; raises IntegrityError when it is in use.
-
-    Waits for another transaction that is writing the same key.
-    """
-    row = IdempotencyRow(
-        project=project, key=key, body_sha256=body_sha256, response={}, created_at=now
-    )
-    session.add(row)
-    session.flush()
-    return row
-
-
 def starting_from(session: Session, job_id: str) -> str | None:
     """A job whose model starts from a checkpoint of this one; None when there is none.
 
@@ -78,8 +57,3 @@ def starting_from(session: Session, job_id: str) -> str | None:
 def delete_job(session: Session, job: JobRow) -> None:
     """Delete the job's row; what belongs to it must be gone."""
     session.execute(delete(JobRow).where(JobRow.id == job.id))
-
-
-def idempotent_answer(session: Session, project: str, key: str) -> IdempotencyRow | None:
-    """What an earlier request with this key was answered."""
-    return session.get(IdempotencyRow, (project, key))

@@ -4,7 +4,7 @@ Chunks are merged like the runs of a log-structured tree. A chunk's level tells 
 below 32 points, level 1 below 1024, level 2 the rest. When a series of an attempt has 32 chunks of
 one level they become one of the next; level 2 rests. So a point is rewritten at most twice, a
 merged chunk never exceeds 32 * 1023 points (512 KiB), and a series of a million points is at most
-about a thousand rows. Only rank 0 reports points, and its reports are applied one at a time.
+about a thousand rows. A series is told by one rank, whose reports are applied one at a time.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy as np
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from service.contract.events import StepMetrics
+from service.contract.events import StepMetrics, Usage
 from service.db.tables import MetricChunkRow
 from service.metrics import chunks
 from service.metrics.chunks import Points
@@ -31,6 +31,8 @@ Cutoffs = Mapping[int, int | None]
 
 #: Series that serve as other x axes of a chart; their names are kept from users' metrics.
 PROGRESS_PREFIX = "progress."
+#: Before the number of a rank: series of what each rank says of itself.
+RANK_PREFIX = "rank."
 
 _READ_ROWS = 64
 _LARGEST_STEP = 2**63 - 1
@@ -61,6 +63,19 @@ def append_steps(
     for event in events:
         for name, value in (event.values | _progress(event)).items():
             steps, values = series[name]
+            steps.append(event.step)
+            values.append(value)
+    append(session, job_id=job_id, fence=fence, series=series)
+
+
+def append_usage(
+    session: Session, *, job_id: str, fence: int, rank: int, events: Sequence[Usage]
+) -> None:
+    """Store what one rank uses of its machine; its number is part of the names of its series."""
+    series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    for event in events:
+        for name, value in event.values.items():
+            steps, values = series[f"{RANK_PREFIX}{rank}.{name}"]
             steps.append(event.step)
             values.append(value)
     append(session, job_id=job_id, fence=fence, series=series)

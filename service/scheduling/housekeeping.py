@@ -10,11 +10,13 @@ import anyio
 import anyio.to_thread
 
 from service.checkpoints.blobs import BlobStore
+from service.checkpoints.removal import remove_superfluous
 from service.checkpoints.sweep import sweep_blobs, sweep_uploads
 from service.clock import utc_now
 from service.datasets.sweep import sweep_datasets
 from service.db.session import Database
-from service.jobs import store as jobs
+from service.idempotency import store as idempotency
+from service.wheels.sweep import sweep_wheels
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +27,33 @@ KEYS_KEPT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """What is swept: keys in the database, files of the blob stores, remains of uploads."""
+    """What goes: keys, checkpoints that nothing keeps, files of nobody, remains of uploads."""
 
     db: Database
     blobs: BlobStore
     dataset_blobs: BlobStore
+    wheel_blobs: BlobStore
     uploads: Path
 
     def sweep(self, now: datetime) -> None:
         """Do it once. Repeatable, and safe beside requests and other replicas."""
         with self.db.write() as session:
-            jobs.forget_keys(session, before=now - KEYS_KEPT)
+            idempotency.forget_keys(session, before=now - KEYS_KEPT)
         num_uploads = sweep_uploads(self.uploads, now=now)
+        num_superfluous = remove_superfluous(self.db, self.blobs, now=now)
         num_checkpoints = sweep_blobs(self.db, self.blobs, now=now)
         num_datasets = sweep_datasets(self.db, self.dataset_blobs, now=now)
-        if num_uploads or num_checkpoints or num_datasets:
+        num_wheels = sweep_wheels(self.db, self.wheel_blobs, now=now)
+        if num_uploads or num_superfluous or num_checkpoints or num_datasets or num_wheels:
             log.info(
-                "removed the remains of %d uploads, the files of %d unlisted checkpoints, and %d "
-                "unlisted or abandoned data sets or parts of them",
+                "removed the remains of %d uploads, %d checkpoints that retention no longer keeps, "
+                "the files of %d unlisted ones, and %d unlisted or abandoned data sets or parts of "
+                "them, and %d wheels that are not whole",
                 num_uploads,
+                num_superfluous,
                 num_checkpoints,
                 num_datasets,
+                num_wheels,
             )
 
     async def run_forever(self) -> None:

@@ -21,6 +21,8 @@ from service.jobs.endings import end_attempt
 from service.jobs.moves import Deadlines, move, settle
 from service.scheduling import store
 from service.scheduling.policy import Ask, Room, choose, grow, seat
+from service.wheels import store as wheels
+from service.wheels.views import assigned_wheel
 
 #: How many attempts of other runners one call may release; the next call takes the rest.
 RELEASES_PER_SYNC = 1000
@@ -131,7 +133,7 @@ def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
         attempt.lease_until = tick.lease.until(tick.now)
         attempt.seen_alive |= attempt.id in view.alive
         if not attempt.seen_alive:
-            again.append(_hand_out_again(attempt))
+            again.append(_hand_out_again(tick, attempt))
     return again
 
 
@@ -218,7 +220,7 @@ def _start_attempt(tick: Tick, job: JobRow, ask: Ask, runner_id: str) -> Assignm
         now=tick.now,
     )
     move(tick.session, job, Signal.CLAIM, now=tick.now, deadlines=tick.deadlines)
-    return _assignment(attempt, token)
+    return _assignment(tick, attempt, token)
 
 
 def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> None:
@@ -238,14 +240,15 @@ def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> 
     )
 
 
-def _hand_out_again(attempt: AttemptRow) -> Assignment:
+def _hand_out_again(tick: Tick, attempt: AttemptRow) -> Assignment:
     """An answer that was lost: the runner never said that it has this attempt."""
     token = mint(Audience.ATTEMPT)
     attempt.token_sha256 = digest(token)
-    return _assignment(attempt, token)
+    return _assignment(tick, attempt, token)
 
 
-def _assignment(attempt: AttemptRow, token: str) -> Assignment:
+def _assignment(tick: Tick, attempt: AttemptRow, token: str) -> Assignment:
+    wheel = wheels.of_job(tick.session, attempt.job_id)
     return Assignment(
         attempt_id=attempt.id,
         job_id=attempt.job_id,
@@ -254,4 +257,5 @@ def _assignment(attempt: AttemptRow, token: str) -> Assignment:
         num_workers=attempt.world_size,
         cpus_per_worker=attempt.cpus_per_worker,
         gpus_per_worker=attempt.gpus_per_worker,
+        wheel=wheel and assigned_wheel(wheel),
     )

@@ -47,13 +47,14 @@ def _run(folder: Path) -> tuple[list[float], list[float], list[float]]:
     """Return the seconds of steps with nothing beside them, of saves, and of steps beside one."""
     reporter, model = ScriptedReporter(), _Wide()
     optimizer = AdamWScheduleFree(model.parameters(), lr=1e-3)
-    built = Built(model=model, wrapped=model, optimizer=optimizer, data=None)  # type: ignore[arg-type]
+    built = Built(model=model, wrapped=model, optimizer=optimizer, held_out=None)  # type: ignore[arg-type]
     milestones = Milestones(
         built,
         brief=make_brief(),
         cluster=ALONE,
         reporter=reporter,  # type: ignore[arg-type]  a fake
         staging=folder,
+        examiner=None,
     )
     alone, saves, beside = [], [], []
     _step(model, optimizer)

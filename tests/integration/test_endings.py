@@ -116,7 +116,7 @@ def test_an_evaluation_that_was_asked_for_is_kept_when_later_ones_are_not(client
     client.evaluate(job_id)
 
     def asked_for():
-        return next((c for c in client.checkpoints(job_id) if c.requested), None)
+        return next((c for c in client.checkpoints(job_id) if c.pinned), None)
 
     kept = wait_until(asked_for)
     wait_for_step(client, job_id, kept.step + 60)

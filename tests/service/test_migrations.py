@@ -8,7 +8,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, text
 
 import migrations
 from service.db.migrate import alone, migrate
@@ -91,6 +91,21 @@ def test_revisions_are_one_line():
     script = ScriptDirectory.from_config(config())
     assert len(script.get_heads()) == len(script.get_bases()) == 1
     assert not [one.revision for one in script.walk_revisions() if one.is_branch_point]
+
+
+def test_what_was_asked_for_before_the_column_had_its_name_is_pinned(service, digits_spec):
+    _, rank = service.running(digits_spec)
+    asked, other = rank.save(1), rank.save(2)
+    assert service.post(f"/checkpoints/{asked}/pin").status_code == 200
+    db = service.http.app.state.db
+    with db.engine.connect() as connection:
+        command.downgrade(config(connection), "0003")
+    with db.read() as session:
+        before = session.execute(text("SELECT id, requested FROM checkpoints")).all()
+    assert {row[0]: bool(row[1]) for row in before} == {asked: True, other: False}
+    migrate(db)
+    assert service.get(f"/checkpoints/{asked}").json()["pinned"] is True
+    assert service.get(f"/checkpoints/{other}").json()["pinned"] is False
 
 
 def test_only_one_replica_migrates_at_a_time(db, database_url, tmp_path):

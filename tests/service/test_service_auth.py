@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from played import Service, eval_event
 from sqlalchemy import insert, text
 from starlette.routing import Mount, Route
+from wheel_maker import make_wheel
 
 from service.auth.tokens import Audience, digest, mint
 from service.contract.ids import new_id
@@ -29,11 +30,14 @@ PUBLIC = {
 }
 #: Pages for people: they send a stranger to the login.
 PAGES = {("GET", "/"), ("GET", "/jobs/{job_id}")}
+#: What a project names itself and finds by its own names only (test_service_secrets.py,
+#: test_service_wheels.py).
+NAMED = ("/v1/secrets/{name}", "/v1/wheels/{file_name}")
 
 #: Names a file and a metric alike in the walks.
 NAME = "train.loss"
 JOB, CHECKPOINT, ATTEMPT = new_id("job"), new_id("ckpt"), new_id("att")
-DATASET = new_id("ds")
+DATASET, WHEEL = new_id("ds"), new_id("whl")
 
 
 def routes(router) -> Iterator[tuple[str, str]]:
@@ -53,9 +57,19 @@ def closed_routes(app) -> list[tuple[str, str]]:
     return sorted(set(routes(app)) - PUBLIC - PAGES)
 
 
-def url_of(path: str, *, job=JOB, checkpoint=CHECKPOINT, attempt=ATTEMPT, dataset=DATASET) -> str:
+def url_of(
+    path: str,
+    *,
+    job=JOB,
+    checkpoint=CHECKPOINT,
+    attempt=ATTEMPT,
+    dataset=DATASET,
+    wheel=WHEEL,
+) -> str:
     values = {
         "dataset_id": dataset,
+        "file_name": "models-1-py3-none-any.whl",
+        "wheel_id": wheel,
         "job_id": job,
         "checkpoint_id": checkpoint,
         "attempt_id": attempt,
@@ -166,7 +180,7 @@ def stranger(service: Service, settings):
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_ids_of_another_project_are_not_found(service, stranger, digits_spec):
+def test_ids_of_another_project_are_not_found(service, stranger, digits_spec, tmp_path):
     job_id, rank = service.running(digits_spec)
     rank.report(eval_event(1))
     checkpoint_id = new_id("ckpt")
@@ -174,11 +188,16 @@ def test_ids_of_another_project_are_not_found(service, stranger, digits_spec):
     saved = rank.saved(checkpoint_id, 1, kind="eval", loss=1.0, content=b"x")
     saved["manifest"]["files"][0]["name"] = NAME
     assert rank.report(saved).status_code == 200
+    used = {"kind": "checkpoint", "checkpoint_id": checkpoint_id}
+    service.submit({**digits_spec, "model": used})
     dataset_id = used_dataset(service)
+    wheel_id = used_wheel(service, make_wheel(tmp_path), digits_spec)
     walked = 0
     for method, path in closed_routes(service.http.app):
-        if path.startswith("/v1/") and "{" in path:
-            url = url_of(path, job=job_id, checkpoint=checkpoint_id, dataset=dataset_id)
+        if path.startswith("/v1/") and "{" in path and path not in NAMED:
+            url = url_of(
+                path, job=job_id, checkpoint=checkpoint_id, dataset=dataset_id, wheel=wheel_id
+            )
             url += "?offset=0" if method == "PUT" else ""
             said = {"json": {}} if method == "PATCH" else {}
             any_version = {"If-Match": "*", "X-Content-SHA256": "0" * 64}
@@ -188,6 +207,20 @@ def test_ids_of_another_project_are_not_found(service, stranger, digits_spec):
             assert own.status_code in (200, 202, 409), (method, path, own.text)
             walked += 1
     assert walked >= 12
+
+
+def used_wheel(service, path, spec) -> str:
+    """A wheel with a job, which keeps it from being deleted."""
+    state = service.http.app.state
+    state.settings = state.settings.model_copy(update={"allow_wheels": True})
+    content = path.read_bytes()
+    said = {"X-Content-SHA256": hashlib.sha256(content).hexdigest()}
+    url = f"/v1/wheels/{path.name}"
+    answer = service.http.put(url, content=content, headers=service.user | said)
+    wheel_id = answer.json()["id"]
+    model = {"kind": "entry_point", "factory": "our_models:small", "wheel": wheel_id}
+    service.submit({**spec, "model": model})
+    return wheel_id
 
 
 def used_dataset(service: Service) -> str:

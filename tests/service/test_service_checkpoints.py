@@ -191,7 +191,9 @@ LATER = timedelta(hours=2)
 def home(service, settings):
     """What a sweep is given; the app itself sweeps only at its start and hourly."""
     state = service.http.app.state
-    return Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
+    return Housekeeping(
+        state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
+    )
 
 
 def folders(settings):

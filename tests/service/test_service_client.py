@@ -296,7 +296,7 @@ def test_downloading_a_checkpoint_writes_its_files_and_its_manifest(tmp_path):
         "kind": "eval",
         "step": 5,
         "samples": 320,
-        "requested": False,
+        "pinned": False,
         "created_at": "2025-01-01T00:00:00Z",
         "total_bytes": FILE.size,
         "spec": SPEC,

@@ -190,6 +190,22 @@ def test_every_kept_point_leads_to_its_checkpoint(signed_in, service, digits_spe
     expect(row_of(evals, 20).get_by_role("link")).to_have_count(0)
 
 
+def test_a_checkpoint_shows_its_id_and_whether_it_is_pinned(signed_in, service, digits_spec):
+    job, rank = service.running(digits_spec)
+    kept = train(rank, 2, 60, keep=(40, 60))
+    signed_in.goto(f"/jobs/{job}")
+    checkpoints = signed_in.get_by_role("region", name="Checkpoints")
+    link = checkpoints.get_by_text(kept[40])
+    expect(link).to_be_visible()
+    expect(checkpoints.get_by_text("pinned")).to_have_count(0)
+    assert service.post(f"/checkpoints/{kept[40]}/pin").status_code == 200
+    expect(row_of(checkpoints, 40)).to_contain_text("pinned")
+    expect(checkpoints.get_by_text("pinned")).to_have_count(1)
+    with signed_in.expect_download() as download:
+        link.click()
+    assert download.value.suggested_filename == f"{kept[40]}.tar"
+
+
 def row_of(table: Locator, step: int) -> Locator:
     cell = table.page.get_by_role("cell", name=str(step), exact=True)
     return table.get_by_role("row").filter(has=cell)

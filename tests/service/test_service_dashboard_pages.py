@@ -4,11 +4,9 @@ import re
 
 import pytest
 
-from service.contract.ids import new_id
-
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
-PAGES = ["/", f"/jobs/{new_id('job')}"]
+PAGES = ["/", "/jobs/job_01m7wwagpfqed9v2t28gt0kwvd"]
 
 
 @pytest.fixture

@@ -28,3 +28,19 @@ def test_the_fingerprint_is_that_of_the_attempt_which_saved_the_state(
     second.ended()
     service.sync(released=[second.assignment["attempt_id"]])
     assert service.claim().brief()["data_fingerprint"] == fingerprint
+
+
+def test_so_are_those_of_the_evaluation_sets_that_it_had(
+    service: Service, digits_spec: dict[str, Any]
+) -> None:
+    known = {"data_fingerprint": "a", "data_fingerprint.shifted": "b", "data_fingerprint.c": "d"}
+    service.submit(digits_spec)
+    first = service.claim()
+    assert first.brief()["set_fingerprints"] == {}
+    first.report({**started(None), "provenance": {**known, "torch": "2"}}, step_event(1))
+    first.save(1, kind="resume")
+    first.ended()
+    service.sync(released=[first.assignment["attempt_id"]])
+    brief = service.claim().brief()
+    assert brief["set_fingerprints"] == {"shifted": "b", "c": "d"}
+    assert brief["data_fingerprint"] == "a"

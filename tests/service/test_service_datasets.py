@@ -237,6 +237,32 @@ def test_a_data_set_is_not_deleted_from_under_a_job(service: Service) -> None:
     assert service.post("/jobs", json=job_on(dataset_id)).status_code == 422
 
 
+def test_a_data_set_that_a_job_is_evaluated_on_is_kept_and_read_like_the_first(
+    service: Service,
+) -> None:
+    trained, shifted, last, other = (uploaded(service, name=name) for name in "abcd")
+    sets = [{"name": f"set_{i}", "data": job_on(shifted)["data"]} for i in range(7)]
+    sets.append({"name": "last", "data": job_on(last)["data"]})
+    spec = {**job_on(trained), "evaluation": {"sets": sets}}
+    open_one = create(service, "open")
+    unsealed = [*sets[:2], {"name": "open", "data": job_on(open_one)["data"]}]
+    answer = service.post("/jobs", json={**spec, "evaluation": {"sets": unsealed}})
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/evaluation/sets/2/data/dataset_id"
+    service.post(f"/jobs/{service.submit(job_on(other))}/cancel")
+    job_id = service.submit(spec)
+    rank = service.claim()
+    seen = [
+        service.http.get(f"{rank.url}/datasets/{dataset_id}", headers=rank.headers).status_code
+        for dataset_id in (trained, shifted, last, other)
+    ]
+    assert seen == [200, 200, 200, 404]
+    refused = delete(service, last)
+    assert refused.status_code == 409
+    assert job_id in refused.json()["detail"]
+
+
 def test_deleting_removes_the_files(service: Service, settings: Any) -> None:
     dataset_id = uploaded(service)
     assert files_of(settings.home_dir)
@@ -254,7 +280,9 @@ def files_of(home: Path) -> list[Path]:
 
 def sweep(service: Service, settings: Any, *, later: timedelta) -> None:
     state = service.http.app.state  # type: ignore[attr-defined]
-    keeping = Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
+    keeping = Housekeeping(
+        state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
+    )
     keeping.sweep(utc_now() + later)
 
 

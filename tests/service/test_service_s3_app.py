@@ -70,7 +70,9 @@ def keys(bucket):
 @pytest.fixture
 def home(service, settings):
     state = service.http.app.state
-    return Housekeeping(state.db, state.blobs, state.dataset_blobs, settings.uploads_dir)
+    return Housekeeping(
+        state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
+    )
 
 
 def test_what_a_rank_uploads_is_in_the_bucket_and_comes_back(service, settings, digits_spec, keys):

@@ -23,8 +23,13 @@ class Ranks:
             scratch=scratch, on_exit=self._exits.append, entry=entry, preload=PRELOAD
         )
 
-    def run(self, scratch: Path, drill: str, *, world_size: int = 1, url: str = "") -> list[int]:
-        """Run the ranks to their ends; return their exit codes, rank 0 first."""
+    def run(
+        self, scratch: Path, drill: str, *, world_size: int = 1, url: str = "", **changes: Any
+    ) -> list[int]:
+        """Run the ranks to their ends; return their exit codes, rank 0 first.
+
+        ``changes``: of what each of them is born with.
+        """
         self._exits.clear()
         port = _free_port()
         self._launcher.launch(
@@ -36,6 +41,7 @@ class Ranks:
                     world_size=world_size,
                     master_port=port,
                     service_url=url,
+                    **changes,
                 )
                 for rank in range(world_size)
             ]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from worker.launcher import RankLaunch
 
+#: What launchers speak and watch through.
+_LAUNCHERS_OWN = ("pipe:", "anon_inode:[pidfd]", "anon_inode:[eventfd]", "/memfd:")
+
 
 def main(launch: RankLaunch) -> None:
     note = {
@@ -26,6 +29,7 @@ def main(launch: RankLaunch) -> None:
         "argv": Path("/proc/self/cmdline").read_text(),
         "fds": sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in ("0", "1", "2")),
         "pipes": sum(_is_pipe(fd) for fd in os.listdir("/proc/self/fd")),
+        "threads": len(os.listdir("/proc/self/task")),
         "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
     }
     path = Path(launch.scratch) / f"born-{launch.rank}.json"
@@ -51,6 +55,6 @@ def _act(what: str) -> None:
 
 def _is_pipe(fd: str) -> bool:
     try:
-        return os.readlink(f"/proc/self/fd/{fd}").startswith(("pipe:", "anon_inode:[pidfd]"))
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(_LAUNCHERS_OWN)
     except FileNotFoundError:
         return False

@@ -160,15 +160,18 @@ def test_kill_says_so_when_a_rank_does_not_die(
 
 
 def test_only_the_newest_folders_of_ended_attempts_stay(tmp_path: Path) -> None:
+    """And those of wheels, which have a bound of their own."""
     launcher = _BrokenLauncher(scratch=tmp_path, on_exit=lambda _: None)
     launcher.is_broken = False
     agent = NodeAgent(scratch=str(tmp_path), make_launcher=lambda **_: launcher)
     for number in range(60):
         (tmp_path / f"att_{number:02}").mkdir()
         os.utime(tmp_path / f"att_{number:02}", (number, number))
+    (tmp_path / "environments").mkdir()
+    os.utime(tmp_path / "environments", (0, 0))
     agent.launch("att_99", [make_launch("att_99", attempt_id="att_99")])
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [f"att_{number:02}" for number in range(10, 60)]
+    assert left == [*(f"att_{number:02}" for number in range(10, 60)), "environments"]
 
 
 def test_free_port_can_be_listened_on(agent: NodeAgent) -> None:

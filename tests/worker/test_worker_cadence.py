@@ -13,7 +13,7 @@ from training_bench import Bench, make_brief
 from service.contract.evaluation import EvaluationSpec
 from service.contract.states import Desired
 from worker import position
-from worker.cadence import by_seconds, geometric_steps
+from worker.cadence import by_seconds, geometric_steps, steps_of_share
 from worker.position import Position
 from worker.report import Heard
 
@@ -21,6 +21,69 @@ from worker.report import Heard
 def evaluated(bench: Bench) -> list[int]:
     bench.training.run()
     return [point.step for point in bench.reporter.evals]
+
+
+# ---- by share -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_samples_read", "steps"),
+    [
+        (0, 1),
+        (1, 1),
+        (192, 1),
+        (193, 2),
+        (385, 5),
+        (1920, 10),
+        (1921, 20),
+        (4000, 50),
+        (10**8, 10**6),
+    ],
+)
+def test_steps_of_a_share_are_round_numbers(num_samples_read: int, steps: int) -> None:
+    """A step of 64 samples costs as much as 192 that are evaluated, which is all with share 1."""
+    assert steps_of_share(1.0, batch_size=64, num_samples_read=num_samples_read) == steps
+
+
+@given(
+    share=st.floats(1e-6, 1.0),
+    batch_size=st.integers(1, 10**6),
+    num_samples_read=st.integers(1, 10**12),
+)
+def test_evaluations_cost_no_more_than_their_share_and_not_far_less(
+    share: float, batch_size: int, num_samples_read: int
+) -> None:
+    steps = steps_of_share(share, batch_size=batch_size, num_samples_read=num_samples_read)
+    cost = num_samples_read / 3 / (steps * batch_size)
+    assert cost <= share * (1 + 1e-9)
+    assert steps == 1 or cost >= share / 2.5 * (1 - 1e-9)
+
+
+def test_the_loop_evaluates_early_and_then_as_often_as_the_share_allows(tmp_path: Path) -> None:
+    """Of 40 samples, each a third of a trained one, 5 % allow one evaluation in 33.3 steps of 8."""
+    plan = {"every_steps": None, "share": 0.05}
+    brief = make_brief(evaluation=plan, budget={"max_steps": 104})
+    assert evaluated(Bench(brief, tmp_path)) == [10, 50, 100, 104]
+
+
+def test_batch_statistics_and_a_look_at_y_count_as_cost(tmp_path: Path) -> None:
+    plan = {"every_steps": None, "share": 0.05, "at_y": True}
+    convnet = {"kind": "preset", "name": "convnet", "width": 2}
+    bench = Bench(make_brief(evaluation=plan, model=convnet), tmp_path)
+    assert bench.milestones.num_samples_read() == 2 * 40 + 2 * 20
+
+
+def test_a_resumed_run_evaluates_the_steps_that_its_share_gave_it(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "evaluation": {"every_steps": None, "share": 0.5},
+        "budget": {"max_steps": 12},
+    }
+    whole = evaluated(Bench(make_brief(**changes), tmp_path / "whole"))
+    first = Bench(make_brief(**changes), tmp_path / "1", script={6: Heard(Desired.PAUSE)})
+    before = evaluated(first)
+    second = Bench(make_brief(**changes), tmp_path / "2", resume=first.last_state)
+    assert whole == [5, 10, 12]
+    assert sorted({*before, *evaluated(second)} - {before[-1]}) == whole
 
 
 # ---- geometric ----------------------------------------------------------------------------------
@@ -120,15 +183,17 @@ def test_a_plan_is_the_same_after_a_trip_through_json(plan: dict[str, Any]) -> N
     ("plan", "seen"),
     [
         ({"every_steps": 5, "every_seconds": 5}, "every_steps and every_seconds"),
-        ({"every_steps": None}, "none"),
+        ({"share": None}, "none"),
+        ({"share": 0.1, "every_steps": 5}, "share and every_steps"),
         ({"every_seconds": 1, "geometric": {"first": 1, "factor": 2}}, "every_seconds and geo"),
     ],
 )
 def test_a_plan_has_exactly_one_cadence(plan: dict[str, Any], seen: str) -> None:
-    with pytest.raises(ValueError, match=f"expected one of every_steps, .* saw {seen}"):
+    with pytest.raises(ValueError, match=f"expected one of share, .* saw {seen}"):
         EvaluationSpec.model_validate(plan)
 
 
-def test_without_a_word_a_job_is_evaluated_every_hundred_steps() -> None:
-    assert EvaluationSpec().every_steps == 100
-    assert EvaluationSpec.model_validate({"at_y": True}).every_steps == 100
+def test_without_a_word_evaluations_cost_two_percent() -> None:
+    assert EvaluationSpec().share == 0.02
+    assert EvaluationSpec.model_validate({"at_y": True, "every_steps": None}).share == 0.02
+    assert EvaluationSpec.model_validate({"every_steps": 100}).share is None

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import Bench, bits, make_brief
 
-from worker.data.prefetch import Prefetch
+from worker.data.prefetch import QUICK_IN_A_ROW, Prefetch
 from worker.errors import DataUnreadable
 
 
@@ -70,6 +70,68 @@ def test_nothing_is_left_running_after_the_end():
     assert threading.active_count() == before
 
 
+# ---- with or without the thread ------------------------------------------------------------------
+
+
+class Making:
+    """Makes batches at a pace that can be changed, and remembers in which thread."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.threads: dict[int, int] = {}
+
+    def __call__(self, step: int) -> int:
+        self.threads[step] = threading.get_ident()
+        time.sleep(self.seconds)
+        return step
+
+    def is_ahead(self, step: int) -> bool:
+        return self.threads[step] != threading.get_ident()
+
+
+def take(prefetch: Prefetch[int], steps: range) -> None:
+    assert [prefetch(step) for step in steps] == list(steps)
+
+
+@pytest.fixture
+def patient_quickness(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine makes nothing in a fifth of a millisecond."""
+    monkeypatch.setattr("worker.data.prefetch.QUICK_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("patient_quickness")
+def test_what_is_made_quickly_is_made_by_the_one_that_needs_it():
+    make = Making()
+    prefetch = Prefetch(make)
+    take(prefetch, range(QUICK_IN_A_ROW + 10))
+    assert make.is_ahead(0)
+    assert make.is_ahead(QUICK_IN_A_ROW - 1)
+    assert not make.is_ahead(QUICK_IN_A_ROW + 9)
+    prefetch.close()
+
+
+@pytest.mark.usefixtures("patient_quickness")
+def test_one_slow_batch_brings_the_thread_back():
+    make = Making()
+    prefetch = Prefetch(make)
+    take(prefetch, range(40))
+    make.seconds = 0.6
+    take(prefetch, range(40, 41))
+    make.seconds = 0.0
+    take(prefetch, range(41, 46))
+    assert [make.is_ahead(step) for step in (39, 40, 41, 45)] == [False, False, True, True]
+    prefetch.close()
+
+
+def test_what_is_slow_is_always_made_ahead():
+    make = Making()
+    make.seconds = 0.002
+    prefetch = Prefetch(make)
+    take(prefetch, range(30))
+    assert all(make.is_ahead(step) for step in range(30))
+    prefetch.close()
+
+
 # ---- in the loop --------------------------------------------------------------------------------
 
 
@@ -97,7 +159,9 @@ def test_training_is_the_same_bit_for_bit_with_and_without_it(tmp_path: Path, mo
     assert bits(ahead.state) == bits(direct.state)
 
 
-def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(tmp_path: Path) -> None:
+def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Bench(make_brief(), tmp_path)
     data = bench.built.data
     asked: list[int] = []
@@ -112,7 +176,7 @@ def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(tmp_path: Pa
                 raise DataUnreadable("the disk is gone")
             return data.train_batch(indices)
 
-    object.__setattr__(bench.built, "data", Failing())
+    monkeypatch.setattr(type(bench.built), "data", Failing())
     with pytest.raises(DataUnreadable, match="the disk is gone"):
         bench.training.run()
     assert bench.training.step == 3

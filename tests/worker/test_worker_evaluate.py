@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ranks_in_turn import over_ranks
 from torch import nn
 
 from optim import using_buffers
@@ -17,9 +18,10 @@ from worker.data.order import global_indices, reserved_seed
 from worker.data.token_windows import TokenString, TokenWindows
 from worker.errors import DataInvalid
 from worker.evaluate import evaluate, recalibrated_buffers, reevaluate
+from worker.evaluation_sets import HeldOutSets
 from worker.model.convnet import Convnet
 from worker.model.gpt import Gpt
-from worker.task import UNCOUNTED, example_scores, score_names, training_loss
+from worker.task import UNCOUNTED, example_scores, num_counted, score_names, training_loss
 
 DIGITS = Digits()
 SPEC = EvaluationSpec(batch_size=50, batchnorm_batches=5)
@@ -66,20 +68,6 @@ def recalibrate(model, *, spec=SPEC, seed=1, rank=0, world_size=1, gather=alone)
     )
 
 
-def over_ranks(function, world_size: int):
-    """Run ``function`` as each rank in turn, then once more as the last, which hears them all."""
-    shares: list[torch.Tensor] = []
-
-    def listen(values: torch.Tensor) -> torch.Tensor:
-        shares.append(values.clone())
-        return torch.ones_like(values)  # what this one makes of it is not looked at
-
-    for rank in range(world_size):
-        function(rank=rank, world_size=world_size, gather=listen)
-    total = torch.stack(shares).sum(0)
-    return function(rank=world_size - 1, world_size=world_size, gather=lambda values: total)
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 11])
 def test_any_world_size_finds_the_same_bits(world_size):
     """11 ranks for 8 batches: some ranks have nothing to do."""
@@ -111,7 +99,12 @@ def test_a_language_model_is_scored_in_nats_per_token_and_bits_per_byte():
     model = Gpt(GptPreset(kind="preset", name="gpt", context=8), data=data.description)
     result = score(model, data=data, task="causal_lm")
     whole = data.eval_batch(0, data.num_eval)
-    loss = training_loss(model(whole.inputs), whole.targets, task="causal_lm").item()
+    loss = training_loss(
+        model(whole.inputs),
+        whole.targets,
+        task="causal_lm",
+        count=num_counted(whole.targets, task="causal_lm"),
+    ).item()
     assert result.num_examples == 12
     assert result.loss == pytest.approx(loss, rel=1e-6)
     assert result.metrics["eval.bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-6)
@@ -179,7 +172,9 @@ def test_max_batches_bounds_the_examples_in_data_set_order():
     whole = DIGITS.eval_batch(0, 100)
     with torch.no_grad():
         outputs = model.eval()(whole.inputs)
-        expected = training_loss(outputs, whole.targets, task="classification").item()
+        expected = training_loss(
+            outputs, whole.targets, task="classification", count=len(whole.targets)
+        ).item()
     assert first.loss == pytest.approx(expected, rel=1e-6)
     assert score(model, spec=EvaluationSpec(batch_size=50, max_batches=99)) == score(model)
 
@@ -323,4 +318,4 @@ def test_a_stranger_finds_the_same_result_from_the_job_spec():
     )
     model = convnet()
     expected = over_ranks(lambda **ranks: score(model, spec=spec.evaluation, **ranks), 2)
-    assert reevaluate(model, data=DIGITS, spec=spec) == expected
+    assert reevaluate(model, held_out=HeldOutSets(DIGITS), spec=spec) == expected

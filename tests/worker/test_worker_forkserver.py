@@ -18,6 +18,7 @@ from worker.launcher import (
     ForkLauncher,
     LaunchError,
     RankLaunch,
+    WheelFile,
     rank_environment,
 )
 
@@ -40,7 +41,14 @@ def launcher(tmp_path: Path, exits: list[Exited]) -> Iterator[ForkLauncher]:
 
 
 def test_rank_launch_survives_json(tmp_path: Path) -> None:
-    launch = make_launch(tmp_path, gpu_ids=("1",), data_roots=("/data",), entry_points=("a:b",))
+    launch = make_launch(
+        tmp_path,
+        gpu_ids=("1",),
+        data_roots=("/data",),
+        entry_points=("a:b",),
+        method="spawn",
+        wheel=WheelFile(file_name="a-1-py3-none-any.whl", sha256="0" * 64),
+    )
     assert RankLaunch.from_json(json.loads(json.dumps(launch.to_json()))) == launch
 
 
@@ -48,95 +56,11 @@ def test_token_is_not_in_the_repr_of_a_launch(tmp_path: Path) -> None:
     assert "attempt-secret" not in repr(make_launch(tmp_path))
 
 
-def test_rank_gets_its_facts_in_a_session_of_its_own(
-    launcher: ForkLauncher, tmp_path: Path
-) -> None:
-    launch = make_launch(tmp_path / "att_1", rank=3, local_rank=1, world_size=4, gpu_ids=("5", "7"))
-    launcher.launch([launch])
-    note = read_note(tmp_path / "att_1", rank=3)
-    assert (note["rank"], note["local_rank"], note["world_size"]) == (3, 1, 4)
-    assert note["session"] == note["pid"]
-    assert note["environ"]["CUDA_VISIBLE_DEVICES"] == "5,7"
-    assert note["oom_score_adj"] == "1000"
-
-
-def test_rank_has_no_pipe_of_its_server_and_writes_to_its_log(
-    launcher: ForkLauncher, tmp_path: Path
-) -> None:
-    launcher.launch([make_launch(tmp_path), make_launch(tmp_path, rank=1)])
-    note = read_note(tmp_path, rank=1)
-    assert note["pipes"] == 0
-    assert note["fds"] == ["/dev/null", *[str(tmp_path / "rank-1.log")] * 2]
-
-
-def test_secrets_reach_a_rank_through_the_pipe_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ROADLESS_RUNNER_TOKEN", "runner-secret")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "ray-secret")
-    launcher = ForkLauncher(scratch=tmp_path, on_exit=lambda _: None, entry=STAND_IN, preload=())
-    try:
-        launcher.launch([make_launch(tmp_path)])
-        note = read_note(tmp_path)
-    finally:
-        launcher.close()
-    assert note["token"] == "attempt-secret"
-    open_to_all = note["first_environ"] + note["argv"] + json.dumps(note["environ"])
-    assert "-secret" not in open_to_all
-
-
 def test_environment_of_ranks_keeps_what_is_not_ours() -> None:
     kept = rank_environment(
         {"PATH": "/bin", "RAY_ADDRESS": "x", "ROADLESS_URL": "y", "DATABASE_URL": "z"}
     )
     assert kept == {"PATH": "/bin", "OPENBLAS_NUM_THREADS": "1"}
-
-
-@pytest.mark.parametrize(("what", "code"), [("exit:0", 0), ("exit:3", 3), ("raise", 70)])
-def test_exit_code_of_a_rank_is_told(
-    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited], what: str, code: int
-) -> None:
-    launcher.launch([make_launch(tmp_path, what)])
-    wait_until(lambda: bool(exits))
-    assert exits == [Exited(attempt_id="att_1", rank=0, code=code)]
-
-
-def test_exception_of_a_rank_is_in_its_log(
-    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
-) -> None:
-    launcher.launch([make_launch(tmp_path, "raise")])
-    wait_until(lambda: bool(exits))
-    assert "RuntimeError: a bug in the rank" in (tmp_path / "rank-0.log").read_text()
-
-
-def test_killed_rank_is_told_at_once_with_its_signal(
-    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
-) -> None:
-    launcher.launch([make_launch(tmp_path)])
-    os.kill(read_note(tmp_path)["pid"], signal.SIGKILL)
-    wait_until(lambda: bool(exits), seconds=1)
-    assert exits[0].code == -signal.SIGKILL
-
-
-def test_kill_ends_the_ranks_of_one_attempt_only(
-    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
-) -> None:
-    launcher.launch([make_launch(tmp_path, rank=0), make_launch(tmp_path, rank=1)])
-    launcher.launch([make_launch(tmp_path / "b", attempt_id="att_2")])
-    other = read_note(tmp_path / "b")
-    launcher.kill("att_1")
-    wait_until(lambda: len(exits) == 2)
-    assert {exited.attempt_id for exited in exits} == {"att_1"}
-    assert is_alive(other["pid"])
-
-
-def test_what_a_rank_leaves_behind_dies_with_it(
-    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
-) -> None:
-    launcher.launch([make_launch(tmp_path, "leave_child")])
-    wait_until(lambda: bool(exits))
-    child = int((tmp_path / "rank-0.log").read_text().split()[1])
-    wait_until(lambda: not is_alive(child))
 
 
 def test_ranks_die_with_their_server_and_the_next_server_serves(

@@ -15,10 +15,16 @@ from worker_drills import STAND_IN, is_alive, read_note, wait_until
 
 from service.contract.cluster import Assignment
 from service.contract.ids import new_id
+from service.contract.states import RETRYABLE, Reason
+from service.contract.wheels import AssignedWheel
 from worker.agents import Agents
 from worker.data.sources import DataSources
 from worker.gang import Gangs, StartFailed
+from worker.launcher import LaunchMethod
+from worker.model.sources import ModelSources
 from worker.raycluster import Head
+
+_NO_SOURCES = ModelSources()
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +43,18 @@ def gangs(ray_head: Head, scratch: Path) -> Iterator[Gangs]:
         ray.kill(ray.get_actor(name))
 
 
-def make_gangs(scratch: Path) -> Gangs:
+def make_gangs(
+    scratch: Path, *, method: LaunchMethod = "fork", sources: ModelSources = _NO_SOURCES
+) -> Gangs:
     agents = Agents(scratch=str(scratch), entry=STAND_IN, preload=())
-    sources = DataSources(roots=("/data",))
-    return Gangs(agents=agents, service_url="http://127.0.0.1:9", data_sources=sources)
+    data = DataSources(roots=("/data",))
+    return Gangs(
+        agents=agents,
+        service_url="http://127.0.0.1:9",
+        data_sources=data,
+        model_sources=sources,
+        method=method,
+    )
 
 
 def assign(*, workers: int = 1, cpus: int = 1, gpus: int = 0, what: str = "stay") -> Assignment:
@@ -79,6 +93,48 @@ def test_started_gang_is_seen_and_released_without_a_trace(gangs: Gangs, scratch
     assert left_of(assignment.attempt_id) == []
     assert not any(is_alive(note["pid"]) for note in notes)
     assert gangs.look().groups == []
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_operators_choice_of_launcher_reaches_every_rank(
+    gangs: Gangs, scratch: Path, method: LaunchMethod
+) -> None:
+    """Agents outlive runners, so the choice goes with each launch."""
+    chosen = make_gangs(scratch, method=method)
+    chosen.wait_ready(30)
+    assignment = assign()
+    chosen.start(assignment)
+    note = read_note(scratch / assignment.attempt_id)
+    assert ("worker.forkserver" in note["argv"]) is (method == "fork")
+    chosen.release(assignment.attempt_id)
+    assert not is_alive(note["pid"])
+
+
+WHEEL = AssignedWheel(
+    wheel_id=new_id("whl"), file_name="our_models-1.0-py3-none-any.whl", sha256="0" * 64
+)
+
+
+def test_a_wheel_is_refused_by_name_where_the_operator_does_not_allow_it(gangs: Gangs) -> None:
+    assignment = assign().model_copy(update={"wheel": WHEEL})
+    with pytest.raises(StartFailed, match="ROADLESS_ALLOW_WHEELS") as caught:
+        gangs.start(assignment)
+    assert caught.value.reason is Reason.MODEL_FORBIDDEN
+    assert caught.value.reason not in RETRYABLE
+    assert left_of(assignment.attempt_id) == []
+
+
+def test_a_wheel_goes_to_the_ranks_of_its_job(gangs: Gangs, scratch: Path) -> None:
+    """Which fail here, since no service has it; what counts is how they were started."""
+    allowing = make_gangs(scratch, sources=ModelSources(allow_wheels=True))
+    allowing.wait_ready(30)
+    assignment = assign().model_copy(update={"wheel": WHEEL})
+    allowing.start(assignment)
+    folder = scratch / assignment.attempt_id
+    wait_until(lambda: bool(list((scratch / "environments").glob(f"{WHEEL.sha256}-*"))), seconds=30)
+    allowing.release(assignment.attempt_id)
+    assert (folder / "rank-0.log").exists()
+    assert left_of(assignment.attempt_id) == []
 
 
 def test_release_of_nothing_and_release_twice_do_no_harm(gangs: Gangs) -> None:

@@ -17,8 +17,9 @@ from worker.data.base import Description
 from worker.errors import JobFailed
 from worker.initial import initial_model
 from worker.model.sources import ModelSources
+from worker.reload import MANIFEST_FILE
 from worker.report import Staged
-from worker.verify import MANIFEST_FILE, verify
+from worker.verify import verify
 
 NOTHING = ModelSources()
 

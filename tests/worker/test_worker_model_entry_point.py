@@ -17,8 +17,8 @@ from service.contract.states import RETRYABLE, Reason
 from worker.data.base import Description
 from worker.errors import JobFailed
 from worker.model.build import build_model
-from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
-from worker.verify import MANIFEST_FILE
+from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources, wheel_of_this_process
+from worker.reload import MANIFEST_FILE
 
 MODULE = "entry_point_models"
 
@@ -78,6 +78,36 @@ def test_what_does_not_make_a_model_for_the_data_fails_by_name(
     assert caught.value.reason is reason
     assert reason not in RETRYABLE
     assert message in str(caught.value)
+
+
+SHA256 = "0" * 64
+WHEEL = {"wheel": "whl_" + "0" * 26, "wheel_sha256": SHA256}
+
+
+def test_in_the_environment_of_its_wheel_a_factory_needs_no_list() -> None:
+    spec = parse({"kind": "entry_point", "factory": f"{MODULE}:small", **WHEEL})
+    sources = ModelSources(wheel_sha256=SHA256)
+    assert isinstance(build_model(spec, data=DIGITS, seed=0, sources=sources), nn.Module)
+
+
+@pytest.mark.parametrize("seen", [None, "1" * 64])
+@pytest.mark.parametrize("said", [WHEEL, {"wheel": WHEEL["wheel"]}])
+def test_the_model_of_a_wheel_is_not_made_of_another_package_of_that_name(
+    seen: str | None, said: dict[str, str]
+) -> None:
+    """Not even where the operator lists the factory; and nothing is imported."""
+    sys.modules.pop(MODULE, None)
+    name = f"{MODULE}:small"
+    spec = parse({"kind": "entry_point", "factory": name, **said})
+    sources = ModelSources(entry_points=(name,), wheel_sha256=seen)
+    with pytest.raises(JobFailed, match="expected an environment of the wheel whl_") as caught:
+        build_model(spec, data=DIGITS, seed=0, sources=sources)
+    assert caught.value.reason is Reason.MODEL_FORBIDDEN
+    assert MODULE not in sys.modules
+
+
+def test_this_process_has_no_wheel_of_its_own() -> None:
+    assert wheel_of_this_process() is None
 
 
 def test_a_package_that_is_not_installed_is_not_found() -> None:

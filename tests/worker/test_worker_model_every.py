@@ -17,7 +17,7 @@ from training_bench import Bench, bits, make_brief
 from service.contract.manifest import CheckpointKind
 from worker.evaluate import evaluate
 from worker.model.build import build_model
-from worker.verify import MANIFEST_FILE
+from worker.reload import MANIFEST_FILE
 
 ALL = pytest.mark.parametrize("name", MODELS)
 STEPS = 3

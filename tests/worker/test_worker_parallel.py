@@ -166,7 +166,7 @@ def test_the_model_of_shards_scores_in_one_process_what_the_curve_says(
     seen = run(3, parallelism=FSDP, training={"precision": precision})
     built = build(make_spec(**changes), cluster=ALONE)
     read_model(seen.model, built.model)
-    result = reevaluate(built.model, data=built.data, spec=make_spec(**changes))
+    result = reevaluate(built.model, held_out=built.held_out, spec=make_spec(**changes))
     assert seen.lead["evals"][-1] == [6, result.loss]
     assert [found["files"] for found in seen.found[1:]] == [
         [["state-00001.safetensors"]],

@@ -16,7 +16,8 @@ from service.contract.cluster import AttemptBrief
 from service.contract.events import EvalPoint, Failed, StepMetrics
 from service.contract.manifest import CheckpointKind, Manifest
 from service.contract.states import Reason
-from worker.verify import MANIFEST_FILE, verify
+from worker.reload import MANIFEST_FILE
+from worker.verify import verify
 
 TWO = {"num_workers": 2}
 

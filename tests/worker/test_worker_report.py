@@ -3,7 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_attempt_service import (
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 from small_disk import SmallDisk
 from worker_drills import wait_until
 
+from service.contract.evaluation import CheckpointsSpec
 from service.contract.events import (
     CheckpointSaved,
     EvalPoint,
@@ -28,8 +32,9 @@ from service.contract.events import (
     Report,
     ReportReply,
     StepMetrics,
+    Usage,
 )
-from service.contract.manifest import CheckpointFile, CheckpointKind
+from service.contract.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
 from service.contract.states import Desired, Reason
 from worker import report as reporting
 from worker import spool
@@ -80,6 +85,10 @@ def unnumbered(events: list[Event]) -> list[Event]:
 
 def checkpoints_of(events: list[Event]) -> list[Event]:
     return [event for event in events if isinstance(event, CheckpointSaved)]
+
+
+def usage_point(step: int) -> Usage:
+    return Usage(step=step, values={"rss_bytes": 1e9})
 
 
 def without_checkpoints(events: list[Event]) -> list[Event]:
@@ -365,6 +374,157 @@ def test_a_checkpoint_whose_upload_is_refused_becomes_a_notice(
     assert not list(tmp_path.glob("ckpt_*"))
 
 
+def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> reporting.Staged:
+    """An eval checkpoint whose verdict the test gives; three of them are kept."""
+    staged = stage(folder, step)
+    receipt = EvaluationReceipt(
+        loss=loss,
+        num_examples=1,
+        batch_size=1,
+        threads=1,
+        torch_version="2",
+        data_fingerprint="f",
+    )
+    manifest = staged.manifest.model_copy(update={"evaluation": receipt})
+    options = {"verdict": Future(), "keep": CheckpointsSpec(keep_last=2, keep_best=1), **fields}
+    return reporting.Staged(staged.folder, manifest, **options)
+
+
+def test_a_checkpoint_waits_for_its_verdict_and_what_is_behind_it_too(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """A training state implies the evaluations before it; points and steps wait for nothing."""
+    looked, state = looked_at(tmp_path, 1), state_of(tmp_path, 1)
+    reporter.publish(looked)
+    reporter.publish(state)
+    reporter.say(eval_point(1))
+    wait_until(lambda: len(service.said) == 1)
+    time.sleep(0.05)
+    assert service.uploads == []
+    checked = looked.manifest.model_copy(update={"samples": 77})
+    assert looked.verdict is not None
+    looked.verdict.set_result(checked)
+    assert reporter.close(timeout_seconds=10)
+    assert [event.manifest for event in checkpoints_of(service.said)] == [checked, state.manifest]
+
+
+@pytest.mark.parametrize("is_raised", [False, True])
+def test_a_checkpoint_with_a_bad_verdict_is_neither_uploaded_nor_announced(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path, is_raised: bool
+) -> None:
+    bad, good = looked_at(tmp_path, 1), looked_at(tmp_path, 2)
+    assert bad.verdict is not None
+    assert good.verdict is not None
+    reporter.publish(bad)
+    reporter.publish(good)
+    bad.verdict.set_exception(RuntimeError()) if is_raised else bad.verdict.set_result(None)
+    good.verdict.set_result(good.manifest)
+    reporter.end(FINISHED)
+    assert reporter.close(timeout_seconds=10)
+    assert [event.kind for event in service.said] == ["checkpoint", "finished"]
+    assert {checkpoint_id for checkpoint_id, _ in service.uploads} == {good.manifest.checkpoint_id}
+    assert not list(tmp_path.glob("ckpt_*"))
+
+
+def test_the_end_of_an_attempt_does_not_wait_for_a_verdict(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    reporter.publish(looked_at(tmp_path, 1))
+    service.is_over = True
+    wait_until(lambda: reporter.heard.is_fenced)
+    started = time.monotonic()
+    assert not reporter.close(timeout_seconds=60)
+    assert time.monotonic() - started < 5
+
+
+def test_eval_checkpoints_that_the_job_would_not_keep_do_not_wait_for_an_absent_service(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """The last two, the best and the asked-for stay, and the one on its way; told once."""
+    service.is_away = True
+    losses = {1: 9.0, 2: 8.0, 3: 1.0, 4: 7.0, 5: 6.0, 6: 5.0, 7: 4.0, 8: 3.0}
+    staged = {}
+    for step, loss in losses.items():
+        served = {"evaluations_served": 1} if step == 4 else {}
+        staged[step] = looked_at(tmp_path, step, loss=loss, **served)
+        reporter.publish(staged[step])
+        staged[step].verdict.set_result(staged[step].manifest)
+        wait_until(lambda: len(service.uploads) > 0)
+    kept = {1, 3, 4, 7, 8}
+    assert set(tmp_path.glob("ckpt_*")) == {staged[step].folder for step in kept}
+    service.is_away = False
+    assert reporter.close(timeout_seconds=10)
+    assert {event.manifest.step for event in checkpoints_of(service.said)} == kept
+    notices = [event for event in service.said if isinstance(event, Notice)]
+    assert [notice.code for notice in notices] == ["checkpoint.superseded"]
+    assert "checkpoint of step 2" in notices[0].message
+
+
+def test_a_checkpoint_that_is_being_looked_at_stays_and_one_that_waits_for_it_is_called_off(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    service.is_away = True
+    staged = [looked_at(tmp_path, step, loss=9.0 - step) for step in range(7)]
+    for one in staged:
+        assert one.verdict is not None
+        if one.manifest.step == 2:
+            one.verdict.set_running_or_notify_cancel()
+        reporter.publish(one)
+    assert [one.verdict.cancelled() for one in staged if one.verdict] == [
+        *(False, True, False, True, True),  # the first is in turn, the third is being read
+        *(False, False),
+    ]
+    assert staged[2].folder.exists()
+
+
+def test_an_evaluation_that_is_not_made_yet_is_never_called_off(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """Beside training: its point is wanted, whatever becomes of the checkpoint."""
+    service.is_away = True
+    keep = CheckpointsSpec(keep_last=1, keep_best=0)
+    staged = [replace(stage(tmp_path, step), verdict=Future(), keep=keep) for step in range(4)]
+    for one in staged:
+        reporter.publish(one)
+    assert not any(one.verdict.cancelled() for one in staged)
+    assert all(one.folder.exists() for one in staged)
+
+
+def test_a_good_checkpoint_does_not_go_for_one_that_will_not_be_listed(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """It stays in line, although the job keeps one alone and a newer one was published."""
+    service.is_away = True
+    keep = CheckpointsSpec(keep_last=1, keep_best=0)
+    first, good, bad = (looked_at(tmp_path, step, keep=keep) for step in (1, 2, 3))
+    for one, verdict in ((first, first.manifest), (good, good.manifest), (bad, None)):
+        reporter.publish(one)
+        assert one.verdict is not None
+        one.verdict.set_result(verdict)
+        wait_until(lambda: len(service.uploads) > 0)
+    assert good.folder.exists()
+    service.is_away = False
+    assert reporter.close(timeout_seconds=10)
+    assert [event.manifest.step for event in checkpoints_of(service.said)] == [1, 2]
+
+
+def test_what_was_announced_counts_among_what_the_job_keeps(
+    service: FakeAttemptService, reporter: Reporter, tmp_path: Path
+) -> None:
+    """The best one so far is at the service, so a worse one need not wait for being the best."""
+    best = looked_at(tmp_path, 1, loss=0.1)
+    reporter.publish(best)
+    best.verdict.set_result(best.manifest)
+    wait_until(lambda: len(service.said) == 1)
+    service.is_away = True
+    staged = [looked_at(tmp_path, step, loss=float(step)) for step in range(2, 7)]
+    for one in staged:
+        one.verdict.set_result(one.manifest)
+        reporter.publish(one)
+    waiting = {one.manifest.step for one in staged if one.folder.exists()}
+    assert waiting in ({2, 5, 6}, {5, 6})  # the first of them is perhaps in turn
+
+
 def test_what_a_checkpoint_answers_is_told(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path
 ) -> None:
@@ -508,7 +668,10 @@ def test_a_refused_event_goes_its_way_although_it_cannot_be_kept(
 def test_beyond_the_bound_only_steps_are_thinned(
     service: FakeAttemptService, make_reporter: MakeReporter, tmp_path: Path
 ) -> None:
-    """Whole up to the bound, one in sixteen up to twice the bound, then none; said once."""
+    """Whole up to the bound, one in sixteen up to twice the bound, then none; said once.
+
+    Give or take the points that are not written yet, which the bounds do not see.
+    """
     service.is_away = True
     size = len(step_point(1000).model_dump_json())
     reporter = make_reporter(spool_bytes=100 * size)
@@ -527,13 +690,63 @@ def test_beyond_the_bound_only_steps_are_thinned(
     assert service.said[kinds.index("notice")].code == "metrics.thinned"
     steps = steps_of(service.said)
     whole = kinds.index("notice")
-    assert 95 <= whole <= 105
+    assert 95 <= whole <= 105 + reporting.FRESH_POINTS
     assert steps[:whole] == list(range(1000, 1000 + whole))
     gaps = {
         after - before for before, after in zip(steps[whole:], steps[whole + 1 :], strict=False)
     }
     assert gaps == {reporting.THINNED_TO_ONE_IN}
-    assert 90 <= len(steps) - whole <= 110
+    assert 90 - reporting.FRESH_POINTS <= len(steps) - whole <= 110 + reporting.FRESH_POINTS
+
+
+def test_a_step_is_written_by_another_thread_or_with_many(
+    service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop waits for no disk, and what waits for one is bounded."""
+    monkeypatch.setattr(reporting, "GATHER_SECONDS", 0.5)
+    reporter = make_reporter()
+    reporter.say(step_point(1))
+    wait_until(lambda: service.said)
+    for step in range(2, 2 + reporting.FRESH_POINTS - 1):
+        reporter.say(step_point(step))
+    assert len(reporter._spool) == 0
+    reporter.say(step_point(reporting.FRESH_POINTS + 1))
+    assert len(reporter._spool) == reporting.FRESH_POINTS
+    reporter.end(FINISHED)
+    reporter.close(timeout_seconds=10)
+    assert steps_of(service.said) == list(range(1, reporting.FRESH_POINTS + 2))
+
+
+def test_what_ranks_say_of_their_machine_is_thinned_with_the_steps(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    service.is_away = True
+    size = len(usage_point(1000).model_dump_json())
+    reporter = make_reporter(spool_bytes=100 * size)
+    for step in range(1000, 6000):
+        reporter.say(usage_point(step))
+    reporter.end(FINISHED)
+    service.is_away = False
+    reporter.close(timeout_seconds=10)
+    kinds = [event.kind for event in service.said]
+    assert kinds[-1] == "finished"
+    assert kinds.count("notice") == 1
+    assert 190 <= kinds.count("usage") <= 220
+
+
+def test_a_service_that_does_not_know_usage_hears_it_once(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    """One of an earlier release, whose history of the job would else fill with refusals."""
+    service.refuses = lambda event: event.kind == "usage"
+    reporter = make_reporter()
+    reporter.say(usage_point(1))
+    wait_until(lambda: len(service.said) == 1)
+    for step in range(2, 50):
+        reporter.say(usage_point(step))
+    reporter.say(step_point(50))
+    reporter.close(timeout_seconds=10)
+    assert [event.kind for event in service.said] == ["notice", "step"]
 
 
 def test_thinning_ends_with_the_backlog_and_is_told_again(
@@ -563,6 +776,7 @@ def test_a_full_disk_costs_step_points_and_nothing_else(
     service.is_away = True
     reporter = make_reporter()
     reporter.say(step_point(1))
+    wait_until(lambda: len(reporter._spool))
     disk.room = 0
     for step in (2, 3):
         reporter.say(step_point(step))

@@ -21,6 +21,7 @@ from worker_drills import STAND_IN, Listener, is_alive, read_note, wait_until
 
 from service.contract.cluster import Assignment, Node, Registered, Sync, SyncReply
 from service.contract.ids import new_id
+from service.contract.states import Reason
 from worker.agents import Agents
 from worker.api import Away, Refused
 from worker.capacity import Bundle, Held
@@ -73,6 +74,7 @@ class FakeCluster:
     dead_ranks: set[str] = field(default_factory=set)
     start_gate: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
+    reason: Reason = Reason.START_FAILED
     refusals: int = 0
     started: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
@@ -97,7 +99,7 @@ class FakeCluster:
         self.start_gate.wait(10)
         self.started.append(assignment.attempt_id)
         if self.failure:
-            raise StartFailed(self.failure)
+            raise StartFailed(self.failure, reason=self.reason)
         self.homes[assignment.attempt_id] = ["n1"] * assignment.num_workers
 
     def release(self, attempt_id: str) -> None:
@@ -234,6 +236,16 @@ def test_failed_start_is_told_with_the_attempts_token_and_released(
     assert (call.path, call.token) == ("/internal/v1/attempts/att_1/ended", "attempt-secret")
     assert (call.body["reason"], call.body["message"]) == ("start_failed", "no room for 1 ranks")
     assert api.heard[-1].alive == []
+
+
+def test_failed_start_is_told_with_the_reason_that_it_has(
+    runner: Runner, api: FakeApi, cluster: FakeCluster, listener: Listener
+) -> None:
+    cluster.failure = "no wheels here"
+    cluster.reason = Reason.MODEL_FORBIDDEN
+    api.replies = [SyncReply(start=[assign()])]
+    rounds_until(runner, lambda: ["att_1"] in [seen.released for seen in api.heard])
+    assert listener.calls[0].body["reason"] == "model_forbidden"
 
 
 def test_attempt_whose_ranks_are_gone_still_counts_against_capacity(

@@ -1,6 +1,9 @@
 """Training states beside training: what is saved, when it waits, and what a bad disk costs."""
 
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +12,15 @@ import torch
 from failing_disk import FailingDisk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from model_cases import MODELS, job_of
 from training_bench import CONVNET, Bench, bits, make_brief
 from worker_drills import wait_until
 
 from service.contract.events import Notice
 from service.contract.manifest import CheckpointKind
-from worker import saving, tensorfile
+from worker import checkpoint, saving, tensorfile
 from worker.checkpoint import check_files
+from worker.gathered import gathered
 from worker.hostcopy import HostCopy
 from worker.position import Position
 
@@ -76,26 +81,67 @@ def test_a_save_that_fails_anywhere_is_never_published(
     steps(bench, 1)
 
 
-def test_an_evaluation_that_fails_anywhere_publishes_nothing_and_changes_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+def test_an_eval_checkpoint_that_fails_anywhere_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """At each single operation: its point is said, nothing stays behind, and training goes on.
+
+    A run that ends with it fails, since its last model is what its user wants.
+    """
+    bench = Bench(make_brief(model={"kind": "preset", "name": "linear"}), tmp_path)
+    steps(bench, 3)
     before = bits(bench.state)
     num_failed = 0
     while True:
         with monkeypatch.context() as patch:
             disk = FailingDisk(patch, fails_at=num_failed)
-            try:
-                bench.milestones.evaluate(Position(step=3), evaluations_served=0)
-            except OSError:
-                num_failed += 1
+            bench.milestones.evaluate(Position(step=3), evaluations_served=0)
         assert bits(bench.state) == before
+        assert len(bench.reporter.evals) == num_failed + 1
         if not disk.has_failed:
             break
+        num_failed += 1
         assert not bench.reporter.of_kind(CheckpointKind.EVAL)
-        assert not bench.reporter.evals
-    assert num_failed > 5
+        assert not list((tmp_path / "staging").glob("*"))
+        with pytest.raises(OSError, match="No space left"):
+            bench.milestones.settle()
+    assert num_failed > 20
     (staged,) = bench.reporter.of_kind(CheckpointKind.EVAL)
     check_files(staged.folder, staged.manifest)
+    assert notices_of(bench) == ["checkpoint.failed"]
+    bench.milestones.settle()
+    steps(bench, 1)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_eval_checkpoint_of_any_model_that_is_cut_short_is_never_published(
+    tmp_path: Path, name: str
+) -> None:
+    """By the kernel, which takes no byte of a file behind some place, whoever writes it."""
+    bench = Bench(make_brief(**job_of(name)), tmp_path)
+    steps(bench, 1)
+    bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+    (whole,) = bench.reporter.of_kind(CheckpointKind.EVAL)
+    sizes = sorted({file.size for file in whole.manifest.files})
+    for limit in sorted({0, 7, *(size // 2 for size in sizes), *(size - 1 for size in sizes)}):
+        with no_file_longer_than(limit):
+            bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+        assert bench.reporter.of_kind(CheckpointKind.EVAL) == [whole]
+        assert list((tmp_path / "staging").iterdir()) == [whole.folder]
+    assert notices_of(bench) == ["checkpoint.failed"]
+    bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+    assert len(bench.reporter.of_kind(CheckpointKind.EVAL)) == 2
+    check_files(whole.folder, whole.manifest)
+
+
+@contextmanager
+def no_file_longer_than(num_bytes: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # ---- beside training ----------------------------------------------------------------------------
@@ -179,3 +225,21 @@ def test_copies_are_equal_and_use_no_memory_of_their_own(data: st.DataObject) ->
             same = name in tensors and buffer.shape == tensors[name].shape
             if same and buffer.dtype == tensors[name].dtype:
                 assert taken[name] is buffer
+
+
+def test_a_lead_whose_disk_fails_gathers_to_the_end_with_the_others(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who shares a model with it waits in the same exchange, tensor by tensor."""
+    seen: list[str] = []
+
+    def counted(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in gathered(model):
+            seen.append(name)
+            yield name, tensor
+
+    monkeypatch.setattr(checkpoint, "gathered", counted)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="File exists"):
+        checkpoint.write_model(tmp_path / "taken", bench.built.model)
+    assert sorted(seen) == sorted(bench.built.model.state_dict())

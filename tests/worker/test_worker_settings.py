@@ -21,6 +21,8 @@ def test_defaults_are_those_of_one_machine() -> None:
     assert settings.data_cache == "~/.roadless/data-cache"
     assert settings.data_cache_bytes == 100 * 2**30
     assert not settings.allow_unauthenticated_ray
+    assert not settings.model_sources.allow_wheels
+    assert settings.launcher == "fork"
 
 
 def test_every_setting_is_read() -> None:
@@ -36,6 +38,8 @@ def test_every_setting_is_read() -> None:
             "ROADLESS_DATA_CACHE_BYTES": "1000",
             "RAY_ADDRESS": "10.0.0.1:6379",
             "ROADLESS_ALLOW_UNAUTHENTICATED_RAY": "1",
+            "ROADLESS_ALLOW_WHEELS": "1",
+            "ROADLESS_LAUNCHER": "spawn",
         }
     )
     assert settings.service_url == "https://train.example"
@@ -50,6 +54,8 @@ def test_every_setting_is_read() -> None:
     )
     assert settings.ray_address == "10.0.0.1:6379"
     assert settings.allow_unauthenticated_ray
+    assert settings.model_sources.allow_wheels
+    assert settings.launcher == "spawn"
     assert settings.wait_for_token() == "secret"
     assert "secret" not in repr(settings)
 
@@ -58,6 +64,9 @@ def test_every_setting_is_read() -> None:
     ("name", "value"),
     [
         ("ROADLESS_URL", "train.example"),
+        ("ROADLESS_ALLOW_WHEELS", "yes"),
+        ("ROADLESS_LAUNCHER", "forkserver"),
+        ("ROADLESS_LAUNCHER", ""),
         ("ROADLESS_ALLOW_UNAUTHENTICATED_RAY", "yes"),
         ("ROADLESS_DATA_URLS", "ftp://files.example"),
         ("ROADLESS_DATA_CACHE_BYTES", "0"),

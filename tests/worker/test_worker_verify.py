@@ -16,7 +16,8 @@ from service.contract.manifest import CheckpointKind
 from worker import verify as verifying
 from worker.checkpoint import MODEL_FILE
 from worker.errors import CheckpointUnreadable
-from worker.verify import MANIFEST_FILE, verify
+from worker.reload import MANIFEST_FILE
+from worker.verify import verify
 
 
 def download(folder: Path, *, kind: CheckpointKind = CheckpointKind.EVAL, model: Any = MLP) -> Path:
@@ -87,7 +88,7 @@ def test_the_receipt_is_read_and_the_model_scored_anew(tmp_path: Path) -> None:
     change_a_weight(folder)
     receipt, seen = verify(folder)
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    assert receipt.model_dump() == manifest["evaluation"]
+    assert receipt.model_dump(mode="json") == manifest["evaluation"]
     assert seen.num_examples == receipt.num_examples == 40
 
 

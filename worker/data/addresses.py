@@ -54,6 +54,15 @@ def _is_below(asked: SplitResult, listed: SplitResult) -> bool:
     )
 
 
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """Return scheme, host and port of a URL.
+
+    >>> origin_of("https://Example.org/a") == origin_of("https://example.org:443/b")
+    True
+    """
+    return _origin(urlsplit(url))
+
+
 def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
     return url.scheme, url.hostname, url.port or _PORTS.get(url.scheme)
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from service.contract.manifest import DataShape
+
 Indices = NDArray[np.int64]
 
 
@@ -41,6 +43,27 @@ class Description:
     def num_outputs(self) -> int:
         """How wide the last layer is: classes, tokens of the vocabulary, or targets."""
         return self.num_classes or self.num_targets
+
+    @property
+    def shape(self) -> DataShape:
+        """What a model that was made for such data needs to be made again."""
+        return DataShape(
+            input_shape=self.input_shape,
+            num_classes=self.num_classes,
+            num_targets=self.num_targets,
+            tokens_per_sample=self.tokens_per_sample,
+        )
+
+    @classmethod
+    def of_shape(cls, shape: DataShape) -> Self:
+        """The description of data of which nothing else is known."""
+        return cls(
+            shape.input_shape,
+            shape.num_classes,
+            shape.tokens_per_sample,
+            fingerprint="",
+            num_targets=shape.num_targets,
+        )
 
 
 class DataSet(Protocol):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from service.contract.data import (
     BreastCancerData,
@@ -83,13 +84,12 @@ def _context(model: ModelSpec) -> int:
 def _records(spec: RecordsData, *, sources: DataSources, uploads: Uploads, tell: Tell) -> Records:
     match spec:
         case FilesData():
-            eval_files = None
-            if isinstance(spec.eval, HeldOutFiles):
-                eval_files = find_files(spec.eval.path, sources=sources, tell=tell)
+            find = partial(find_files, sources=sources, tell=tell, bearer=spec.bearer)
+            eval_files = find(spec.eval.path) if isinstance(spec.eval, HeldOutFiles) else None
             return FileRecords(
                 name=spec.path if isinstance(spec.path, str) else ", ".join(spec.path[:3]),
                 format=spec.format,
-                train=find_files(spec.path, sources=sources, tell=tell),
+                train=find(spec.path),
                 eval=eval_files,
                 text=spec.text,
                 delimiter=spec.delimiter,

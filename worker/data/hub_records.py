@@ -26,6 +26,7 @@ from worker.data.records import Part
 from worker.data.source_file import Identity, SourceAway
 from worker.data.sources import ALLOW_HUB_VARIABLE, DataSources, is_below
 from worker.errors import DataForbidden, DataInvalid, DataNotFound
+from worker.redaction import REDACTOR
 
 #: Readers of plain data. Others of the library's unpickle, or follow paths in what they read.
 _READERS = frozenset({"arrow", "csv", "json", "parquet", "text"})
@@ -178,4 +179,5 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    return str(error.__cause__ or error).partition("\n")[0][:500]
+    # Redacted before it is cut, which could leave a part of a secret that is found no more.
+    return REDACTOR.redact(str(error.__cause__ or error)).partition("\n")[0][:500]

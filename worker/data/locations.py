@@ -12,22 +12,29 @@ from worker.data.sources import DataSources
 from worker.errors import DataInvalid
 
 
-def find_files(paths: str | Iterable[str], *, sources: DataSources, tell: Tell) -> list[SourceFile]:
+def find_files(
+    paths: str | Iterable[str],
+    *,
+    sources: DataSources,
+    tell: Tell,
+    bearer: str | None = None,
+) -> list[SourceFile]:
     """Return the files that the paths name, in the order of the paths, those of a pattern by name.
 
-    Raises the JobFailed errors named ``Data...``, or SourceAway.
+    ``bearer``: which of the job's secrets is sent to https:// URLs. Raises the JobFailed errors
+    named ``Data...``, or SourceAway.
     """
     each = [paths] if isinstance(paths, str) else paths
     found: list[SourceFile] = []
     for path in each:
-        found += _find(path, sources=sources)
+        found += _find(path, sources=sources, bearer=bearer)
         tell(f"{len(found)} files are found")
     if len(found) > MAX_FILES:
         raise DataInvalid(f"expected at most {MAX_FILES} files, saw {len(found)}")
     return found
 
 
-def _find(path: str, *, sources: DataSources) -> list[SourceFile]:
+def _find(path: str, *, sources: DataSources, bearer: str | None) -> list[SourceFile]:
     scheme = urlsplit(path).scheme if "://" in path else ""
     match scheme:
         case "":
@@ -38,4 +45,4 @@ def _find(path: str, *, sources: DataSources) -> list[SourceFile]:
         case _:
             if has_magic(urlsplit(path).path):
                 raise DataInvalid(f"expected the URL of one file, saw a pattern: {path}")
-            return [http_files.find(path, sources=sources)]
+            return [http_files.find(path, sources=sources, bearer=bearer)]

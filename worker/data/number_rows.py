@@ -1,13 +1,14 @@
 """Rows of numbers, with classes or numbers to predict: what every table and image set becomes."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from worker.data.base import Batch, Description, Indices
+from worker.errors import DataInvalid
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class NumberRows:
     def eval_batch(self, start: int, stop: int) -> Batch:
         """Return the held-out rows ``start`` to ``stop - 1``."""
         return self._batch(self._table.eval_rows[start:stop])
+
+    def standardised_like(self, other: Self) -> Self:
+        """Return these rows, served by scale and shift of the other ones.
+
+        Raises DataInvalid where one has images and the other has numbers.
+        """
+        expected, seen = other._table.inputs.dtype, self._table.inputs.dtype
+        if seen != expected:
+            raise DataInvalid(
+                f"expected inputs of {expected}, as those that set the scale, saw {seen}"
+            )
+        return type(self)(replace(self._table, standard=other._table.standard))
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         # numpy, not torch: this runs in a thread beside training, whose cores it must not take.

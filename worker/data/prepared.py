@@ -1,7 +1,8 @@
 """Records become a data set on this node's disk, once for all ranks, and are mapped from there.
 
 The key of an entry is a hash of what identifies the content of the source and of every setting that
-changes what is made of it; so changed files, or another tokenizer, are another entry.
+changes what is made of it; so changed files, or another tokenizer, are another entry. What a job
+with secrets reads, no other project's job is given, and no job without secrets.
 """
 
 import hashlib
@@ -81,6 +82,8 @@ class Preparation:
         make: Callable[[Path, Tell], None],
     ) -> Path:
         about = {"layout": _LAYOUT, "settings": settings, "content": records.identity}
+        if self._sources.secrets:
+            about["project"] = self._sources.project
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         waiting = f"{records.name} is being prepared by another rank of this node"
         return self._cache.entry(

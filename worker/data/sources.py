@@ -22,6 +22,14 @@ class DataSources:
     allow_hub: bool = False  #: whether data sets may be fetched from Hugging Face's hub
     cache: str = "~/.roadless/data-cache"  #: ``~`` is that of the node's user
     cache_bytes: int = 100 * 2**30
+    project: str = ""  #: whose job it is
+    secrets: tuple[
+        str, ...
+    ] = ()  #: names of the job's own credentials, which are in the environment
+
+    def has_own(self, *names: str) -> bool:
+        """Whether the job has brought credentials of its own under all these names."""
+        return set(names) <= set(self.secrets)
 
 
 def is_below(path: str, roots: tuple[str, ...]) -> bool:

@@ -1,4 +1,6 @@
-"""A model that a package on this node makes, where the operator allows the factory by name."""
+"""A model that a package makes: of this node, where the operator allows the factory by name, or of
+the wheel that this process has an environment for.
+"""
 
 import importlib
 from collections.abc import Callable
@@ -7,7 +9,7 @@ from torch import nn
 
 from service.contract.models import EntryPointModel
 from worker.data.base import Description
-from worker.errors import ModelForbidden, ModelInvalid, ModelNotFound
+from worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
 from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
 from worker.model.trial import require_outputs
 
@@ -15,15 +17,12 @@ from worker.model.trial import require_outputs
 def make(spec: EntryPointModel, *, data: Description, sources: ModelSources) -> nn.Module:
     """Return what the factory makes.
 
-    Raises ModelForbidden unless the operator lists exactly this name, ModelNotFound without the
-    module or function, and ModelInvalid when the factory fails or makes what does not fit the data.
+    Raises ModelForbidden unless the operator lists exactly this name, or in an environment of
+    another wheel than the specification's, ModelNotFound without the module or function, and
+    ModelInvalid when the factory fails or makes what does not fit the data.
     """
-    if spec.factory not in sources.entry_points:
-        raise ModelForbidden(
-            f"expected {spec.factory} to be listed in {ENTRY_POINTS_VARIABLE} on this node, which "
-            f"has {', '.join(sources.entry_points) or 'no entry'}"
-        )
-    factory = _load(spec.factory)
+    _require_its_wheel(spec, sources)
+    factory = load(spec.factory, sources=sources, forbidden=ModelForbidden, not_found=ModelNotFound)
     try:
         model = factory(
             input_shape=data.input_shape, num_outputs=data.num_outputs, **spec.arguments
@@ -40,14 +39,39 @@ def make(spec: EntryPointModel, *, data: Description, sources: ModelSources) -> 
     return model
 
 
-def _load(name: str) -> Callable[..., object]:
+def _require_its_wheel(spec: EntryPointModel, sources: ModelSources) -> None:
+    if spec.wheel is None:
+        return
+    if sources.wheel_sha256 is None or sources.wheel_sha256 != spec.wheel_sha256:
+        raise ModelForbidden(
+            f"expected an environment of the wheel {spec.wheel} with SHA-256 {spec.wheel_sha256}, "
+            f"saw {sources.wheel_sha256 or 'none'}"
+        )
+
+
+def load(
+    name: str,
+    *,
+    sources: ModelSources,
+    forbidden: Callable[[str], JobFailed],
+    not_found: Callable[[str], JobFailed],
+) -> Callable[..., object]:
+    """Return the function ``package.module:function``; nothing is imported that is not listed.
+
+    In the environment of a wheel the list says nothing: the process runs its user's code anyway.
+    Raises ``forbidden`` unless the operator lists exactly this name, and ``not_found`` without the
+    module or function.
+    """
+    if sources.wheel_sha256 is None and name not in sources.entry_points:
+        raise forbidden(
+            f"expected {name} to be listed in {ENTRY_POINTS_VARIABLE} on this node, which "
+            f"has {', '.join(sources.entry_points) or 'no entry'}"
+        )
     module_name, _, function_name = name.partition(":")
     try:
-        factory: Callable[..., object] = getattr(
+        function: Callable[..., object] = getattr(
             importlib.import_module(module_name), function_name
         )
     except (ImportError, AttributeError) as error:
-        raise ModelNotFound(
-            f"expected {name} to be installed on this node, saw: {error}"
-        ) from error
-    return factory
+        raise not_found(f"expected {name} to be installed on this node, saw: {error}") from error
+    return function

@@ -11,8 +11,8 @@ from service.contract.models import GptPreset
 from worker.data.base import Description
 from worker.model.shapes import require_tokens
 
-_ROTARY_BASE = 10_000.0
-_MLP_FACTOR = 4
+ROTARY_BASE = 10_000.0
+MLP_FACTOR = 4
 
 #: Small beside log 256, so that the first guess is near the uniform one; larger learns faster.
 _FIRST_LOGIT = 4.0
@@ -72,8 +72,8 @@ class Block(nn.Module):
         self.attention_norm = nn.RMSNorm(spec.width)
         self.attention = Attention(spec)
         self.mlp_norm = nn.RMSNorm(spec.width)
-        self.up = nn.Linear(spec.width, _MLP_FACTOR * spec.width, bias=False)
-        self.down = nn.Linear(_MLP_FACTOR * spec.width, spec.width, bias=False)
+        self.up = nn.Linear(spec.width, MLP_FACTOR * spec.width, bias=False)
+        self.down = nn.Linear(MLP_FACTOR * spec.width, spec.width, bias=False)
 
     def forward(
         self, stream_BTD: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor
@@ -112,7 +112,7 @@ class Attention(nn.Module):
 def _rotary_tables(num_tokens: int, *, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return cosines and sines (T, K) of position times frequency; see arXiv 2104.09864."""
     exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
-    angles = torch.arange(num_tokens)[:, None] * _ROTARY_BASE**-exponents
+    angles = torch.arange(num_tokens)[:, None] * ROTARY_BASE**-exponents
     doubled = torch.cat([angles, angles], dim=-1)
     return doubled.cos().float(), doubled.sin().float()
 

@@ -1,6 +1,8 @@
 """What the operator of a node lets jobs make models of, beside the presets."""
 
+import json
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,10 @@ from worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
 MODEL_ROOTS_VARIABLE = "ROADLESS_MODEL_ROOTS"
 ALLOW_HUB_VARIABLE = "ROADLESS_ALLOW_HUB"
 ENTRY_POINTS_VARIABLE = "ROADLESS_ALLOWED_ENTRY_POINTS"
+ALLOW_WHEELS_VARIABLE = "ROADLESS_ALLOW_WHEELS"
+
+#: In an environment of a wheel, beside ``pyvenv.cfg``: written last, so that it is whole.
+WHEEL_MARKER = "wheel.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,6 +25,17 @@ class ModelSources:
     roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may lie in
     allow_hub: bool = False  #: whether models may be fetched from the hub
     entry_points: tuple[str, ...] = ()  #: ``package.module:factory``, each in full
+    allow_wheels: bool = False  #: whether jobs may bring packages of their own
+    wheel_sha256: str | None = None  #: of the wheel that this process has an environment for
+
+
+def wheel_of_this_process() -> str | None:
+    """Return the SHA-256 of the wheel that this interpreter's environment was made for, if any."""
+    try:
+        sha256: str = json.loads((Path(sys.prefix) / WHEEL_MARKER).read_bytes())["sha256"]
+    except FileNotFoundError:
+        return None
+    return sha256
 
 
 def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:

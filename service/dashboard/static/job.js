@@ -95,10 +95,21 @@ async function readCurve(job) {
 async function readCheckpoints() {
   const page = await get(`${base}/checkpoints`, { limit: 200 });
   const rows = page.data.map((one) =>
-    row([count(one.step), "number"], [one.kind === "eval" ? "model" : "training state"], [bytes(one.total_bytes), "number"], [archive(one.id)]),
+    row([count(one.step), "number"], [named(one)], [bytes(one.total_bytes), "number"]),
   );
   fillTable("checkpoints", rows, "No checkpoint yet.");
   seen.kept = new Map(page.data.filter((one) => one.kind === "eval").map((one) => [one.step, one.id]));
+}
+
+// What it is, and the id that the command line asks for.
+function named(one) {
+  const name = node("span", one.kind === "eval" ? "model" : "training state");
+  if (one.pinned) name.append(" ", node("span", "pinned", { class: "pin" }));
+  const link = archive(one.id);
+  link.replaceChildren(node("code", one.id));
+  link.className = "id";
+  name.append(link);
+  return name;
 }
 
 const address = (id) => `/v1/checkpoints/${id}/download`;

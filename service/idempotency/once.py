@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.clock import utc_now
 from service.db.session import Database
 from service.errors import IdempotencyKeyReused, KeyInUse, Locked
-from service.jobs import store
+from service.idempotency import store
 
 Answer = dict[str, Any]
 
@@ -67,7 +67,7 @@ def once(
 
 def _replay(db: Database, project: str, key: str, sha256: str) -> Answer | None:
     with db.read() as session:
-        row = store.idempotent_answer(session, project, key)
+        row = store.answer(session, project, key)
         if row is None:
             return None
         if row.body_sha256 != sha256:

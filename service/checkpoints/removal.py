@@ -1,0 +1,64 @@
+"""Checkpoints go: what retention keeps no longer, once more an hour, and files after their rows.
+
+A job's own checkpoints bring retention about as they are saved. This catches what time brings:
+checkpoints that grow too old, and those that were unpinned.
+"""
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime
+
+from service.checkpoints import store
+from service.checkpoints.blobs import BlobStore
+from service.checkpoints.keys import folder
+from service.contract.manifest import CheckpointKind
+from service.db.session import Database
+from service.db.tables import CheckpointRow
+from service.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+#: How many jobs are looked at together.
+_BATCH = 200
+
+
+def remove_superfluous(db: Database, blobs: BlobStore, *, now: datetime) -> int:
+    """Delete what retention keeps no longer, of jobs that live or have ended; return how many."""
+    num_deleted, after = 0, ""
+    while True:
+        with db.read() as session:
+            policies = store.policies(session, after=after, limit=_BATCH)
+            overdue = store.overdue(session, policies, now=now)
+        if not policies:
+            return num_deleted
+        for job_id, kind in overdue:
+            num_deleted += _remove_of_job(db, blobs, job_id, kind, now=now)
+        *_, after = policies
+
+
+def _remove_of_job(
+    db: Database, blobs: BlobStore, job_id: str, kind: CheckpointKind, *, now: datetime
+) -> int:
+    """One short transaction, so that no report waits for long; a busy job's turn comes later."""
+    with db.write() as session:
+        policy = store.idle_policy(session, job_id)
+        if policy is None:
+            return 0
+        rows = store.drop_superfluous(session, job_id, kind=kind, policy=policy, now=now)
+    delete_files((folder_of(row) for row in rows), blobs=blobs)
+    return len(rows)
+
+
+def folder_of(row: CheckpointRow) -> str:
+    """Where the checkpoint's files are."""
+    return folder(row.project, row.job_id, row.id)
+
+
+def delete_files(folders: Iterable[str], *, blobs: BlobStore) -> None:
+    """Delete the files of checkpoints that are no longer listed; what stays is swept later."""
+    try:
+        for name in folders:
+            blobs.delete(name)
+    except Unavailable as error:
+        # What was asked for is done: the rows are gone, and nobody needs to hear otherwise.
+        log.warning("checkpoint files are deleted later: %s", error)

@@ -1,0 +1,1 @@
+"""Requests that may come twice and count once, by their Idempotency-Key."""

@@ -1,0 +1,33 @@
+"""Idempotency keys in the database."""
+
+from datetime import datetime
+
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from service.db.tables import IdempotencyRow
+
+
+def take_key(
+    session: Session, project: str, key: str, *, body_sha256: str, now: datetime
+) -> IdempotencyRow:
+    """Write a key, whose answer is not known yet; raises IntegrityError when it is in use.
+
+    Waits for another transaction that is writing the same key.
+    """
+    row = IdempotencyRow(
+        project=project, key=key, body_sha256=body_sha256, response={}, created_at=now
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def answer(session: Session, project: str, key: str) -> IdempotencyRow | None:
+    """What an earlier request with this key was answered."""
+    return session.get(IdempotencyRow, (project, key))
+
+
+def forget_keys(session: Session, *, before: datetime) -> None:
+    """Delete the keys of requests made before then."""
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))

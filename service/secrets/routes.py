@@ -1,0 +1,74 @@
+"""/v1/secrets: put, list and delete. No route of a user tells a value."""
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from service.auth.dependencies import Project
+from service.contract.resources import Page
+from service.contract.secrets import NewSecret, Secret, SecretName, check_value
+from service.db.dependencies import Db
+from service.errors import Invalid
+from service.paging import Limit, page_of
+from service.secrets import actions, store
+from service.secrets.dependencies import SecretCipher
+from service.secrets.incoming import IncomingSecret
+from service.secrets.views import secret_resource
+
+log = logging.getLogger(__name__)
+
+router = APIRouter(prefix="/v1/secrets", tags=["secrets"])
+
+Name = Annotated[SecretName, Path(description="of the environment variable")]
+_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": NewSecret.model_json_schema()}},
+}
+
+
+@router.put(
+    "/{name}",
+    status_code=204,
+    responses={201: {"description": "a new name"}},
+    openapi_extra={"requestBody": _BODY},
+)
+def put_secret(
+    name: Name, project: Project, asked: IncomingSecret, db: Db, cipher: SecretCipher
+) -> Response:
+    """Keep a value under this name: 201 when it is new, 204 in the place of an older one."""
+    try:
+        check_value(name, asked.value.get_secret_value())
+    except ValueError as error:
+        raise Invalid(str(error)) from None
+    with db.write() as session:
+        is_new = actions.put(session, asked, project=project, name=name, cipher=cipher)
+    log.info("secret %s of project %s is %s", name, project, "new" if is_new else "replaced")
+    return Response(status_code=201 if is_new else 204)
+
+
+@router.get("")
+def list_secrets(
+    project: Project,
+    db: Db,
+    cipher: SecretCipher,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Limit = 50,
+) -> Page[Secret]:
+    """The project's secrets by name, without their values."""
+    with db.read() as session:
+        rows = store.page(session, project, after=after, limit=limit + 1)
+    return page_of(
+        rows,
+        limit,
+        view=lambda row: secret_resource(row, cipher=cipher),
+        cursor=lambda row: row.name,
+    )
+
+
+@router.delete("/{name}", status_code=204)
+def delete_secret(name: Name, project: Project, db: Db) -> None:
+    """Forget a secret. Ranks that hold it keep it; an attempt that starts without it fails."""
+    with db.write() as session:
+        store.delete(session, project, name)
+    log.info("secret %s of project %s is deleted", name, project)

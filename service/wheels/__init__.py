@@ -1,0 +1,1 @@
+"""Uploaded wheels: packages of users that models of their jobs come from."""

@@ -1,0 +1,114 @@
+"""/v1/wheels: upload, list, get, delete; and the ranks' side."""
+
+from functools import partial
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.attempts.dependencies import AttemptToken, open_attempt
+from service.auth.dependencies import Project
+from service.contract.ids import WHEEL_ID_PATTERN
+from service.contract.resources import Page
+from service.contract.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
+from service.db.dependencies import Db
+from service.db.session import Database
+from service.dependencies import AppSettings
+from service.errors import NotFound
+from service.paging import Limit, page_of
+from service.wheels import actions, store
+from service.wheels.arrival import arriving
+from service.wheels.dependencies import WheelBlobs
+from service.wheels.inspection import facts_of_name
+from service.wheels.keeping import keep
+from service.wheels.keys import folder_of, key_of
+from service.wheels.views import wheel_resource
+
+router = APIRouter(prefix="/v1/wheels", tags=["wheels"])
+rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/wheel", tags=["ranks"])
+
+WheelId = Annotated[str, Path(pattern=WHEEL_ID_PATTERN)]
+FileName = Annotated[str, Path(pattern=WHEEL_NAME_PATTERN, max_length=FILE_NAME_LENGTH)]
+Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$")]
+
+# ---- users --------------------------------------------------------------------------------------
+
+
+@router.put("/{file_name}", status_code=201)
+async def put_wheel(
+    file_name: FileName,
+    project: Project,
+    db: Db,
+    blobs: WheelBlobs,
+    settings: AppSettings,
+    request: Request,
+    response: Response,
+    x_content_sha256: Sha256,
+) -> Wheel:
+    """Take a wheel in and check it. The same one again: 200, and no second one."""
+    actions.require_allowed(settings.allow_wheels)
+    facts_of_name(file_name)  # before the body is read
+    await anyio.to_thread.run_sync(_require_room, db, project)
+    async with arriving(request, folder=settings.uploads_dir, sha256=x_content_sha256) as arrived:
+        work = partial(keep, arrived, db=db, blobs=blobs, project=project, file_name=file_name)
+        row, is_new = await anyio.to_thread.run_sync(
+            work, limiter=request.app.state.storing_limiter
+        )
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/wheels/{row.id}"
+    return wheel_resource(row)
+
+
+def _require_room(db: Database, project: str) -> None:
+    """Before the body is read: most of what would be refused is refused at once."""
+    with db.read() as session:
+        actions.require_room(session, project)
+
+
+@router.get("")
+def list_wheels(
+    project: Project, db: Db, after: str | None = None, limit: Limit = 50
+) -> Page[Wheel]:
+    """The project's wheels, newest first."""
+    with db.read() as session:
+        rows = store.page(session, project, after=after, limit=limit + 1)
+    return page_of(rows, limit, view=wheel_resource, cursor=lambda row: row.id)
+
+
+@router.get("/{wheel_id}")
+def get_wheel(wheel_id: WheelId, project: Project, db: Db) -> Wheel:
+    """One wheel."""
+    with db.read() as session:
+        return wheel_resource(store.get(session, wheel_id, project))
+
+
+@router.delete("/{wheel_id}", status_code=204)
+def delete_wheel(wheel_id: WheelId, project: Project, db: Db, blobs: WheelBlobs) -> None:
+    """Delete it; 409 while a job that has not ended uses it."""
+    with db.write() as session:
+        row = store.get(session, wheel_id, project, lock=True)
+        actions.withdraw(session, row)
+    blobs.delete(folder_of(row))
+    with db.write() as session:
+        if (left := store.locked(session, wheel_id)) is not None:
+            store.remove(session, left)
+
+
+# ---- ranks --------------------------------------------------------------------------------------
+
+
+@rank_router.get("", response_class=StreamingResponse)
+def get_content(token: AttemptToken, db: Db, blobs: WheelBlobs) -> StreamingResponse:
+    """The wheel that the model of the attempt's own job comes from."""
+    with db.read() as session:
+        attempt = open_attempt(session, token)
+        row = store.of_job(session, attempt.job_id)
+    if row is None or row.project != attempt.project:
+        raise NotFound("the model of this job comes from no wheel that is still there")
+    return StreamingResponse(
+        blobs.read(key_of(row), 0, row.size),
+        headers={"Content-Length": str(row.size)},
+        media_type="application/octet-stream",
+    )

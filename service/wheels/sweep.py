@@ -1,0 +1,27 @@
+"""What crashes leave behind: wheels whose upload or deletion ended in between."""
+
+from datetime import datetime, timedelta
+
+from service.checkpoints.blobs import BlobStore
+from service.checkpoints.sweep import LONGEST_PUT
+from service.db.session import Database
+from service.wheels import store
+from service.wheels.keys import folder_of
+
+#: How long a wheel may be on its way: far longer than one upload lasts.
+REST = timedelta(hours=1)
+
+_BATCH = 500
+
+
+def sweep_wheels(db: Database, blobs: BlobStore, *, now: datetime) -> int:
+    """Delete what is left over; return how many wheels. Repeatable."""
+    blobs.drop_unfinished(before=now - LONGEST_PUT)
+    with db.read() as session:
+        rows = store.unfinished(session, before=now - REST, limit=_BATCH)
+    for row in rows:
+        blobs.delete(folder_of(row))
+        with db.write() as session:
+            if (found := store.locked(session, row.id)) is not None and not found.is_stored:
+                store.remove(session, found)
+    return len(rows)

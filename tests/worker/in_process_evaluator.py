@@ -1,0 +1,37 @@
+"""The evaluator's work without its process: for tests of what is made of the answers."""
+
+import threading
+from pathlib import Path
+
+from training_bench import build
+
+from service.contract.manifest import Manifest
+from service.contract.spec import JobSpec
+from worker.evaluate import EvalResult, reevaluate
+from worker.evaluator import EvaluatorFailed
+from worker.reload import fill
+
+
+class InProcessEvaluator:
+    """Answers from files, once it ``may_answer``; fails at the steps of ``fails``."""
+
+    def __init__(self, spec: JobSpec, *, fails: frozenset[int] = frozenset()) -> None:
+        built = build(spec)
+        self._spec, self._model, self._held_out = spec, built.model, built.held_out
+        self._fails = fails
+        self.may_answer = threading.Semaphore(1_000_000)
+        self.asked: list[tuple[int, int | None]] = []
+
+    def evaluate(
+        self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
+    ) -> EvalResult:
+        self.asked.append((manifest.step, max_batches))
+        assert self.may_answer.acquire(timeout=20)
+        if manifest.step in self._fails:
+            raise EvaluatorFailed("2 processes failed")
+        fill(self._model, folder, manifest)
+        spec = self._spec
+        if max_batches is not None:
+            evaluation = spec.evaluation.model_copy(update={"max_batches": max_batches})
+            spec = spec.model_copy(update={"evaluation": evaluation})
+        return reevaluate(self._model, held_out=self._held_out, spec=spec)

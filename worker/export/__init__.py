@@ -1,0 +1,1 @@
+"""From an eval checkpoint to what other programs read, each checked against the model itself."""
