@@ -57,7 +57,7 @@ bench-recovery: setup ## kill -9 of a rank to the next stored step
 
 bench-runtime: setup ## steps per second of a job beside a bare loop and two trainers; the cost of saving
 	$(BIN)/pip install -q -c constraints.txt -e ".[bench]"
-	PYTHONPATH=tests $(BIN)/python tests/benchmarks/throughput.py
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.throughput
 	PYTHONPATH=tests/worker $(BIN)/python -m tests.benchmarks.save_delay
 
 bench-soap: setup ## a step of SOAP beside heavyball's, and what its schedule saves

@@ -40,7 +40,7 @@ class Position:
     def after_update(self, *, is_skipped: bool) -> "Position":
         """The position once it is known whether the step made an update."""
         if not is_skipped:
-            return replace(self, skips_in_a_row=0)
+            return replace(self, skips_in_a_row=0) if self.skips_in_a_row else self
         return replace(self, skips=self.skips + 1, skips_in_a_row=self.skips_in_a_row + 1)
 
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 #: How long step points gather before they are sent together.
 GATHER_SECONDS = 0.25
-#: Step points in memory before they are written; many at once cost less, and beside training nothing.
+#: Step points in memory before they are written: many at once cost less, and mostly no step.
 FRESH_POINTS = 64
 #: The longest silence of a rank that has nothing to say; also how soon it hears of a stop.
 HEARTBEAT_SECONDS = 1.0

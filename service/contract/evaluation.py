@@ -36,7 +36,7 @@ class EvaluationSpec(Spec):
     """
 
     share: float | None = Field(
-        0.02,
+        0.01,
         ge=1e-6,
         le=1,
         description="of the work of training, which evaluating may cost: the more held-out samples "

@@ -193,7 +193,7 @@ def test_a_plan_has_exactly_one_cadence(plan: dict[str, Any], seen: str) -> None
         EvaluationSpec.model_validate(plan)
 
 
-def test_without_a_word_evaluations_cost_two_percent() -> None:
-    assert EvaluationSpec().share == 0.02
-    assert EvaluationSpec.model_validate({"at_y": True, "every_steps": None}).share == 0.02
+def test_without_a_word_evaluations_cost_one_percent() -> None:
+    assert EvaluationSpec().share == 0.01
+    assert EvaluationSpec.model_validate({"at_y": True, "every_steps": None}).share == 0.01
     assert EvaluationSpec.model_validate({"every_steps": 100}).share is None
