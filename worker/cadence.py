@@ -1,6 +1,6 @@
 """When the plan of a job asks for an evaluation: by cost, by steps, ever more rarely, by seconds.
 
-Pure. By seconds the clock of the lead decides; else the number of the step, so that every attempt
+And when for a training state: by seconds or by steps. Pure. By seconds the clock of the lead decides; else the number of the step, so that every attempt
 agrees. Either way the ranks hear of it with the step's small sum.
 """
 
@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from service.contract.evaluation import EvaluationSpec
+from service.contract.evaluation import CheckpointsSpec, EvaluationSpec
 from worker.position import Position
 
-#: Says whether to evaluate at the first position. The second: where it was asked before, or where
-#: the evaluation that followed has ended.
+#: Says whether to evaluate or save at the first position. The second: where it was asked before, or
+#: where the evaluation that followed has ended.
 Cadence = Callable[[Position, Position], bool]
 
 #: Geometric steps are known up to here, which no job reaches.
@@ -40,6 +40,14 @@ def build_cadence(spec: EvaluationSpec, *, batch_size: int, num_samples_read: in
         return at_steps(geometric_steps(spec.geometric.first, factor=spec.geometric.factor))
     assert spec.every_steps is not None, "expected exactly one cadence, which the contract checks"
     return by_steps(spec.every_steps)
+
+
+def build_state_cadence(spec: CheckpointsSpec) -> Cadence:
+    """Return when the training state is saved."""
+    if spec.state_every_seconds is not None:
+        return by_seconds(spec.state_every_seconds)
+    assert spec.state_every_steps is not None, "expected one of two, which the contract checks"
+    return by_steps(spec.state_every_steps)
 
 
 def steps_of_share(share: float, *, batch_size: int, num_samples_read: int) -> int:

@@ -12,7 +12,7 @@ from service.contract.events import BudgetNow, Notice, StepMetrics, Usage
 from service.contract.states import Desired, Reason
 from service.contract.training import num_parts
 from worker.built import Built
-from worker.cadence import build_cadence
+from worker.cadence import build_cadence, build_state_cadence
 from worker.cluster import Cluster
 from worker.data.base import Batch
 from worker.data.order import global_indices, rank_slice
@@ -67,6 +67,8 @@ class Training:
         #: Steps of planned evaluations that are under way beside training; for the lead.
         self._unjudged: set[int] = set()
         self._asked = position  #: where the cadence was asked last, or an evaluation ended
+        self._state_cadence = build_state_cadence(brief.spec.checkpoints)
+        self._state_asked = position  #: where that one was asked last
         self._rates = build_rates(brief.spec)
         self._batches = Prefetch(self._load)
         self._step_settings = StepSettings(
@@ -97,7 +99,7 @@ class Training:
                 self._milestones.prepare_states()
             if not orders.is_end:
                 orders = self._reach_milestones(orders)
-                is_moving = orders.resize and self._is_state_due() and not orders.is_end
+                is_moving = orders.resize and orders.save and not orders.is_end
         self._batches.close()
         if orders.leave:
             return None
@@ -123,10 +125,14 @@ class Training:
             optimizer=self._built.optimizer,
             cluster=self._cluster,
             settings=self._step_settings,
-            orders=self._orders(now, is_due=self._cadence(now, self._asked)),
+            orders=self._orders(
+                now,
+                is_due=self._cadence(now, self._asked),
+                is_state_due=self._state_cadence(now, self._state_asked),
+            ),
             may_skip=self._may_skip(),
         )
-        self._asked = now
+        self._asked = self._state_asked = now
         self._position = self._stopwatch.stamp(after.after_update(is_skipped=result.is_skipped))
         self._say(result)
         self._say_usage()
@@ -154,7 +160,9 @@ class Training:
         mine = rank_slice(indices, rank=self._cluster.rank, world_size=self._cluster.world_size)
         return data.train_batch(mine)
 
-    def _orders(self, position: Position, *, is_due: bool = False) -> Orders:
+    def _orders(
+        self, position: Position, *, is_due: bool = False, is_state_due: bool = False
+    ) -> Orders:
         """What the lead rank has heard, and whether the budget is used up at ``position``."""
         heard = self._reporter.heard
         self._budget = heard.budget or self._budget
@@ -166,6 +174,7 @@ class Training:
             evaluate=heard.evaluations_requested > self._evaluations_served,
             resize=heard.resize,
             due=is_due,
+            save=is_state_due,
             settle=self._spec.evaluation.placement == "async" and self._has_goals(),
             **self._goals(),
         )
@@ -227,11 +236,11 @@ class Training:
         """
         if orders.evaluate or orders.due:
             self._evaluate(orders)
-        if self._is_state_due() and orders.settle:
+        if orders.save and orders.settle:
             self._settle_evaluations()
-        if orders.due or (self._is_state_due() and orders.settle):
+        if orders.due or (orders.save and orders.settle):
             orders = self._with_goals(orders)
-        if self._is_state_due() and not orders.is_end:
+        if orders.save and not orders.is_end:
             self._save_state()
         return orders
 
@@ -239,9 +248,6 @@ class Training:
         """The orders with the lead's verdict, since only the lead hears of a changed budget."""
         verdict = agree(self._cluster, Orders(**self._goals())).orders
         return replace(orders, goal=verdict.goal, no_better=verdict.no_better)
-
-    def _is_state_due(self) -> bool:
-        return self._position.step % self._spec.checkpoints.state_every_steps == 0
 
     def _settle_evaluations(self) -> None:
         """Wait for evaluations beside training, and judge them."""

@@ -30,6 +30,7 @@ class Orders:
     evaluate: bool = False
     resize: bool = False  #: leave with the next training state, to go on with more ranks
     due: bool = False  #: the plan asks for an evaluation
+    save: bool = False  #: the plan asks for a training state
     goal: bool = False  #: an evaluation has found what ends the job
     no_better: bool = False  #: so many evaluations were no better that the job ends
     settle: bool = False  #: evaluations under way are judged before a training state is saved

@@ -117,4 +117,26 @@ class CheckpointsSpec(Spec):
         description="older eval checkpoints go, whichever of these rules keeps them; never the "
         "newest one, and none that is pinned",
     )
-    state_every_steps: int = Field(100, ge=1)
+    state_every_seconds: float | None = Field(
+        30.0,
+        gt=0,
+        le=10**6,
+        description="the training state is saved with the first step after so many seconds in "
+        "RUNNING: what a lost rank costs at most; null: state_every_steps says when",
+    )
+    state_every_steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_replace_the_default(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "state_every_seconds" in value:
+            return value
+        is_default = value.get("state_every_steps") is None
+        return value if is_default else {**value, "state_every_seconds": None}
+
+    @model_validator(mode="after")
+    def _saves_by_seconds_or_by_steps(self) -> Self:
+        if (self.state_every_seconds is None) == (self.state_every_steps is None):
+            seen = "none" if self.state_every_steps is None else "both"
+            raise ValueError(f"expected state_every_seconds or state_every_steps, saw {seen}")
+        return self

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from stack import Stack, wait_for_end
+from stack import Stack
 
 from service.client import Client
 from service.contract.spec import JobSpec
@@ -65,7 +65,7 @@ def ours(client: Client, name: str, *, period: int) -> dict[str, float]:
 
     ``period``: steps from one evaluation to the next.
     """
-    job = wait_for_end(client, client.submit(spec_of(name)).id)
+    job = client.wait(client.submit(spec_of(name)).id)
     assert job.phase is Phase.SUCCEEDED, job.message
     seconds = client.metric(job.id, "train.loss", x="wall_seconds", buckets=2000).x
     evaluation = seconds[FIRST_STEP] - seconds[FIRST_STEP - 1]  # and one step
