@@ -1,6 +1,6 @@
 """When the plan of a job asks for an evaluation: by cost, by steps, ever more rarely, by seconds.
 
-And when for a training state: by seconds or by steps. Pure. By seconds the clock of the lead decides;
+And when for a training state: by seconds or by steps. Pure. By seconds the lead's clock decides,
 else the number of the step, so that every attempt agrees. Either way the ranks hear of it with the
 step's small sum.
 """
