@@ -51,7 +51,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "data": {"kind": "builtin", "name": "digits"},
         "task": "classification",
         "training": {"batch_size": 64},
-        "budget": {"max_steps": 950},
+        "budget": {"max_steps": 1950},
     },
 }
 
@@ -123,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without", nargs="*", default=[], help="peers to leave out")
+    parser.add_argument("--jobs", nargs="*", default=list(JOBS), help="which of them to run")
     arguments = parser.parse_args()
     peers = [kind for kind in PEERS if kind not in arguments.without]
     print(f"load {os.getloadavg()}, {os.cpu_count()} cores")
@@ -130,7 +131,7 @@ def main() -> None:
         head = start_head(Path(folder), num_cpus=2)
         stack = Stack(Path(folder) / "home", head)
         with stack.client() as client:
-            for name in JOBS:
+            for name in arguments.jobs:
                 report(name, rounds_of(client, name, peers=peers, rounds=arguments.rounds))
         stack.close()
         head.stop()
