@@ -4,15 +4,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import ray
+from fake_attempt_server import AttemptServer, serving
+from rank_runs import Ranks
 from ray._private.authentication_test_utils import reset_auth_token_state
 from worker_drills import Call, Listener
 
+from service.contract.cluster import AttemptBrief
 from worker.agents import NAMESPACE
 from worker.raycluster import Head, start_head
 
@@ -50,6 +54,21 @@ def listener() -> Iterator[Listener]:
     yield heard
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
+    """Ranks of the real entry, with drills around it."""
+    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[AttemptBrief], AttemptServer]]:
+    """Starts services for ranks, each with the brief that it hands out; they end with the test."""
+    with ExitStack() as running:
+        yield lambda brief: running.enter_context(serving(brief))
 
 
 @pytest.fixture(scope="session")

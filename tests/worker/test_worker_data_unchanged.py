@@ -13,13 +13,6 @@ from service.contract.states import Reason
 from worker.data.digits import Digits
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
-    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
-    yield running
-    running.close()
-
-
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[AttemptServer]:
     """Tells a rank that its state was trained on data of this fingerprint."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from evaluator_drills import BAD_EVALUATORS, BAD_FILES
-from fake_attempt_server import AttemptServer, serving
+from fake_attempt_server import AttemptServer
 from model_cases import MODELS, job_of
 from pydantic import SecretStr
 from rank_runs import Ranks
@@ -31,19 +31,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iter
     running = Ranks(tmp_path_factory.mktemp("ranks"), entry="evaluator_drills:main")
     yield running
     running.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    contexts = []
-
-    def start(brief: AttemptBrief) -> AttemptServer:
-        contexts.append(serving(brief))
-        return contexts[-1].__enter__()
-
-    yield start
-    for context in contexts:
-        context.__exit__(None, None, None)
 
 
 def evals(server: AttemptServer) -> list[Manifest]:

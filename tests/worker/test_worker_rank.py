@@ -1,11 +1,11 @@
 """Ranks as real processes: how each one ends, and that two of them agree in everything."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from fake_attempt_server import AttemptServer, serving
+from fake_attempt_server import AttemptServer
 from rank_runs import Ranks
 from torch import nn
 from training_bench import Bench, make_brief
@@ -15,27 +15,6 @@ from service.contract.events import EvalPoint, Failed, Finished, Started, StepMe
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.states import Desired, Reason
 from worker.state import tensors_file
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
-    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[AttemptBrief], AttemptServer]]:
-    contexts = []
-
-    def start(brief: AttemptBrief) -> AttemptServer:
-        contexts.append(serving(brief))
-        return contexts[-1].__enter__()
-
-    yield start
-    for context in contexts:
-        context.__exit__(None, None, None)
-
 
 # ---- two ranks ----------------------------------------------------------------------------------
 

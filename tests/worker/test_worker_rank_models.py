@@ -1,12 +1,12 @@
 """Models beyond the presets in real, forked ranks: trained by two, downloaded, started from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_attempt_server import AttemptServer, serving
+from fake_attempt_server import AttemptServer
 from model_cases import job_of
 from rank_runs import Ranks
 from training_bench import make_brief
@@ -20,26 +20,6 @@ from worker.reload import MANIFEST_FILE
 from worker.verify import verify
 
 TWO = {"num_workers": 2}
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
-    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[AttemptBrief], AttemptServer]]:
-    contexts = []
-
-    def start(brief: AttemptBrief) -> AttemptServer:
-        contexts.append(serving(brief))
-        return contexts[-1].__enter__()
-
-    yield start
-    for context in contexts:
-        context.__exit__(None, None, None)
 
 
 def last(server: AttemptServer, kind: CheckpointKind) -> Manifest:

@@ -1,12 +1,12 @@
 """Further sets and custom metrics in real, forked ranks: one curve, its receipts, refusals."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_attempt_server import AttemptServer, serving
+from fake_attempt_server import AttemptServer
 from rank_runs import Ranks
 from training_bench import CONVNET, bits, make_brief
 
@@ -40,26 +40,6 @@ EVALUATION = {
         {"name": "spread", "entry_point": SPREAD},
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
-    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[AttemptBrief], AttemptServer]]:
-    contexts = []
-
-    def start(brief: AttemptBrief) -> AttemptServer:
-        contexts.append(serving(brief))
-        return contexts[-1].__enter__()
-
-    yield start
-    for context in contexts:
-        context.__exit__(None, None, None)
 
 
 Serve = Callable[[AttemptBrief], AttemptServer]

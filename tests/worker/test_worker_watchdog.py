@@ -7,7 +7,6 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,6 @@ from worker_drills import wait_until
 from service.contract.events import Failed, StepMetrics
 from service.contract.states import RETRYABLE, Reason
 from worker.watchdog import TOLD_CHARACTERS, Watchdog
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Ranks]:
-    running = Ranks(tmp_path_factory.mktemp("ranks"), entry="rank_drills:main")
-    yield running
-    running.close()
 
 
 def test_a_silence_is_told_once_with_the_stacks_of_all_threads(
