@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from live_app import serving
 from played import Service
 
 from service.main import create_app
@@ -21,3 +22,16 @@ def service(settings: Settings) -> Iterator[Service]:
     app = create_app(settings)
     with TestClient(app, raise_server_exceptions=False) as http:
         yield Service(http, settings.home_dir)
+
+
+@pytest.fixture
+def url(service: Service) -> Iterator[str]:
+    """Where the app answers on a port of this machine."""
+    with serving(service.http.app) as url:
+        yield url
+
+
+@pytest.fixture
+def token(settings: Settings, service: Service) -> str:
+    """The first user's, as the service wrote it."""
+    return (settings.home_dir / "user.token").read_text().strip()

@@ -12,18 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from live_app import serving
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 STEP = {"kind": "step", "tokens": 0, "gpu_seconds": 0}
 Command = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def url(service) -> Iterator[str]:
-    with serving(service.http.app) as url:
-        yield url
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from live_app import serving
 from played import Service
 from pydantic import TypeAdapter
 
@@ -30,17 +29,6 @@ CONTENT = bytes(range(256)) * 20
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'test.db'}"
-
-
-@pytest.fixture
-def url(service: Service) -> Iterator[str]:
-    with serving(service.http.app) as url:
-        yield url
-
-
-@pytest.fixture
-def token(settings: Any, service: Service) -> str:
-    return (settings.home_dir / "user.token").read_text().strip()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_app import serving
 from played import Service
 from secret_keeping import VALUE
 
@@ -22,12 +21,6 @@ Roadless = Callable[..., tuple[int, str]]
 @pytest.fixture
 def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'test.db'}"
-
-
-@pytest.fixture
-def url(service: Service) -> Iterator[str]:
-    with serving(service.http.app) as url:
-        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_app import serving
 from theory_jobs import EVERY, LAST_ITERATE, SPEC, WITH_WSD, trained
 
 from optim.schedules import WSDSchedule
@@ -18,12 +17,6 @@ from service.contract.plan import PlanRequest
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def url(service) -> Iterator[str]:
-    with serving(service.http.app) as url:
-        yield url
 
 
 @pytest.fixture

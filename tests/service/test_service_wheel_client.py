@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_app import serving
 from played import Service
 from wheel_maker import make_wheel
 
@@ -22,17 +21,6 @@ from worker.api import AttemptApi, Refused
 def settings(tmp_path: Path) -> Settings:
     url = f"sqlite:///{tmp_path / 'test.db'}"
     return Settings(home=tmp_path / "home", DATABASE_URL=url, tick_seconds=3600, allow_wheels=True)
-
-
-@pytest.fixture
-def url(service: Service) -> Iterator[str]:
-    with serving(service.http.app) as url:
-        yield url
-
-
-@pytest.fixture
-def token(settings: Settings, service: Service) -> str:
-    return (settings.home_dir / "user.token").read_text().strip()
 
 
 @pytest.fixture

@@ -190,17 +190,21 @@ def test_a_model_that_keeps_something_back_from_its_files_is_never_listed(
     assert "saw" in message
 
 
-@pytest.mark.parametrize("what", BAD_EVALUATORS)
-def test_an_evaluator_that_fails_once_is_replaced(
-    ranks: Ranks, tmp_path: Path, serve: Serve, what: str
-) -> None:
-    brief = make_brief(
+def impatient_brief() -> AttemptBrief:
+    """Two steps with an evaluation each, whose evaluator may be silent for a second."""
+    return make_brief(
         **job_of("mlp"),
         budget={"max_steps": 2},
         evaluation=EACH_STEP,
         retry={"hang_seconds": 1},
     )
-    server = serve(brief)
+
+
+@pytest.mark.parametrize("what", BAD_EVALUATORS)
+def test_an_evaluator_that_fails_once_is_replaced(
+    ranks: Ranks, tmp_path: Path, serve: Serve, what: str
+) -> None:
+    server = serve(impatient_brief())
     assert ranks.run(tmp_path, f"{what}:1", url=server.url) == [0]
     assert [manifest.step for manifest in evals(server)] == [1, 2]
     assert notices(server) == []
@@ -210,13 +214,7 @@ def test_an_evaluator_that_fails_once_is_replaced(
 def test_what_no_evaluator_can_check_is_never_listed(
     ranks: Ranks, tmp_path: Path, serve: Serve, what: str
 ) -> None:
-    brief = make_brief(
-        **job_of("mlp"),
-        budget={"max_steps": 2},
-        evaluation=EACH_STEP,
-        retry={"hang_seconds": 1},
-    )
-    server = serve(brief)
+    server = serve(impatient_brief())
     assert ranks.run(tmp_path, f"{what}:2", url=server.url) == [0]
     assert [manifest.step for manifest in evals(server)] == [2]
     assert [point[0] for point in curve(server)] == [1, 2]
