@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from optim.sharding import block_elements
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:
@@ -158,11 +160,27 @@ def _tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _observe(seen: list[Moments], _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    values = inputs[0].double()
+    seen.append(_moments(inputs[0]))
+
+
+def _moments(values: Tensor) -> Moments:
+    """Mean, then variance about it, by blocks that stay in a cache.
+
+    As exact as ``torch.var_mean`` of all in float64, which takes about ten times as long on a CPU.
+    """
+    channels = values.shape[1]
     dims = [dim for dim in range(values.dim()) if dim != 1]
-    var, mean = torch.var_mean(values, dim=dims, correction=0)
-    count = torch.tensor(values.numel() // values.shape[1], dtype=torch.float64)
-    seen.append(Moments(count=count.to(mean.device), mean=mean, var=var))
+    as_values = [1, channels, *([1] * (values.dim() - 2))]
+    blocks = torch.split(values, max(1, block_elements(values) // values[0].numel()))
+    count = values.new_tensor(values.numel() // channels, dtype=torch.float64)
+    mean = _added(block.double().sum(dims) for block in blocks) / count
+    centre = mean.view(as_values)
+    squares = _added((block.double() - centre).square_().sum(dims) for block in blocks)
+    return Moments(count=count, mean=mean, var=squares / count)
+
+
+def _added(terms: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 def _merge(a: Moments, b: Moments) -> Moments:

@@ -25,8 +25,12 @@ def blocks(tensor: Tensor) -> tuple[Tensor, ...]:
     >>> [len(block) for block in blocks(torch.zeros(2, 50_000))]
     [65536, 34464]
     """
-    size = _CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK
-    return torch.split(tensor.view(-1), size)
+    return torch.split(tensor.view(-1), block_elements(tensor))
+
+
+def block_elements(tensor: Tensor) -> int:
+    """Return how many elements of a tensor stay in a CPU's cache, or are little on its device."""
+    return _CPU_BLOCK if tensor.device.type == "cpu" else _DEVICE_BLOCK
 
 
 def first_index(tensor: Tensor) -> int | None:

@@ -9,7 +9,7 @@ Translates every way a call can fail into three words, so that no caller reads a
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -26,7 +26,8 @@ from service.contract.cluster import (
     SyncReply,
 )
 from service.contract.datasets import DatasetContent
-from service.contract.events import Report, ReportReply
+from service.contract.events import ReportReply
+from worker.backoff import pauses
 
 _CONNECT_SECONDS = 3.0
 _READ_SECONDS = 10.0
@@ -37,7 +38,6 @@ _FILE_TIMEOUT = httpx.Timeout(120.0, connect=_CONNECT_SECONDS)
 PART_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _AWAY_STATUSES = frozenset({408, 425, 429})
-_BACKOFF_SECONDS = (0.05, 2.0)
 
 
 class ApiError(Exception):
@@ -70,14 +70,14 @@ class RunnerApi:
     def register(self, name: str) -> Registered:
         """Name this cluster to the service; the same name gets the same runner id."""
         body = RegisterRunner(name=name)
-        response = _checked(lambda: _post(self._client, "/internal/v1/runners", body))
+        response = _checked(lambda: _post(self._client, "/internal/v1/runners", _json(body)))
         return Registered.model_validate_json(response.content)
 
     def sync(self, runner_id: str, *, seen: Sync) -> SyncReply:
         """Say what is seen, and hear what to start and stop; takes up to ``wait_seconds``."""
         url = f"/internal/v1/runners/{runner_id}/sync"
         timeout = httpx.Timeout(_READ_SECONDS + seen.wait_seconds, connect=_CONNECT_SECONDS)
-        response = _checked(lambda: _post(self._client, url, seen, timeout=timeout))
+        response = _checked(lambda: _post(self._client, url, _json(seen), timeout=timeout))
         return SyncReply.model_validate_json(response.content)
 
     def close(self) -> None:
@@ -123,14 +123,15 @@ class AttemptApi:
         response = _fencing(lambda: self._client.get(self._path))
         return AttemptBrief.model_validate_json(response.content)
 
-    def report(self, report: Report) -> ReportReply:
-        """Deliver events, or a heartbeat when there are none."""
-        response = _fencing(lambda: _post(self._client, f"{self._path}/report", report))
+    def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
+        """Deliver events, each as JSON (``service.contract.events.Report``), or a heartbeat."""
+        body = b'{"rank":%d,"events":[%b]}' % (rank, b",".join(events))
+        response = _fencing(lambda: _post(self._client, f"{self._path}/report", body))
         return ReportReply.model_validate_json(response.content)
 
     def ended(self, ended: AttemptEnded) -> None:
         """Say that the attempt is over although its ranks did not say so."""
-        _fencing(lambda: _post(self._client, f"{self._path}/ended", ended))
+        _fencing(lambda: _post(self._client, f"{self._path}/ended", _json(ended)))
 
     def upload(self, path: Path, *, checkpoint_id: str, name: str, sha256: str) -> None:
         """Store the file at ``path`` as the checkpoint's file ``name``; a repeat does no harm.
@@ -246,21 +247,14 @@ def insist(call: Callable[[], None], *, seconds: float) -> None:
     Raises the last ``Away`` then; ``Fenced`` and ``Refused`` are answers and come through at once.
     """
     deadline = time.monotonic() + seconds
-    for delay in _backoff():
+    for pause in pauses():
         try:
             call()
             return
         except Away:
-            if time.monotonic() + delay > deadline:
+            if time.monotonic() + pause > deadline:
                 raise
-        time.sleep(delay)
-
-
-def _backoff() -> Iterator[float]:
-    delay, longest = _BACKOFF_SECONDS
-    while True:
-        yield delay
-        delay = min(2 * delay, longest)
+        time.sleep(pause)
 
 
 def _client(base_url: str, *, token: str) -> httpx.Client:
@@ -275,12 +269,14 @@ def _client(base_url: str, *, token: str) -> httpx.Client:
 
 
 def _post(
-    client: httpx.Client, url: str, body: BaseModel, *, timeout: httpx.Timeout | None = None
+    client: httpx.Client, url: str, body: bytes, *, timeout: httpx.Timeout = _TIMEOUT
 ) -> httpx.Response:
     headers = {"Content-Type": "application/json"}
-    return client.post(
-        url, content=body.model_dump_json(), headers=headers, timeout=timeout or _TIMEOUT
-    )
+    return client.post(url, content=body, headers=headers, timeout=timeout)
+
+
+def _json(body: BaseModel) -> bytes:
+    return body.model_dump_json().encode()
 
 
 def _chunks(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:

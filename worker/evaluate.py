@@ -211,14 +211,17 @@ def num_evaluated(data: DataSet, *, spec: EvaluationSpec) -> int:
     return min(data.num_eval, spec.max_batches * spec.batch_size)
 
 
-def num_samples_read(model: nn.Module, *, held_out: HeldOutSets, spec: EvaluationSpec) -> int:
-    """Return how many samples an evaluation of x passes through the model, on all ranks."""
+def num_passes(model: nn.Module, *, held_out: HeldOutSets, spec: EvaluationSpec) -> int:
+    """Return how many passes of one sample through the model an evaluation of x costs in all.
+
+    One that batch-norm statistics are taken of counts twice: they cost about as much as the pass.
+    """
     main = held_out.main
     num_samples = num_evaluated(main, spec=spec) * (2 if spec.at_y else 1)
     num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in held_out.named)
     if not _channels_by_layer(model):
         return num_samples
-    return num_samples + spec.batchnorm_batches * min(spec.batch_size, main.num_train)
+    return num_samples + 2 * spec.batchnorm_batches * min(spec.batch_size, main.num_train)
 
 
 def set_receipts(held_out: HeldOutSets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:

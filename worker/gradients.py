@@ -9,6 +9,13 @@ from optim.sharding import local, whole
 _EPSILON = 1e-6
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Drop all gradients: ``zero_grad`` without its notes to profilers, most of its time."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def global_norm(optimizer: torch.optim.Optimizer) -> float:
     """Return the 2-norm of all gradients, sharded ones whole; every rank gets the same number.
 

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from service.contract.training import num_parts
 from worker.built import Built
 from worker.cadence import build_cadence, build_state_cadence
 from worker.cluster import Cluster
-from worker.data.base import Batch
-from worker.data.order import global_indices, rank_slice
 from worker.data.prefetch import Prefetch
+from worker.data.shares import Shares
 from worker.evaluate import EvalResult, unheard
 from worker.goals import judge, standing
 from worker.milestones import Milestones
@@ -62,7 +60,7 @@ class Training:
         self._cadence = build_cadence(
             brief.spec.evaluation,
             batch_size=training.batch_size,
-            num_samples_read=milestones.num_samples_read(),
+            num_passes=milestones.num_passes(),
         )
         #: Steps of planned evaluations that are under way beside training; for the lead.
         self._unjudged: set[int] = set()
@@ -70,7 +68,14 @@ class Training:
         self._state_cadence = build_state_cadence(brief.spec.checkpoints)
         self._state_asked = position  #: where that one was asked last
         self._rates = build_rates(brief.spec)
-        self._batches = Prefetch(self._load)
+        shares = Shares(
+            built.data,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            rank=cluster.rank,
+            world_size=cluster.world_size,
+        )
+        self._batches = Prefetch(shares)
         self._step_settings = StepSettings(
             task=brief.spec.task,
             num_parts=num_parts(training, seats, world_size=cluster.world_size),
@@ -112,7 +117,13 @@ class Training:
     def _step(self) -> Orders:
         self._judge_found()
         step, spec = self._position.step, self._spec.training
-        _seed_step(spec.seed, step=step, rank=self._cluster.rank, device=self._cluster.device)
+        _seed_step(
+            spec.seed,
+            step=step,
+            rank=self._cluster.rank,
+            device=self._cluster.device,
+            is_foreign=self._spec.model.kind != "preset",
+        )
         self._set_rate()
         after = self._position.after_step(
             samples=spec.batch_size,
@@ -151,21 +162,13 @@ class Training:
         for group in self._built.optimizer.param_groups:
             group["lr"] = rate
 
-    def _load(self, step: int) -> Batch:
-        """This rank's share of the step's batch; called ahead of time, in a thread of its own."""
-        spec, data = self._spec.training, self._built.data
-        indices = global_indices(
-            step, batch_size=spec.batch_size, num_train=data.num_train, seed=spec.seed
-        )
-        mine = rank_slice(indices, rank=self._cluster.rank, world_size=self._cluster.world_size)
-        return data.train_batch(mine)
-
     def _orders(
         self, position: Position, *, is_due: bool = False, is_state_due: bool = False
     ) -> Orders:
         """What the lead rank has heard, and whether the budget is used up at ``position``."""
         heard = self._reporter.heard
         self._budget = heard.budget or self._budget
+        goal = self._goal()
         return Orders(
             stop=heard.desired is Desired.STOP,
             pause=heard.desired is Desired.PAUSE,
@@ -176,20 +179,17 @@ class Training:
             due=is_due,
             save=is_state_due,
             settle=self._spec.evaluation.placement == "async" and self._has_goals(),
-            **self._goals(),
+            goal=goal is Reason.GOAL_REACHED,
+            no_better=goal is Reason.NO_BETTER,
         )
 
     def _has_goals(self) -> bool:
         limits = self._budget.limits
         return limits is not None and bool(limits.until or limits.patience)
 
-    def _goals(self) -> dict[str, bool]:
-        """The orders that come of what planned evaluations have found."""
-        reached = standing(self._position.goals, self._budget.limits)
-        return {
-            "goal": reached is Reason.GOAL_REACHED,
-            "no_better": reached is Reason.NO_BETTER,
-        }
+    def _goal(self) -> Reason | None:
+        """Which goal planned evaluations have reached."""
+        return standing(self._position.goals, self._budget.limits)
 
     def _say(self, result: StepResult) -> None:
         if not self._cluster.is_lead:
@@ -246,8 +246,10 @@ class Training:
 
     def _with_goals(self, orders: Orders) -> Orders:
         """The orders with the lead's verdict, since only the lead hears of a changed budget."""
-        verdict = agree(self._cluster, Orders(**self._goals())).orders
-        return replace(orders, goal=verdict.goal, no_better=verdict.no_better)
+        goal = self._goal()
+        mine = Orders(goal=goal is Reason.GOAL_REACHED, no_better=goal is Reason.NO_BETTER)
+        verdict = agree(self._cluster, mine).orders
+        return orders._replace(goal=verdict.goal, no_better=verdict.no_better)
 
     def _settle_evaluations(self) -> None:
         """Wait for evaluations beside training, and judge them."""
@@ -288,7 +290,7 @@ class Training:
         """The position with one more planned evaluation in its record."""
         values = {"eval.loss": result.loss, **result.metrics}
         goals = judge(self._position.goals, values, budget=self._budget.limits)
-        return replace(self._position, goals=goals)
+        return self._position._replace(goals=goals)
 
     def _save_state(self) -> None:
         """Save the training state, unless this very one is saved already."""
@@ -321,16 +323,18 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _seed_step(seed: int, *, step: int, rank: int, device: torch.device) -> None:
+def _seed_step(seed: int, *, step: int, rank: int, device: torch.device, is_foreign: bool) -> None:
     """Make the step's random numbers (dropout) a function of seed, step and rank.
 
     So there is no random state to save, and a resumed run draws what an uninterrupted one draws.
-    Other people's models draw from numpy and random too. Not by ``torch.manual_seed``: it notes the
-    stack of each call for devices that may be used later, which takes a fast model's tenth.
+    Other people's models (``is_foreign``) may draw from numpy and random too. Not by
+    ``torch.manual_seed``: it notes the stack of each call for devices that may be used later, which
+    takes a fast model's tenth.
     """
     number = (seed * 1_000_003 + step) * 65_537 + rank
     torch.default_generator.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
     if device.type == "cuda":
         torch.cuda.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)
-    np.random.seed(number & 0xFFFF_FFFF)
-    random.seed(number)
+    if is_foreign:
+        np.random.seed(number & 0xFFFF_FFFF)
+        random.seed(number)

@@ -25,7 +25,7 @@ from worker.cluster import Cluster
 from worker.evaluate import (
     EvalResult,
     evaluate_all,
-    num_samples_read,
+    num_passes,
     recalibrated_buffers,
     set_receipts,
     unheard,
@@ -35,8 +35,9 @@ from worker.examiner import Examiner, Verdict
 from worker.gathered import help_to_gather
 from worker.peeks import LagHint, peeks
 from worker.position import Position
-from worker.report import Reporter, Staged
+from worker.report import Reporter
 from worker.saving import StateSaver
+from worker.staged import Staged
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,10 @@ class Milestones:
         shutil.rmtree(staging, ignore_errors=True)
         self._states = StateSaver(built, cluster=cluster, reporter=reporter, staging=staging)
 
-    def num_samples_read(self) -> int:
+    def num_passes(self) -> int:
         """Return how many samples one evaluation passes through the model."""
         spec = self._brief.spec.evaluation
-        return num_samples_read(self._built.model, held_out=self._built.held_out, spec=spec)
+        return num_passes(self._built.model, held_out=self._built.held_out, spec=spec)
 
     def evaluate(
         self, position: Position, *, evaluations_served: int, is_last: bool = False

@@ -2,16 +2,15 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from service.contract.budget import BudgetSpec
 from worker.goals import NOTHING_JUDGED, GoalRecord
 
 
-@dataclass(frozen=True)
-class Position:
-    """Optimizer steps completed, and what they have consumed."""
+class Position(NamedTuple):
+    """Optimizer steps completed, and what they have consumed. A tuple: each step makes a few."""
 
     step: int = 0
     samples: int = 0
@@ -28,10 +27,13 @@ class Position:
         goals = GoalRecord.from_record(record.get("goals", {}))
         return cls(**{**record, "goals": goals})
 
+    def as_record(self) -> dict[str, Any]:
+        """The value as JSON, for a training state."""
+        return {**self._asdict(), "goals": asdict(self.goals)}
+
     def after_step(self, *, samples: int, tokens: int) -> "Position":
         """The position one step on; times are the stopwatch's to set."""
-        return replace(
-            self,
+        return self._replace(
             step=self.step + 1,
             samples=self.samples + samples,
             tokens=self.tokens + tokens,
@@ -40,8 +42,8 @@ class Position:
     def after_update(self, *, is_skipped: bool) -> "Position":
         """The position once it is known whether the step made an update."""
         if not is_skipped:
-            return replace(self, skips_in_a_row=0) if self.skips_in_a_row else self
-        return replace(self, skips=self.skips + 1, skips_in_a_row=self.skips_in_a_row + 1)
+            return self._replace(skips_in_a_row=0) if self.skips_in_a_row else self
+        return self._replace(skips=self.skips + 1, skips_in_a_row=self.skips_in_a_row + 1)
 
 
 class Stopwatch:
@@ -55,8 +57,7 @@ class Stopwatch:
     def stamp(self, position: Position) -> Position:
         """The position with the seconds used until now."""
         seconds = time.monotonic() - self._since
-        return replace(
-            position,
+        return position._replace(
             wall_seconds=self._start.wall_seconds + seconds,
             gpu_seconds=self._start.gpu_seconds + self._gpus * seconds,
         )

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from service.contract.cluster import Assignment, AttemptEnded, Sync, SyncReply
+from worker import backoff
 from worker.agents import NAMESPACE, Agents
 from worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi, insist
 from worker.capacity import Held, account
@@ -33,7 +34,6 @@ _POLL_SECONDS = 10.0
 _WATCH_SECONDS = 1.0
 #: How long a round waits for its own work before it asks the service again.
 _BUSY_SECONDS = 0.2
-_BACKOFF_SECONDS = (0.1, 2.0)
 _RELEASE_AGAIN_SECONDS = 1.0
 _TELL_FOR_SECONDS = 30.0
 _WORKERS = 16
@@ -77,13 +77,12 @@ class Runner:
 
     def run(self) -> NoReturn:
         """Serve the cluster until the process is told to leave."""
-        shortest, longest = _BACKOFF_SECONDS
-        runner_id, delay = None, shortest
+        runner_id, pauses = None, backoff.pauses()
         while True:
             try:
                 runner_id = runner_id or self._register()
                 self.round(runner_id)
-                delay = shortest
+                pauses = backoff.pauses()
                 continue
             except Away as error:
                 _log.warning("the service is away, training goes on: %s", error)
@@ -92,8 +91,7 @@ class Runner:
                 runner_id = None
             except RayError:
                 _log.exception("the cluster does not answer")
-            time.sleep(delay)
-            delay = min(2 * delay, longest)
+            time.sleep(next(pauses))
 
     def round(self, runner_id: str) -> None:
         """Tell what is there, hear what to do, and set it going."""

@@ -21,8 +21,9 @@ from worker.cluster import Cluster
 from worker.hostcopy import HostCopy
 from worker.peers import StorePeers
 from worker.position import Position
-from worker.report import Reporter, Staged
+from worker.report import Reporter
 from worker.slices import LEAD, slices_by_writer
+from worker.staged import Staged
 from worker.state import Share, share_of, write_share
 
 log = logging.getLogger(__name__)

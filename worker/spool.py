@@ -8,8 +8,9 @@ state anew. The files therefore have no name, and a killed rank leaves none behi
 import io
 import tempfile
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO
 
@@ -37,31 +38,25 @@ class Spool:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def append(self, line: bytes) -> None:
-        """Add one line at the end; raises OSError, and adds nothing, when the disk is full."""
+    def append(self, *lines: bytes) -> None:
+        """Add lines at the end; raises OSError, and adds none of them, when the disk is full."""
         if not self._segments or self._segments[-1].written >= self._segments[-1].capacity:
             # Unbuffered: a buffer would offer a refused line to the disk again at the next read.
             file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  _Segment's
             self._segments.append(_Segment(file, SEGMENT_BYTES))
-        self._write(line, self._segments[-1])
+        self._write(lines, self._segments[-1])
 
     def append_in_memory(self, line: bytes) -> None:
         """Add one line at the end without the disk: for what must not be lost when it is full."""
         self._segments.append(_Segment(io.BytesIO(), capacity=0))
-        self._write(line, self._segments[-1])
+        self._write((line,), self._segments[-1])
 
     def peek(self, count: int) -> list[bytes]:
         """The first ``count`` lines, or as many as there are."""
         lines: list[bytes] = []
-        segments = iter(self._segments)
-        segment, offset = None, 0
-        for length in islice(self._lengths, count):
-            while segment is None or offset == segment.written:
-                segment = next(segments)
-                offset = segment.read
-            segment.file.seek(offset)
-            lines.append(segment.file.read(length))
-            offset += length
+        lengths = iter(islice(self._lengths, count))
+        for segment in self._segments:
+            lines += _lines_in(segment, lengths)
         return lines
 
     def drop(self, count: int) -> None:
@@ -84,11 +79,27 @@ class Spool:
         while self._segments and self._segments[0].read == self._segments[0].written:
             self._segments.popleft().file.close()
 
-    def _write(self, line: bytes, segment: _Segment) -> None:
+    def _write(self, lines: Sequence[bytes], segment: _Segment) -> None:
+        content = b"".join(lines)
         segment.file.seek(segment.written)
-        rest = memoryview(line)
+        rest = memoryview(content)
         while rest:
             rest = rest[segment.file.write(rest) :]
-        segment.written += len(line)
-        self._lengths.append(len(line))
-        self.pending_bytes += len(line)
+        segment.written += len(content)
+        self._lengths.extend(map(len, lines))
+        self.pending_bytes += len(content)
+
+
+def _lines_in(segment: _Segment, lengths: Iterator[int]) -> Iterator[bytes]:
+    """Read the next lines, as many as the segment has, at once: most of the cost is the call's."""
+    ends = list(_ends_in(segment, lengths))
+    segment.file.seek(segment.read)
+    content = segment.file.read(ends[-1]) if ends else b""
+    return (content[start:end] for start, end in pairwise([0, *ends]))
+
+
+def _ends_in(segment: _Segment, lengths: Iterator[int]) -> Iterator[int]:
+    end, left = 0, segment.written - segment.read
+    while end < left and (length := next(lengths, 0)):
+        end += length
+        yield end

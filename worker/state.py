@@ -9,7 +9,7 @@ state of any ranks and any strategy can be read by any others.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def share_of(
     if rank != LEAD:
         return Share(rank, mine, None)
     record = {
-        "position": asdict(position),
+        "position": position.as_record(),
         "evaluated_step": evaluated_step,
         "optimizer": nest,
         "layout": _layout(tensors, writers),

@@ -1,9 +1,9 @@
 """One optimizer step over all ranks, and what the ranks agree on with it."""
 
 import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,14 +14,13 @@ from service.contract.training import Precision
 from worker.cluster import Cluster
 from worker.data.base import Batch
 from worker.errors import NonFiniteLoss
-from worker.gradients import clip, global_norm, scale
+from worker.gradients import clip, forget, global_norm, scale
 from worker.precision import computing_in
 from worker.task import num_counted, training_loss
 
 
-@dataclass(frozen=True)
-class Orders:
-    """What the lead rank wants of all of them after this step."""
+class Orders(NamedTuple):
+    """What the lead rank wants of all of them after this step. A tuple, for each step makes one."""
 
     stop: bool = False
     pause: bool = False
@@ -40,9 +39,6 @@ class Orders:
         """Whether no further step shall be taken."""
         has_reached = self.finish or self.goal or self.no_better
         return has_reached or self.stop or self.pause or self.leave
-
-
-_ORDERS = tuple(field.name for field in fields(Orders))
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,7 @@ def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int
     mine = orders if cluster.is_lead else Orders()
     if cluster.world_size == 1:
         return Agreement(loss_sum / max(count, 1), count, mine)
-    flags = [getattr(mine, name) for name in _ORDERS]
-    numbers = torch.tensor([loss_sum, float(count), *map(float, flags)], dtype=torch.float64)
+    numbers = torch.tensor([loss_sum, float(count), *map(float, mine)], dtype=torch.float64)
     total, counted, *heard = cluster.sum(numbers).tolist()
     return Agreement(total / max(counted, 1.0), int(counted), Orders(*(n > 0 for n in heard)))
 
@@ -108,7 +103,7 @@ def train_step(
     results: list[StepResult] = []
 
     def closure() -> float:
-        optimizer.zero_grad(set_to_none=True)
+        forget(optimizer)
         loss_sum, count = _backward(model, batch, settings)
         agreed = agree(cluster, orders, loss_sum=loss_sum, count=count)
         num_targets = cluster.world_size * batch.targets.numel()
@@ -138,31 +133,38 @@ def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[f
     That is their mean where all targets count, which only all ranks together know. Returns the sum
     of this rank's losses and how many of its targets count.
     """
-    parts = list(_parts(batch, settings.num_parts))
-    counts = [num_counted(part.targets, task=settings.task) for part in parts]
+    num_targets = batch.targets.numel()
+    if settings.num_parts == 1:
+        count = num_counted(batch, task=settings.task)
+        loss = _backward_part(model, batch, settings, count=count, num_targets=num_targets)
+        return loss.item() * count, count
+    parts = batch.split(len(batch.targets) // settings.num_parts)
+    counts = [num_counted(part, task=settings.task) for part in parts]
     losses = []
     for number, (part, count) in enumerate(zip(parts, counts, strict=True), start=1):
         with _reducing(model, is_last=number == len(parts)):
-            with computing_in(settings.precision, part.inputs.device):
-                outputs = model(part.inputs)
-            loss = training_loss(outputs.float(), part.targets, task=settings.task, count=count)
-            fraction = count / batch.targets.numel()
-            share = loss if fraction == 1.0 else loss * fraction
-            share.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
+            losses.append(
+                _backward_part(model, part, settings, count=count, num_targets=num_targets)
+            )
     means = torch.stack(losses).tolist()
     return sum(m * count for m, count in zip(means, counts, strict=True)), sum(counts)
 
 
-def _parts(batch: Batch, number: int) -> Iterator[Batch]:
-    """Cut the batch into equal parts, in order."""
-    if number == 1:
-        yield batch
-        return
-    size = len(batch.targets) // number
-    for start in range(0, len(batch.targets), size):
-        stop = start + size
-        yield Batch(batch.inputs[start:stop], batch.targets[start:stop])
+def _backward_part(
+    model: nn.Module, part: Batch, settings: StepSettings, *, count: int, num_targets: int
+) -> torch.Tensor:
+    """Add the gradients of one part; return the mean loss of its ``count`` counted targets.
+
+    ``num_targets``: of all parts together.
+    """
+    with computing_in(settings.precision, part.inputs.device):
+        outputs = model(part.inputs)
+    if outputs.dtype is not torch.float32:
+        outputs = outputs.float()
+    loss = training_loss(outputs, part.targets, task=settings.task, count=count)
+    share = loss if count == num_targets else loss * (count / num_targets)
+    share.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from service.contract.tasks import Task
+from worker.data.base import Batch
 
 #: A target that does not count, such as the padding behind a short text.
 UNCOUNTED = -100
@@ -40,11 +41,11 @@ def training_loss(
     return total / max(count, 1)
 
 
-def num_counted(targets: torch.Tensor, *, task: Task) -> int:
+def num_counted(batch: Batch, *, task: Task) -> int:
     """Return how many targets :func:`training_loss` is the mean of."""
-    if task == "regression":
-        return targets.numel()
-    return int(torch.count_nonzero(targets != UNCOUNTED))
+    if task == "regression" or not batch.has_uncounted:
+        return batch.targets.numel()
+    return int(torch.count_nonzero(batch.targets != UNCOUNTED))
 
 
 def score_names(task: Task, *, num_classes: int) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class EvaluationSpec(Spec):
         ge=1e-6,
         le=1,
         description="of the work of training, which evaluating may cost: the more held-out samples "
-        "there are, the rarer; counted in samples, of which one that is evaluated makes a third of "
+        "there are, the rarer; counted in samples, of which one that is evaluated makes half of "
         "one that is trained on. A first evaluation comes after step 10",
     )
     every_steps: int | None = Field(None, ge=1)

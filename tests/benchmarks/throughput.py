@@ -27,7 +27,7 @@ from service.contract.spec import JobSpec
 from service.contract.states import Phase
 from worker.cadence import FIRST_STEP, steps_of_share
 from worker.data.build import build_data
-from worker.evaluate import num_samples_read
+from worker.evaluate import num_passes
 from worker.evaluation_sets import HeldOutSets
 from worker.model.build import build_model
 from worker.raycluster import start_head
@@ -86,7 +86,7 @@ def period_of(name: str) -> int:
     return steps_of_share(
         spec.evaluation.share,
         batch_size=spec.training.batch_size,
-        num_samples_read=num_samples_read(model, held_out=HeldOutSets(data), spec=spec.evaluation),
+        num_passes=num_passes(model, held_out=HeldOutSets(data), spec=spec.evaluation),
     )
 
 

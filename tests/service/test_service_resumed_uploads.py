@@ -40,7 +40,8 @@ def database_url(tmp_path):
 @pytest.fixture(autouse=True)
 def _small_and_quick(monkeypatch):
     monkeypatch.setattr("worker.api.PART_BYTES", PART)
-    monkeypatch.setattr("worker.api._BACKOFF_SECONDS", (0.005, 0.02))
+    monkeypatch.setattr("worker.backoff.FIRST_SECONDS", 0.005)
+    monkeypatch.setattr("worker.backoff.LONGEST_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _report(self) -> bytes:
         report = Report.model_validate_json(self._body())
-        return self.server_of.service.report(report).model_dump_json().encode()
+        return self.server_of.service.answer(report).model_dump_json().encode()
 
     def _upload(self) -> bytes:
         body = self._body()

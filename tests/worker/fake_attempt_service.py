@@ -5,10 +5,11 @@ says what happens to each call on its way.
 """
 
 import hashlib
+import json
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ from service.contract.ids import new_id
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.states import Desired
 from worker.api import Away, Fenced, Refused
-from worker.report import Staged
+from worker.staged import Staged
 
 #: lost: never arrives; unheard: applied, but the answer is lost; twice: the network repeats it;
 #: broken: something nobody thought of.
@@ -58,14 +59,17 @@ class FakeAttemptService:
         """What the lead rank said."""
         return self.applied[0]
 
-    def report(self, report: Report) -> ReportReply:
+    def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
+        said = [json.loads(event) for event in events]
+        return self.answer(Report.model_validate({"rank": rank, "events": said}))
+
+    def answer(self, report: Report) -> ReportReply:
         self.reports.append(report)
         fault = self._next_fault()
         if fault == "lost":
             raise Away("the request got lost")
         if fault == "broken":
             raise RuntimeError("a bug on the way")
-        report = Report.model_validate_json(report.model_dump_json())
         with self._lock:
             reply = self._apply(report)
             if fault == "twice":

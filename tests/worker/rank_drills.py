@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from worker.cluster import Cluster, join
 from worker.data.base import Batch
 from worker.errors import NonFiniteLoss
 from worker.launcher import RankLaunch
-from worker.report import Heard
+from worker.outbox import Heard
 from worker.step import Orders, StepResult, StepSettings, agree, train_step
 
 
@@ -115,12 +114,12 @@ def _attempt(cluster: Cluster, *, loss_factor: float = 1.0, gradient_factor: flo
 
 def _agreement(cluster: Cluster, launch: RankLaunch) -> Any:
     """The lead asks for an evaluation; the other asks for everything, and is not heard."""
-    every = {field.name: True for field in fields(Orders)} | {"evaluate": False}
+    every = dict.fromkeys(Orders._fields, True) | {"evaluate": False}
     orders = Orders(evaluate=True) if cluster.is_lead else Orders(**every)
     result = agree(cluster, orders, loss_sum=10.0 * (cluster.rank + 1), count=1 + 2 * cluster.rank)
     values = torch.tensor([float(cluster.rank + 1), 0.5], dtype=torch.float64)
     return {
-        "orders": asdict(result.orders),
+        "orders": result.orders._asdict(),
         "loss": result.loss,
         "sum": cluster.sum(values).tolist(),
     }

@@ -12,7 +12,7 @@ from fake_attempt_server import serving
 
 from service.contract.cluster import AttemptBrief, AttemptEnded, Registered, Sync, SyncReply
 from service.contract.data import DigitsData
-from service.contract.events import Report, ReportReply
+from service.contract.events import Notice, Report, ReportReply
 from service.contract.models import MlpPreset
 from service.contract.optimizers import AdamWScheduleFreeSpec
 from service.contract.spec import JobSpec
@@ -121,8 +121,16 @@ def test_brief_is_fetched(peer: Peer, api: AttemptApi) -> None:
 def test_report_is_answered_with_the_desired_state(peer: Peer, api: AttemptApi) -> None:
     reply = ReportReply(ack_seq=7, desired=Desired.STOP)
     peer.content = reply.model_dump_json().encode()
-    assert api.report(Report(rank=1)) == reply
+    events = [Notice(seq=seq, code="n", message="ü") for seq in (4, 5)]
+    assert api.report(1, [event.model_dump_json().encode() for event in events]) == reply
     assert peer.request == "POST /internal/v1/attempts/att_1/report"
+    assert Report.model_validate_json(peer.body) == Report(rank=1, events=events)
+
+
+def test_without_events_a_report_is_a_heartbeat(peer: Peer, api: AttemptApi) -> None:
+    peer.content = ReportReply(ack_seq=0, desired=Desired.RUN).model_dump_json().encode()
+    api.report(2)
+    assert Report.model_validate_json(peer.body) == Report(rank=2)
 
 
 def test_ending_is_posted(peer: Peer, api: AttemptApi) -> None:
@@ -313,7 +321,7 @@ def test_nobody_listening_is_away() -> None:
 
 
 def test_insisting_ends_with_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.api._BACKOFF_SECONDS", (0.001, 0.002))
+    monkeypatch.setattr("worker.backoff.FIRST_SECONDS", 0.001)
     outcomes: list[Exception] = [Away("1"), Away("2"), Fenced("3"), Away("4")]
 
     def call() -> None:

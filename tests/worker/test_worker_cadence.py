@@ -16,8 +16,9 @@ from service.contract.manifest import CheckpointKind
 from service.contract.states import Desired
 from worker import position
 from worker.cadence import by_seconds, geometric_steps, steps_of_share
+from worker.outbox import Heard
 from worker.position import Position
-from worker.report import Heard, Staged
+from worker.staged import Staged
 
 
 def evaluated(bench: Bench) -> list[int]:
@@ -29,40 +30,40 @@ def evaluated(bench: Bench) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("num_samples_read", "steps"),
+    ("num_passes", "steps"),
     [
         (0, 1),
         (1, 1),
-        (192, 1),
-        (193, 2),
-        (385, 5),
-        (1920, 10),
-        (1921, 20),
+        (128, 1),
+        (129, 2),
+        (257, 5),
+        (1280, 10),
+        (1281, 20),
         (4000, 50),
         (10**8, 10**6),
     ],
 )
-def test_steps_of_a_share_are_round_numbers(num_samples_read: int, steps: int) -> None:
-    """A step of 64 samples costs as much as 192 that are evaluated, which is all with share 1."""
-    assert steps_of_share(1.0, batch_size=64, num_samples_read=num_samples_read) == steps
+def test_steps_of_a_share_are_round_numbers(num_passes: int, steps: int) -> None:
+    """A step of 64 samples costs as much as 128 that are evaluated, which is all with share 1."""
+    assert steps_of_share(1.0, batch_size=64, num_passes=num_passes) == steps
 
 
 @given(
     share=st.floats(1e-6, 1.0),
     batch_size=st.integers(1, 10**6),
-    num_samples_read=st.integers(1, 10**12),
+    num_passes=st.integers(1, 10**12),
 )
 def test_evaluations_cost_no_more_than_their_share_and_not_far_less(
-    share: float, batch_size: int, num_samples_read: int
+    share: float, batch_size: int, num_passes: int
 ) -> None:
-    steps = steps_of_share(share, batch_size=batch_size, num_samples_read=num_samples_read)
-    cost = num_samples_read / 3 / (steps * batch_size)
+    steps = steps_of_share(share, batch_size=batch_size, num_passes=num_passes)
+    cost = num_passes / 2 / (steps * batch_size)
     assert cost <= share * (1 + 1e-9)
     assert steps == 1 or cost >= share / 2.5 * (1 - 1e-9)
 
 
 def test_the_loop_evaluates_early_and_then_as_often_as_the_share_allows(tmp_path: Path) -> None:
-    """Of 40 samples, each a third of a trained one, 5 % allow one evaluation in 33.3 steps of 8."""
+    """Of 40 samples, each half of a trained one, 5 % allow one evaluation in 50 steps of 8."""
     plan = {"every_steps": None, "share": 0.05}
     brief = make_brief(evaluation=plan, budget={"max_steps": 104})
     assert evaluated(Bench(brief, tmp_path)) == [10, 50, 100, 104]
@@ -72,7 +73,7 @@ def test_batch_statistics_and_a_look_at_y_count_as_cost(tmp_path: Path) -> None:
     plan = {"every_steps": None, "share": 0.05, "at_y": True}
     convnet = {"kind": "preset", "name": "convnet", "width": 2}
     bench = Bench(make_brief(evaluation=plan, model=convnet), tmp_path)
-    assert bench.milestones.num_samples_read() == 2 * 40 + 2 * 20
+    assert bench.milestones.num_passes() == 2 * 40 + 2 * (2 * 20)
 
 
 def test_a_resumed_run_evaluates_the_steps_that_its_share_gave_it(tmp_path: Path) -> None:

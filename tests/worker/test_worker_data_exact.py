@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from worker.data.base import Batch, DataSet
-from worker.data.order import global_indices, rank_slice
+from worker.data.order import global_indices
 from worker.data.prefetch import Prefetch
+from worker.data.shares import Shares
 
 BATCH = 12  # which 1, 2 and 3 ranks share evenly
 NUM_STEPS = 30  # over some epochs of the small sets below
@@ -50,12 +51,7 @@ def sets(tmp_path_factory) -> list[tuple[DataSet, DataSet]]:
 
 def batches(data: DataSet, *, first: int, last: int, rank: int, world_size: int) -> list[Batch]:
     """What a rank of an attempt that begins at step ``first`` trains on, made ahead as it does."""
-
-    def make(step: int) -> Batch:
-        indices = global_indices(step, batch_size=BATCH, num_train=data.num_train, seed=5)
-        return data.train_batch(rank_slice(indices, rank=rank, world_size=world_size))
-
-    prefetch = Prefetch(make)
+    prefetch = Prefetch(Shares(data, BATCH, seed=5, rank=rank, world_size=world_size))
     made = [prefetch(step) for step in range(first, last)]
     prefetch.close()
     return made

@@ -103,7 +103,7 @@ def test_a_language_model_is_scored_in_nats_per_token_and_bits_per_byte():
         model(whole.inputs),
         whole.targets,
         task="causal_lm",
-        count=num_counted(whole.targets, task="causal_lm"),
+        count=num_counted(whole, task="causal_lm"),
     ).item()
     assert result.num_examples == 12
     assert result.loss == pytest.approx(loss, rel=1e-6)

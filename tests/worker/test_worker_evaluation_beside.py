@@ -17,7 +17,7 @@ from service.contract.manifest import CheckpointKind
 from service.contract.states import Reason
 from worker import milestones
 from worker.examiner import Examiner
-from worker.report import Heard
+from worker.outbox import Heard
 
 ASYNC = {"every_steps": 1, "placement": "async"}
 

@@ -25,7 +25,7 @@ from worker.custom_metrics import CustomMetric
 from worker.data.base import Batch, DataSet, Description
 from worker.data.build import build_data
 from worker.errors import JobFailed
-from worker.evaluate import EvalResult, evaluate_all, num_samples_read, reevaluate, set_receipts
+from worker.evaluate import EvalResult, evaluate_all, num_passes, reevaluate, set_receipts
 from worker.evaluation_sets import HeldOutSets, NamedSet, build_held_out
 from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
 from worker.reload import MANIFEST_FILE
@@ -177,7 +177,7 @@ def test_a_set_has_a_bound_of_its_own() -> None:
     assert result.metrics["eval.some.first"] == 3.5
     receipts = set_receipts(held_out, spec=spec.evaluation)
     assert {name: one.num_examples for name, one in receipts.items()} == {"whole": 10, "some": 8}
-    assert num_samples_read(Echo(), held_out=held_out, spec=spec.evaluation) == 4 + 10 + 8
+    assert num_passes(Echo(), held_out=held_out, spec=spec.evaluation) == 4 + 10 + 8
 
 
 def test_values_that_are_not_finite_are_reported_as_they_are() -> None:

@@ -16,8 +16,8 @@ from service.contract.manifest import CheckpointKind
 from service.contract.states import Desired, Reason
 from worker.errors import DataInvalid
 from worker.goals import GoalRecord, judge, standing
+from worker.outbox import Heard
 from worker.position import Position
-from worker.report import Heard
 
 LOSSES = st.lists(st.floats(-10, 10) | st.just(math.nan), max_size=30)
 

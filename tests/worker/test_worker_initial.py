@@ -18,7 +18,7 @@ from worker.errors import JobFailed
 from worker.initial import initial_model
 from worker.model.sources import ModelSources
 from worker.reload import MANIFEST_FILE
-from worker.report import Staged
+from worker.staged import Staged
 from worker.verify import verify
 
 NOTHING = ModelSources()

@@ -19,8 +19,8 @@ from service.contract.manifest import CheckpointKind, Manifest
 from service.contract.states import Desired, Reason
 from worker.errors import NonFiniteLoss
 from worker.loop import _seed_step
+from worker.outbox import Heard
 from worker.position import Position
-from worker.report import Heard
 
 STOP = Heard(Desired.STOP)
 SGD = {"name": "sgd_schedulefree", "lr": 0.5, "weight_decay": 0.01}
@@ -128,7 +128,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_alone() -> None:
 
 def drawn_after(seed: int, *, step: int, rank: int) -> tuple[float, ...]:
     """What torch, numpy and Python draw in a step."""
-    _seed_step(seed, step=step, rank=rank, device=torch.device("cpu"))
+    _seed_step(seed, step=step, rank=rank, device=torch.device("cpu"), is_foreign=True)
     return (*torch.rand(4).tolist(), *np.random.rand(2).tolist(), random.random())
 
 
@@ -140,7 +140,7 @@ def test_a_step_on_a_cpu_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) 
 
     for devices in (torch.cuda, torch.xpu, torch.mtia):
         monkeypatch.setattr(devices, "manual_seed_all", refuse)
-    _seed_step(0, step=1, rank=0, device=torch.device("cpu"))
+    _seed_step(0, step=1, rank=0, device=torch.device("cpu"), is_foreign=True)
 
 
 # ---- the end ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from service.contract.budget import BudgetSpec
 from service.contract.events import BudgetNow
 from service.contract.manifest import CheckpointKind
 from service.contract.states import Desired, Reason
-from worker.report import Heard
+from worker.outbox import Heard
 
 
 def heard(desired: Desired = Desired.RUN, **limits: Any) -> Heard:

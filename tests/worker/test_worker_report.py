@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -29,17 +29,17 @@ from service.contract.events import (
     Event,
     Finished,
     Notice,
-    Report,
     ReportReply,
     StepMetrics,
     Usage,
 )
 from service.contract.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
 from service.contract.states import Desired, Reason
-from worker import report as reporting
-from worker import spool
+from worker import backoff, outbox, spool
 from worker.api import Fenced
-from worker.report import Heard, Reporter
+from worker.outbox import Heard
+from worker.report import Reporter
+from worker.staged import Staged
 
 MakeReporter = Callable[..., Reporter]
 FINISHED = Finished(reason=Reason.BUDGET_REACHED, step=1)
@@ -49,9 +49,10 @@ FINISHED = Finished(reason=Reason.BUDGET_REACHED, step=1)
 def hurry() -> Iterator[None]:
     """Waits of milliseconds instead of seconds; a test that measures waiting sets its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "GATHER_SECONDS", 0.001)
-        patch.setattr(reporting, "HEARTBEAT_SECONDS", 0.005)
-        patch.setattr(reporting, "_BACKOFF_SECONDS", (0.001, 0.004))
+        patch.setattr(outbox, "GATHER_SECONDS", 0.001)
+        patch.setattr(outbox, "HEARTBEAT_SECONDS", 0.005)
+        patch.setattr(backoff, "FIRST_SECONDS", 0.001)
+        patch.setattr(backoff, "LONGEST_SECONDS", 0.004)
         yield
 
 
@@ -77,6 +78,11 @@ def make_reporter(service: FakeAttemptService, tmp_path: Path) -> Iterator[MakeR
 @pytest.fixture
 def reporter(make_reporter: MakeReporter) -> Reporter:
     return make_reporter()
+
+
+def threads_of_reporters() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name in ("report", "upload")]
 
 
 def unnumbered(events: list[Event]) -> list[Event]:
@@ -162,7 +168,7 @@ def test_a_backlog_is_sent_report_by_report_without_a_pause(
     reporter = make_reporter()
     for step in range(4500):
         reporter.say(step_point(step))
-    monkeypatch.setattr(reporting, "GATHER_SECONDS", 60)
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 60)
     service.is_away = False
     wait_until(lambda: len(service.said) >= 4000)
     assert max(len(report.events) for report in service.reports) == 2000
@@ -190,7 +196,7 @@ def test_each_rank_has_numbers_of_its_own(service: FakeAttemptService, tmp_path:
 def test_the_first_step_goes_at_once_and_later_ones_gather(
     service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reporting, "GATHER_SECONDS", 60)
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 60)
     reporter = make_reporter()
     reporter.say(step_point(1))
     wait_until(lambda: len(service.said) == 1)
@@ -205,8 +211,8 @@ def test_steps_are_sent_once_they_have_gathered(
     service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not only with the next heartbeat."""
-    monkeypatch.setattr(reporting, "GATHER_SECONDS", 0.05)
-    monkeypatch.setattr(reporting, "HEARTBEAT_SECONDS", 60)
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 0.05)
+    monkeypatch.setattr(outbox, "HEARTBEAT_SECONDS", 60)
     reporter = make_reporter()
     reporter.say(step_point(1))
     wait_until(lambda: len(service.said) == 1)
@@ -292,10 +298,10 @@ def test_a_training_state_takes_the_place_of_those_that_wait(
     assert "step 3" in notices[0].message
 
 
-def state_of(folder: Path, step: int, *, peers: object = None) -> reporting.Staged:
+def state_of(folder: Path, step: int, *, peers: object = None) -> Staged:
     staged = stage(folder, step)
     manifest = staged.manifest.model_copy(update={"kind": CheckpointKind.RESUME})
-    return reporting.Staged(staged.folder, manifest, peers=peers)  # type: ignore[arg-type]
+    return Staged(staged.folder, manifest, peers=peers)  # type: ignore[arg-type]
 
 
 class TwoOthers:
@@ -374,7 +380,7 @@ def test_a_checkpoint_whose_upload_is_refused_becomes_a_notice(
     assert not list(tmp_path.glob("ckpt_*"))
 
 
-def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> reporting.Staged:
+def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> Staged:
     """An eval checkpoint whose verdict the test gives; three of them are kept."""
     staged = stage(folder, step)
     receipt = EvaluationReceipt(
@@ -387,7 +393,7 @@ def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> r
     )
     manifest = staged.manifest.model_copy(update={"evaluation": receipt})
     options = {"verdict": Future(), "keep": CheckpointsSpec(keep_last=2, keep_best=1), **fields}
-    return reporting.Staged(staged.folder, manifest, **options)
+    return Staged(staged.folder, manifest, **options)
 
 
 def test_a_checkpoint_waits_for_its_verdict_and_what_is_behind_it_too(
@@ -529,7 +535,7 @@ def test_what_a_checkpoint_answers_is_told(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path
 ) -> None:
     staged = stage(tmp_path, 1)
-    reporter.publish(reporting.Staged(staged.folder, staged.manifest, evaluations_served=2))
+    reporter.publish(Staged(staged.folder, staged.manifest, evaluations_served=2))
     assert reporter.close(timeout_seconds=10)
     assert service.said[0].evaluations_served == 2
 
@@ -560,10 +566,10 @@ def test_what_the_uploads_hear_of_the_end_is_not_forgotten(
     is_asked, may_answer = threading.Event(), threading.Event()
 
     class SlowAnswer:
-        def report(self, report: Report) -> ReportReply:
+        def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
             is_asked.set()
             may_answer.wait(10)
-            return service.report(report)
+            return service.report(rank, events)
 
         def upload(self, path: Path, **options: str) -> None:
             raise Fenced("this attempt is over")
@@ -607,7 +613,7 @@ def test_close_ends_although_the_service_stays_away(
     started = time.monotonic()
     assert not reporter.close(timeout_seconds=0.2)
     assert 0.2 <= time.monotonic() - started < 3
-    wait_until(lambda: not any(thread.is_alive() for thread in reporter._threads))
+    wait_until(lambda: not threads_of_reporters())
 
 
 def test_an_upload_given_up_at_the_end_is_not_announced(
@@ -620,8 +626,8 @@ def test_an_upload_given_up_at_the_end_is_not_announced(
     reporter.end(FINISHED)
     wait_until(lambda: bool(service.uploads))
     assert not reporter.close(timeout_seconds=0.05)
-    wait_until(lambda: not any(thread.is_alive() for thread in reporter._threads))
-    assert reporter._last_seq == 0
+    wait_until(lambda: not threads_of_reporters())
+    assert reporter._outbox._last_seq == 0
 
 
 # ---- refused ------------------------------------------------------------------------------------
@@ -666,12 +672,16 @@ def test_a_refused_event_goes_its_way_although_it_cannot_be_kept(
 
 
 def test_beyond_the_bound_only_steps_are_thinned(
-    service: FakeAttemptService, make_reporter: MakeReporter, tmp_path: Path
+    service: FakeAttemptService,
+    make_reporter: MakeReporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whole up to the bound, one in sixteen up to twice the bound, then none; said once.
 
     Give or take the points that are not written yet, which the bounds do not see.
     """
+    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
     service.is_away = True
     size = len(step_point(1000).model_dump_json())
     reporter = make_reporter(spool_bytes=100 * size)
@@ -690,31 +700,31 @@ def test_beyond_the_bound_only_steps_are_thinned(
     assert service.said[kinds.index("notice")].code == "metrics.thinned"
     steps = steps_of(service.said)
     whole = kinds.index("notice")
-    assert 95 <= whole <= 105 + reporting.FRESH_POINTS
+    assert 95 <= whole <= 105 + outbox.FRESH_POINTS
     assert steps[:whole] == list(range(1000, 1000 + whole))
     gaps = {
         after - before for before, after in zip(steps[whole:], steps[whole + 1 :], strict=False)
     }
-    assert gaps == {reporting.THINNED_TO_ONE_IN}
-    assert 90 - reporting.FRESH_POINTS <= len(steps) - whole <= 110 + reporting.FRESH_POINTS
+    assert gaps == {outbox.THINNED_TO_ONE_IN}
+    assert 90 - outbox.FRESH_POINTS <= len(steps) - whole <= 110 + outbox.FRESH_POINTS
 
 
 def test_a_step_is_written_by_another_thread_or_with_many(
     service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop waits for no disk, and what waits for one is bounded."""
-    monkeypatch.setattr(reporting, "GATHER_SECONDS", 0.5)
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 0.5)
     reporter = make_reporter()
     reporter.say(step_point(1))
     wait_until(lambda: service.said)
-    for step in range(2, 2 + reporting.FRESH_POINTS - 1):
+    for step in range(2, 2 + outbox.FRESH_POINTS - 1):
         reporter.say(step_point(step))
-    assert len(reporter._spool) == 0
-    reporter.say(step_point(reporting.FRESH_POINTS + 1))
-    assert len(reporter._spool) == reporting.FRESH_POINTS
+    assert len(reporter._outbox._spool) == 0
+    reporter.say(step_point(outbox.FRESH_POINTS + 1))
+    assert len(reporter._outbox._spool) == outbox.FRESH_POINTS
     reporter.end(FINISHED)
     reporter.close(timeout_seconds=10)
-    assert steps_of(service.said) == list(range(1, reporting.FRESH_POINTS + 2))
+    assert steps_of(service.said) == list(range(1, outbox.FRESH_POINTS + 2))
 
 
 def test_what_ranks_say_of_their_machine_is_thinned_with_the_steps(
@@ -750,15 +760,16 @@ def test_a_service_that_does_not_know_usage_hears_it_once(
 
 
 def test_thinning_ends_with_the_backlog_and_is_told_again(
-    service: FakeAttemptService, make_reporter: MakeReporter
+    service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
     reporter = make_reporter(spool_bytes=2000)
     for absence in range(2):
         service.is_away = True
         for step in range(100):
             reporter.say(step_point(1000 * absence + step))
         service.is_away = False
-        wait_until(lambda: len(reporter._spool) == 0)
+        wait_until(lambda: len(reporter._outbox._spool) == 0)
         reporter.say(step_point(1000 * absence + 500))
     assert reporter.close(timeout_seconds=10)
     assert [event.kind for event in service.said].count("notice") == 2
@@ -776,7 +787,7 @@ def test_a_full_disk_costs_step_points_and_nothing_else(
     service.is_away = True
     reporter = make_reporter()
     reporter.say(step_point(1))
-    wait_until(lambda: len(reporter._spool))
+    wait_until(lambda: len(reporter._outbox._spool))
     disk.room = 0
     for step in (2, 3):
         reporter.say(step_point(step))

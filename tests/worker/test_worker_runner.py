@@ -282,7 +282,7 @@ class _Enough(Exception):
 def test_runner_outlasts_a_service_that_is_away_and_registers_again_when_unknown(
     runner: Runner, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner._BACKOFF_SECONDS", (0.001, 0.002))
+    monkeypatch.setattr("worker.backoff.FIRST_SECONDS", 0.001)
     unknown = Refused("no such runner", status=404)
     api.replies = [Away("down"), Away("down"), unknown, SyncReply(), _Enough()]
     with pytest.raises(_Enough):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from worker.data.base import Batch
 from worker.task import (
     UNCOUNTED,
     example_scores,
@@ -46,7 +47,7 @@ def test_masked_tokens_are_not_learnt():
     outputs = torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True)
     targets = masked(torch.randint(0, 5, (4, 6)))
     counted = targets != UNCOUNTED
-    count = num_counted(targets, task="causal_lm")
+    count = num_counted(Batch(outputs, targets), task="causal_lm")
     assert count == int(counted.sum())
     loss = training_loss(outputs, targets, task="causal_lm", count=count)
     expected = nn.functional.cross_entropy(outputs[counted], targets[counted])

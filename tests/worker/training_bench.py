@@ -25,8 +25,9 @@ from worker.loop import Training
 from worker.milestones import Milestones
 from worker.model.build import build_model
 from worker.model.sources import ModelSources
+from worker.outbox import Heard
 from worker.position import Position
-from worker.report import Heard, Staged
+from worker.staged import Staged
 from worker.state import Resumed, read_state
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))

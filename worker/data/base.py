@@ -5,7 +5,7 @@ sample numbers, and so any step of any run can be asked for at any time.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from service.contract.manifest import DataShape
 
 Indices = NDArray[np.int64]
+#: Where PyTorch lets the memory of a new tensor begin.
+ALIGNMENT_BYTES: Final = 64
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,34 @@ class Batch:
 
     inputs: torch.Tensor
     targets: torch.Tensor
+    #: Whether some targets may be ``worker.task.UNCOUNTED``; they are counted only then.
+    has_uncounted: bool = True
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on ``device``."""
-        return type(self)(self.inputs.to(device), self.targets.to(device))
+        if self.inputs.device == device:
+            return self
+        inputs, targets = self.inputs.to(device), self.targets.to(device)
+        return type(self)(inputs, targets, self.has_uncounted)
+
+    def split(self, size: int) -> list[Self]:
+        """Cut the batch into batches of ``size`` samples, in order; nothing is copied."""
+        pairs = zip(torch.split(self.inputs, size), torch.split(self.targets, size), strict=True)
+        return [type(self)(inputs, targets, self.has_uncounted) for inputs, targets in pairs]
+
+    def aligned(self) -> Self:
+        """Return the batch with tensors that begin where new ones do: a copy unless they do.
+
+        Libraries sum in another order, and so to other bits, where memory begins elsewhere.
+        """
+        inputs, targets = _aligned(self.inputs), _aligned(self.targets)
+        if inputs is self.inputs and targets is self.targets:
+            return self
+        return type(self)(inputs, targets, self.has_uncounted)
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.data_ptr() % ALIGNMENT_BYTES == 0 else tensor.clone()
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,10 @@ class DataSet(Protocol):
         """Held-out samples, at least 1."""
 
     def train_batch(self, indices: Indices) -> Batch:
-        """Return the training samples with these numbers: ``epoch * num_train + sample``."""
+        """Return the training samples with these numbers: ``epoch * num_train + sample``.
+
+        Each sample is what it is in any other batch.
+        """
 
     def eval_batch(self, start: int, stop: int) -> Batch:
         """Return the held-out samples ``start`` to ``stop - 1``, in data-set order."""

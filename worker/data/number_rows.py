@@ -81,4 +81,5 @@ class NumberRows:
         if self._table.standard is not None:
             inputs *= self._table.standard.scale
             inputs += self._table.standard.shift
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(self._table.targets[rows]))
+        targets = torch.from_numpy(self._table.targets[rows])
+        return Batch(torch.from_numpy(inputs), targets, has_uncounted=False)

@@ -33,9 +33,11 @@ def global_indices(step: int, *, batch_size: int, num_train: int, seed: int) -> 
     start = step * batch_size
     stop = start + batch_size
     epochs = range(start // num_train, (stop - 1) // num_train + 1)
-    ordered = [_epoch(epoch, num_train=num_train, seed=seed) for epoch in epochs]
-    first = epochs.start * num_train
-    return np.concatenate(ordered)[start - first : stop - first]
+    parts = [
+        _epoch(epoch, num_train, seed)[max(0, start - epoch * num_train) : stop - epoch * num_train]
+        for epoch in epochs
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:
@@ -45,14 +47,10 @@ def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:
     return indices[rank * share : (rank + 1) * share]
 
 
-def _epoch(epoch: int, *, num_train: int, seed: int) -> Indices:
-    return epoch * num_train + _permutation(epoch, num_train, seed)
-
-
 @lru_cache(maxsize=4)
-def _permutation(epoch: int, num_train: int, seed: int) -> Indices:
+def _epoch(epoch: int, num_train: int, seed: int) -> Indices:
     # Sorting raw words, not Generator.permutation: numpy promises to keep only the raw stream.
     words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_train)
-    permutation = np.argsort(words, kind="stable").astype(np.int64)
-    permutation.setflags(write=False)
-    return permutation
+    numbers = epoch * num_train + np.argsort(words, kind="stable").astype(np.int64)
+    numbers.setflags(write=False)
+    return numbers

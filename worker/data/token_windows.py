@@ -80,7 +80,7 @@ class TokenWindows:
         for row, start in enumerate(starts.tolist()):
             window = tokens[start : start + self._context + 1]
             inputs[row], targets[row] = window[:-1], window[1:]
-        return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), has_uncounted=False)
 
 
 def _check_lengths(string: TokenString, *, context: int) -> None:

@@ -1,0 +1,38 @@
+"""A rank's shares of the global batches: samples by the order of the job, as the rank trains on."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from worker.data.base import Batch, DataSet, Indices
+from worker.data.order import global_indices, rank_slice
+
+
+@dataclass(frozen=True)
+class Shares:
+    """``shares(steps)``: one rank's part of each of these steps' batches.
+
+    Holds no position and draws nothing, so it may be called for any steps, ahead and by any thread.
+    ``batch_size``: of the global batch, a multiple of ``world_size``.
+    """
+
+    data: DataSet
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def __call__(self, steps: range) -> list[Batch]:
+        """Return a batch for each of the steps, in order; ``steps`` is not empty.
+
+        Bit for bit what each would be by itself, and where each would be: a library may sum in
+        another order where memory is aligned otherwise.
+        """
+        samples = self.data.train_batch(np.concatenate([self._indices(step) for step in steps]))
+        return [batch.aligned() for batch in samples.split(self.batch_size // self.world_size)]
+
+    def _indices(self, step: int) -> Indices:
+        indices = global_indices(
+            step, batch_size=self.batch_size, num_train=self.data.num_train, seed=self.seed
+        )
+        return rank_slice(indices, rank=self.rank, world_size=self.world_size)
