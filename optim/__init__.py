@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optim.adamw import AdamWScheduleFree
     from optim.adamw_paper import AdamWScheduleFreePaper
+    from optim.backends.choose import load_kernels
     from optim.batchnorm import batch_statistics, recalibrate, using_buffers
     from optim.closure import (
         AdamWScheduleFreeClosure,
@@ -74,6 +75,7 @@ __all__ = [
     "at_average",
     "averaged_point",
     "batch_statistics",
+    "load_kernels",
     "recalibrate",
     "using_buffers",
 ]
@@ -108,6 +110,7 @@ _HOMES = {
     "at_average": "optim.points",
     "averaged_point": "optim.points",
     "batch_statistics": "optim.batchnorm",
+    "load_kernels": "optim.backends.choose",
     "recalibrate": "optim.batchnorm",
     "using_buffers": "optim.batchnorm",
 }

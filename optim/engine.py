@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from optim.averaging import Pace
-from optim.backends.choose import is_worth_a_kernel, run_where_possible
-from optim.backends.form import Move, Rounding, Tensors
+from optim.backends.choose import is_worth_a_kernel, prepared, run_where_possible
+from optim.backends.form import Direction, Move, Rounding, Tensors
+from optim.backends.repeat import Repeat
 from optim.frame import AveragedOptimizer
 from optim.precision import is_narrow, keep_low_part, low_of, wide, working_dtype
 from optim.rounding import rounding_key, stochastically_round_into
@@ -48,6 +49,8 @@ class Engine(AveragedOptimizer):
     #: Whether to remember what rounding takes from a narrow point. Where the loss sees the point
     #: itself it corrects the rounding; where the point stands for another one nothing does.
     keeps_low_part: ClassVar[bool] = False
+    #: What its states hold beside the rule's buffers: points that move with the parameter.
+    point_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: ParamsT, settings: Group) -> None:
         super().__init__(params, settings, memory={"rounding_seed": 0})
@@ -68,6 +71,8 @@ class Engine(AveragedOptimizer):
         self.rule.check(group)
 
     def _update(self, parameters: TensorList, group: Group, pace: Pace) -> None:
+        if self._is_repeated(parameters, group, pace):
+            return
         is_batched = group.get("foreach", True) is not False
         moving = self._started(parameters, group)
         left = self._left_by_kernels(moving, group, pace)
@@ -79,21 +84,60 @@ class Engine(AveragedOptimizer):
 
     def _left_by_kernels(self, parameters: TensorList, group: Group, pace: Pace) -> TensorList:
         """Let backends do what they can, in one pass over memory; return who is left."""
-        direction = self.rule.kernel(group, pace.t)
         num_elements = sum(p.numel() for p in self._all_parameters())
-        if direction is None or not is_worth_a_kernel(num_elements):
+        direction = self.rule.kernel(group, pace.t)
+        if not parameters or direction is None:
+            return parameters
+        if not is_worth_a_kernel(num_elements, parameters[0].device.type):
             return parameters
         move, left = self._kernel_move(group, pace), []
         for dtype in dict.fromkeys(p.dtype for p in parameters):
             equal = [p for p in parameters if p.dtype == dtype]
             tensors = self._kernel_tensors(equal, group, pace)
+            if self._is_prepared(tensors, group, move=move, direction=direction):
+                continue
             done = run_where_possible(tensors, move=move, direction=direction)
             left += [p for i, p in enumerate(equal) if i not in done]
         return left
 
+    def _is_prepared(
+        self, tensors: Tensors, group: Group, *, move: Move, direction: Direction
+    ) -> bool:
+        """Let one kernel do all of it, and keep how: the next step may be like this one."""
+        job = prepared(tensors)
+        if job is None:
+            return False
+        job.run([g.data_ptr() for g in tensors.gradients], move=move, direction=direction)
+        names = self._kernel_names(group)
+        self._repeats[id(group)] = Repeat.of(job, tensors.points, self.state, names)
+        return True
+
+    def _is_repeated(self, parameters: TensorList, group: Group, pace: Pace) -> bool:
+        """Take the step as the one before was taken, if nothing has moved and all is as it was."""
+        repeat = self._repeats.get(id(group))
+        if repeat is None or repeat.names != self._kernel_names(group):
+            return False
+        gradients = repeat.gradients(parameters, self.state)
+        direction = self.rule.kernel(group, pace.t)
+        if gradients is None or direction is None:
+            return False
+        move = self._kernel_move(group, pace)
+        repeat.prepared.run(gradients, move=move, direction=direction)
+        return True
+
+    @property
+    def _repeats(self) -> dict[int, Repeat]:
+        """By group. Not part of the state, and not copied with it."""
+        repeats: dict[int, Repeat] = vars(self).setdefault("_kept_repeats", {})
+        return repeats
+
+    def _kernel_names(self, group: Group) -> tuple[str, ...]:
+        """Return what the states have that kernels use."""
+        return (*self.point_names, *self.rule.buffer_names(group))
+
     def _kernel_tensors(self, parameters: TensorList, group: Group, pace: Pace) -> Tensors:
         states = [self.state[p] for p in parameters]
-        names = {*self.rule.buffer_names(group), "z"}
+        names = self._kernel_names(group)
         columns = {
             letter: [state[name] for state in states if name in names and name in state]
             for letter, name in _KERNEL_LETTERS.items()
@@ -120,14 +164,18 @@ class Engine(AveragedOptimizer):
 
     def _started(self, parameters: TensorList, group: Group) -> TensorList:
         """Give a state to who has none; return who moves in this step."""
-        fresh = {p for p in parameters if not self.state.get(p)}
+        names, moving = self.rule.buffer_names(group), []
         for parameter in parameters:
-            if parameter in fresh:
-                point = wide(parameter, {})
-                self.state[parameter] = self._start(point, _gradient(parameter, point.dtype), group)
-            else:
-                self._fit_state(parameter, group)
-        return [p for p in parameters if not (self.rule.rests_first and p in fresh)]
+            state = self.state.get(parameter)
+            if state:
+                _fit_state(state, parameter, names)
+                moving.append(parameter)
+                continue
+            point = wide(parameter, {})
+            self.state[parameter] = self._start(point, _gradient(parameter, point.dtype), group)
+            if not self.rule.rests_first:
+                moving.append(parameter)
+        return moving
 
     def _batch_of(self, parameters: TensorList, group: Group, pace: Pace) -> Batch:
         states: list[State] = [self.state[parameter] for parameter in parameters]
@@ -136,19 +184,6 @@ class Engine(AveragedOptimizer):
             points = [wide(p, state) for p, state in zip(parameters, states, strict=True)]
         gradients = [_gradient(p, q.dtype) for p, q in zip(parameters, points, strict=True)]
         return Batch(points, gradients, states, group, pace)
-
-    def _fit_state(self, parameter: Tensor, group: Group) -> None:
-        """Bring a state to the arithmetic's dtype, if it or the model came in another one.
-
-        A buffer that only a later setting asks for starts at zero.
-        """
-        state, dtype = self.state[parameter], working_dtype(parameter.dtype)
-        for name in self.rule.buffer_names(group):
-            if name not in state:
-                state[name] = torch.zeros_like(parameter, dtype=dtype)
-        for name in ("z", *self.rule.buffer_names(group)):
-            if name in state and state[name].dtype != dtype:
-                state[name] = state[name].to(dtype)
 
     def _narrow(self, parameters: TensorList, batch: Batch) -> None:
         """Round the batch's points into their narrow parameters, and keep what rounding took."""
@@ -166,9 +201,25 @@ class Engine(AveragedOptimizer):
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
 
+def _fit_state(state: State, parameter: Tensor, names: Sequence[str]) -> None:
+    """Bring a state to the arithmetic's dtype, if it or the model came in another one.
+
+    A buffer that only a later setting asks for starts at zero.
+    """
+    dtype = working_dtype(parameter.dtype)
+    for name in names:
+        if name not in state:
+            state[name] = torch.zeros_like(parameter, dtype=dtype)
+    for name in ("z", *names):
+        buffer = state.get(name)
+        if buffer is not None and buffer.dtype != dtype:
+            state[name] = buffer.to(dtype)
+
+
 def _gradient(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad.to(dtype)
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 def batches(tensors: Sequence[Tensor], *, is_batched: bool) -> Iterator[TensorList]:

@@ -33,6 +33,7 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
     """
 
     keeps_low_part: ClassVar[bool] = True
+    point_names: ClassVar[tuple[str, ...]] = ("z",)
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

@@ -11,7 +11,7 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from worker.launcher import RankLaunch
 from worker.parent_death import die_with_parent
@@ -66,12 +66,19 @@ def redirect(path: str, flags: int, *, to: tuple[int, ...]) -> None:
 
 
 def load_entry(name: str, *, preload: Sequence[str] = ()) -> Entry:
-    """Import ``preload``, then ``module:function``, and return the function."""
-    for module in preload:
-        importlib.import_module(module)
-    module_name, _, function_name = name.partition(":")
-    entry: Entry = getattr(importlib.import_module(module_name), function_name)
+    """Import ``preload``, calling what names a function, then return ``module:function``."""
+    for item in preload:
+        if ":" in item:
+            _function(item)()
+        else:
+            importlib.import_module(item)
+    entry: Entry = _function(name)
     return entry
+
+
+def _function(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def hand_over(launch: RankLaunch) -> int:

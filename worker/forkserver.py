@@ -120,7 +120,7 @@ def _take_channel() -> tuple[int, int]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--entry", required=True, help="module:function that a rank runs")
-    parser.add_argument("--preload", required=True, help="modules to import, comma-separated")
+    parser.add_argument("--preload", required=True, help="what to load first, comma-separated")
     parser.add_argument("--parent", required=True, type=int, help="process id of the agent")
     return parser.parse_args()
 

@@ -20,8 +20,12 @@ from typing import IO, Any, Literal, Protocol, Self
 
 _log = logging.getLogger(__name__)
 
-#: What every rank needs and no rank should import again: 4 s of imports, paid once a node.
-PRELOAD = ("numpy", "torch", "torch._dynamo", "httpx", "safetensors.torch")
+#: What every rank needs and no rank should load again: 4 s of imports and optimizer kernels, paid
+#: once a node. Modules, and functions as ``module:function``, which are called.
+PRELOAD = (
+    *("numpy", "torch", "torch._dynamo", "httpx", "safetensors.torch"),
+    "optim:load_kernels",
+)
 RANK_ENTRY = "worker.rank:main"
 
 _SECRET_PREFIXES = ("RAY_", "ROADLESS_")

@@ -129,17 +129,13 @@ class Outbox:
     def say(self, event: Event) -> None:
         """Put an event in line. Beyond the bound step points and usage are thinned."""
         with self.changed:
-            if isinstance(event, Usage) and self._is_usage_refused:
-                return
             if isinstance(event, StepMetrics):
-                if not self._is_thinned_out():
-                    self._fresh.append(event)
-                if len(self._fresh) == FRESH_POINTS:
-                    self._spool_fresh()
-            elif not isinstance(event, Usage) or not self._is_thinned_out():
+                self._say_step(event)
+            elif isinstance(event, Usage):
+                self._say_usage(event)
+            else:
                 self._append(event)
-        if not isinstance(event, StepMetrics | Usage) or self._steps_said == 1:
-            self.hurry()
+                self.hurry()
 
     def hurry(self) -> None:
         """Send what there is now."""
@@ -165,6 +161,18 @@ class Outbox:
             self._spool.close()
 
     # ---- the spool -----------------------------------------------------------------------------
+
+    def _say_step(self, point: StepMetrics) -> None:
+        if not self._is_thinned_out():
+            self._fresh.append(point)
+        if len(self._fresh) == FRESH_POINTS:
+            self._spool_fresh()
+        if self._steps_said == 1:
+            self.hurry()
+
+    def _say_usage(self, usage: Usage) -> None:
+        if not self._is_usage_refused and not self._is_thinned_out():
+            self._append(usage)
 
     def _append(self, event: Event) -> None:
         self._spool_fresh()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from optim import load_kernels
 from service.contract.cluster import AttemptBrief
 from service.contract.events import (
     DATA_PREPARING,
@@ -64,6 +65,7 @@ def main(launch: RankLaunch) -> None:
     redact_streams()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    load_kernels()  # done before the fork, or now: what steps a model never depends on that
     # Before there are threads, peers or a GPU in use: what it forks later knows none of them.
     nursery = Nursery(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:

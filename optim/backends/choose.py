@@ -15,14 +15,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from optim.backends.form import Direction, Move, Tensors
+from optim.backends.repeat import Prepared
 from optim.sharding import local
 
 _log = logging.getLogger(__name__)
+_loaded_devices: set[str] = set()  #: by `load_kernels`
 
 #: Elements of a model below which no backend is loaded: half a second of loading would cost a short
 #: job more than its kernels could save. An estimate; `make bench-optim` measures around it.
 MIN_ELEMENTS = 2**20
 
+_PLAIN = frozenset({Tensor, Parameter})
 _HOMES = {"cpu": "optim.backends.numba_cpu", "cuda": "optim.backends.triton_gpu"}
 
 
@@ -37,6 +40,12 @@ class Backend(Protocol):
 
     def run(self, tensors: Tensors, *, move: Move, direction: Direction) -> None:
         """Do the update in one pass over memory."""
+
+    def prepare(self, tensors: Tensors) -> Prepared | None:
+        """Return an update that can be run again, of tensors that it takes, not narrow; or None."""
+
+    def load(self) -> None:
+        """Load kernels of the usual updates now, and not at the first step that needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +76,39 @@ def _loaded(home: str) -> Choice:
     return Choice(None, reason) if reason else Choice(backend)
 
 
-def is_worth_a_kernel(num_elements: int) -> bool:
-    """Return whether a model with so many elements in all is large enough to load a backend for."""
-    return num_elements >= MIN_ELEMENTS
+def is_worth_a_kernel(num_elements: int, device_type: str) -> bool:
+    """Return whether a model with so many elements in all is stepped by its device's backend.
+
+    It is where it is large enough to load a backend for, or where `load_kernels` was called.
+    """
+    return num_elements >= MIN_ELEMENTS or device_type in _loaded_devices
+
+
+def load_kernels(device_type: str = "cpu") -> None:
+    """Load the kernels of a device now, and step models of every size by them from now on.
+
+    For a process that many others are forked from, or that is asked for its first step soon: only
+    the time that loading takes speaks against kernels for a small model. A device without a backend
+    stays with plain torch.
+    """
+    _loaded_devices.add(device_type)
+    backend = backend_of(device_type).backend
+    if backend is not None:
+        backend.load()
+
+
+def prepared(tensors: Tensors) -> Prepared | None:
+    """Return the update as one that can be run again, if one backend does all of it that way.
+
+    None where points are narrow, since they are rounded otherwise in each step, or distributed.
+    """
+    if tensors.rounding or not all(_is_plain(row) for row in tensors.rows()):
+        return None
+    device_types = {point.device.type for point in tensors.points}
+    backend = backend_of(device_types.pop()).backend if len(device_types) == 1 else None
+    if backend is None or not all(backend.takes(row) for row in tensors.rows()):
+        return None
+    return backend.prepare(tensors)
 
 
 def run_where_possible(tensors: Tensors, *, move: Move, direction: Direction) -> set[int]:
@@ -83,7 +122,8 @@ def run_where_possible(tensors: Tensors, *, move: Move, direction: Direction) ->
         move: how points move.
         direction: how u comes from the gradients.
     """
-    parts = tensors.map(local)
+    is_plain = all(type(point) in _PLAIN for point in tensors.points)
+    parts = tensors if is_plain else tensors.map(local)
     kinds = defaultdict(list)
     for position, row in enumerate(parts.rows()):
         if _is_plain(row) and _can_round(parts, position):
@@ -93,7 +133,8 @@ def run_where_possible(tensors: Tensors, *, move: Move, direction: Direction) ->
         backend = backend_of(device_type).backend
         if backend is not None:
             taken = [position for position, row in members if backend.takes(row)]
-            backend.run(parts.at(taken), move=move, direction=direction)
+            some = parts if len(taken) == len(parts.points) else parts.at(taken)
+            backend.run(some, move=move, direction=direction)
             done.update(taken)
     return done
 
@@ -106,4 +147,7 @@ def _can_round(tensors: Tensors, position: int) -> bool:
 def _is_plain(row: tuple[Tensor, ...]) -> bool:
     """Refuse what may mean something else than its memory says, and rows of unequal shapes."""
     shape = row[0].shape
-    return all(type(t) in (Tensor, Parameter) and t.shape == shape for t in row)
+    for tensor in row:  # noqa: SIM110  all() takes twice as long, in every step for every tensor
+        if type(tensor) not in _PLAIN or tensor.shape != shape:
+            return False
+    return True

@@ -11,7 +11,7 @@ sides, where a second pool would fight torch's spinning threads for the cores.
 
 import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optim.backends import numba_kernels
-from optim.backends.form import Direction, Move, Rounding, Tensors, numbers
+from optim.backends.form import Direction, Move, Tensors, numbers
 from optim.precision import working_dtype
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ _Words = NDArray[np.int64]
 #: Elements of one tensor that a thread takes at a time: enough to hide the taking, few enough to
 #: share the last ones out.
 _CHUNK_ELEMENTS = 2**15
+#: The column of a row that says where the gradient is.
+_GRADIENT = 1
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -47,13 +49,18 @@ def takes(row: tuple[Tensor, ...]) -> bool:
     They can where all are on the CPU and contiguous, and of one dtype, float32 or float64; or where
     points and gradients are bfloat16 and the state is float32, and int16 for what rounding took.
     """
-    dtypes = [t.dtype for t in row]
-    if dtypes[0] not in _DTYPES or dtypes[1] != dtypes[0]:
+    dtype = row[0].dtype
+    if dtype not in _DTYPES or row[1].dtype != dtype:
         return False
-    state = working_dtype(dtypes[0])
-    others = dtypes[2:-1] if dtypes[-1] == torch.int16 else dtypes[2:]
-    fits = all(dtype == state for dtype in others)
-    return fits and all(t.device.type == "cpu" and t.is_contiguous() for t in row)
+    state = working_dtype(dtype)
+    others = row[2:-1] if row[-1].dtype == torch.int16 else row[2:]
+    for tensor in others:
+        if tensor.dtype != state:
+            return False
+    for tensor in row:  # noqa: SIM110  as in `choose`
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            return False
+    return True
 
 
 def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
@@ -76,14 +83,56 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
     >>> y, z
     (tensor([0.6250, 0.6250]), tensor([0.5000, 0.5000]))
     """
-    if not tensors.points:
-        return
-    dtype = tensors.points[0].dtype
-    table = _table(tensors)
-    if len(table):
-        function = _function(_kind(tensors), _DTYPES[dtype])
-        values = np.array(numbers(move, direction), dtype=_DTYPES[working_dtype(dtype)])
-        _run_parallel(function, table, values)
+    if tensors.points:
+        Job(tensors).run([g.data_ptr() for g in tensors.gradients], move=move, direction=direction)
+
+
+class Job:
+    """An update of tensors that stay where they are, with gradients that are elsewhere each time.
+
+    It holds addresses and no tensor: who keeps it keeps those too, and looks whether one has moved.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        """``tensors``: as in `run`, at least one."""
+        dtype = tensors.points[0].dtype
+        self._table = _table(tensors)
+        self._tensor_of, start, length = _chunks(_sizes(tensors))
+        self._gradient_starts = start * dtype.itemsize
+        self._most_threads = -(-int(length.sum()) // _CHUNK_ELEMENTS)
+        self._numbers = np.empty(numba_kernels.NUM_NUMBERS, dtype=_DTYPES[working_dtype(dtype)])
+        self._counter = np.zeros(1, dtype=np.int64)
+        self._words = np.empty(numba_kernels.JOB_LENGTH, dtype=np.int64)
+        self._words[numba_kernels.COUNTER] = self._counter.ctypes.data
+        self._words[numba_kernels.ROWS] = self._table.ctypes.data
+        self._words[numba_kernels.NUMBERS] = self._numbers.ctypes.data
+        self._words[numba_kernels.NUM_ROWS] = len(self._table)
+        self._address = self._words.ctypes.data
+        self._function = _function(_kind(tensors), _DTYPES[dtype]).address
+
+    def run(self, gradients: Sequence[int], *, move: Move, direction: Direction) -> None:
+        """Do the update with the gradients at these addresses, one for each tensor."""
+        if not self._most_threads:
+            return
+        addresses = np.array(gradients, dtype=np.int64)[self._tensor_of]
+        self._table[:, _GRADIENT] = addresses + self._gradient_starts
+        self._numbers[:] = numbers(move, direction)
+        self._counter[0] = 0
+        # As torch does: no thread is woken for less than a chunk of work.
+        num_threads = min(torch.get_num_threads(), self._most_threads)
+        _gomp_parallel()(self._function, self._address, num_threads, 0)
+
+
+def prepare(tensors: Tensors) -> Job:
+    """Return the update of tensors that `takes` accepts, at least one, to be run many times."""
+    return Job(tensors)
+
+
+def load() -> None:
+    """Compile the kernels of all updates in float32, or read them from the disk."""
+    _gomp_parallel()
+    for kind in numba_kernels.KINDS:
+        _function(kind, "float32")
 
 
 def _kind(tensors: Tensors) -> str:
@@ -97,16 +146,25 @@ def _kind(tensors: Tensors) -> str:
 def _table(tensors: Tensors) -> _Words:
     """One line for each chunk: where it is in each tensor, then the columns that kernels name."""
     rows = tensors.rows()
+    tensor_of, start, length = _chunks(_sizes(tensors))
+    width = len(rows[0])
+    addresses = np.array([t.data_ptr() for row in rows for t in row], dtype=np.int64)
     sizes = np.array([t.element_size() for t in rows[0]], dtype=np.int64)
-    addresses = np.array([[t.data_ptr() for t in row] for row in rows], dtype=np.int64)
-    tensor_of, start, length = _chunks(tuple(row[0].numel() for row in rows))
-    starts = addresses[tensor_of] + start[:, None] * sizes
-    if not tensors.low:
-        starts = np.pad(starts, ((0, 0), (0, 1)))
-    rounding = tensors.rounding or [Rounding(0, 0)] * len(rows)
-    keys = np.array([each.key for each in rounding], dtype=np.uint64).view(np.int64)
-    indexes = np.array([each.first_index for each in rounding], dtype=np.int64)
-    return np.column_stack([starts, keys[tensor_of], indexes[tensor_of] + start, length])
+    # A row without a low part has 0 in its place.
+    table = np.zeros((len(length), width - bool(tensors.low) + numba_kernels.NUM_MORE), np.int64)
+    table[:, :width] = addresses.reshape(-1, width)[tensor_of] + start[:, None] * sizes
+    table[:, numba_kernels.INDEX] = start
+    table[:, numba_kernels.LENGTH] = length
+    if tensors.rounding:
+        keys = np.array([each.key for each in tensors.rounding], dtype=np.uint64).view(np.int64)
+        indexes = np.array([each.first_index for each in tensors.rounding], dtype=np.int64)
+        table[:, numba_kernels.KEY] = keys[tensor_of]
+        table[:, numba_kernels.INDEX] += indexes[tensor_of]
+    return table
+
+
+def _sizes(tensors: Tensors) -> tuple[int, ...]:
+    return tuple([point.numel() for point in tensors.points])
 
 
 @lru_cache(maxsize=64)
@@ -117,18 +175,6 @@ def _chunks(sizes: tuple[int, ...]) -> tuple[_Words, _Words, _Words]:
     first_chunk = np.searchsorted(tensor_of, tensor_of)
     start = (np.arange(len(tensor_of)) - first_chunk) * _CHUNK_ELEMENTS
     return tensor_of, start, np.minimum(numel[tensor_of] - start, _CHUNK_ELEMENTS)
-
-
-def _run_parallel(function: Any, table: _Words, values: NDArray[Any]) -> None:
-    counter = np.zeros(1, dtype=np.int64)
-    job = np.empty(numba_kernels.JOB_LENGTH, dtype=np.int64)
-    job[numba_kernels.COUNTER] = counter.ctypes.data
-    job[numba_kernels.ROWS] = table.ctypes.data
-    job[numba_kernels.NUMBERS] = values.ctypes.data
-    job[numba_kernels.NUM_ROWS] = len(table)
-    # As torch does: no thread is woken for less than a chunk of work.
-    num_threads = min(torch.get_num_threads(), -(-int(table[:, -1].sum()) // _CHUNK_ELEMENTS))
-    _gomp_parallel()(function.address, job.ctypes.data, num_threads, 0)
 
 
 @cache

@@ -328,6 +328,8 @@ def _descent(like: Any) -> None:
 
 
 _BODIES = {"sgd": _sgd, "adam": _adam, "momentum": _momentum, "descent": _descent}
+#: The updates that have a kernel.
+KINDS = tuple(_BODIES)
 
 
 def compiled(kind: str, dtype: str, *, is_cached: bool) -> Any:

@@ -57,6 +57,14 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
         _launch(there, tensors, numbers(move, direction))
 
 
+def prepare(_tensors: Tensors) -> None:
+    """Nothing: a launch looks its addresses up itself."""
+
+
+def load() -> None:
+    """Nothing: kernels are compiled for the device of the tensors, at the first step."""
+
+
 def _launch(rows: list[tuple[Tensor, ...]], tensors: Tensors, values: tuple[float, ...]) -> None:
     device, dtype = rows[0][0].device, rows[0][0].dtype
     tensor_of, start_of, sizes = _blocks(tuple(row[0].numel() for row in rows), device)

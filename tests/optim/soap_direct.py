@@ -24,6 +24,7 @@ class DirectSOAP:
     decay: float
     frequency: int
     t: int = -1
+    largest: float = 0.0  #: element of a direction so far
     M: Tensor = field(init=False)
     V: Tensor = field(init=False)
     L: Tensor = field(init=False)
@@ -40,6 +41,7 @@ class DirectSOAP:
         rotated = self.QL.T @ G @ self.QR
         self.V = self.average(self.V, rotated**2, self.beta2, self.t)
         N = (self.QL.T @ self.M @ self.QR) / self.V.sqrt().clamp(min=self.eps)
+        self.largest = max(self.largest, float(N.abs().max()))
         self.W = self.W * (1 - self.lr * self.decay) - self.lr * self.QL @ N @ self.QR.T
         self.L = self.average(self.L, G @ G.T, self.shampoo_beta, self.t + 1)
         self.R = self.average(self.R, G.T @ G, self.shampoo_beta, self.t + 1)

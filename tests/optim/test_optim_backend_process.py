@@ -51,6 +51,31 @@ assert "numba" in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+def test_a_process_that_has_loaded_kernels_steps_small_models_by_them_too() -> None:
+    """Of its own device only, and a child that it forks does as well."""
+    done = process("""
+import os
+optim.load_kernels()
+from optim.backends import numba_cpu
+before = numba_cpu._function.cache_info().misses
+assert before == 4
+ran = []
+run = numba_cpu.Job.run
+numba_cpu.Job.run = lambda *a, **k: ran.append(run(*a, **k))
+pid = os.fork()
+w = steps(8)
+assert len(ran) == 2
+assert numba_cpu._function.cache_info().misses == before
+assert abs(w - 0.225).max() < 1e-6
+assert not choose.is_worth_a_kernel(8, "cuda")
+assert choose.is_worth_a_kernel(large, "cuda")
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+""")
+    assert done.returncode == 0, done.stderr
+
+
 def test_kernels_work_in_a_fork_of_a_process_that_only_imported() -> None:
     """z = 0.5, 0 and x = 0.5, 0.25, so y ends at 0.9 · 0.25."""
     done = process("""
@@ -176,8 +201,8 @@ def test_of_a_distributed_tensor_the_local_part_moves(monkeypatch: pytest.Monkey
     torch.distributed.init_process_group(
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
-    run, calls = numba_cpu.run, []
-    monkeypatch.setattr(numba_cpu, "run", lambda *a, **k: calls.append(run(*a, **k)))
+    run, calls = numba_cpu.Job.run, []
+    monkeypatch.setattr(numba_cpu.Job, "run", lambda *a, **k: calls.append(run(*a, **k)))
     try:
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         ends, whole = [], torch.randn(4, 3)

@@ -23,15 +23,17 @@ def reserved_seed(seed: int) -> int:
     return seed | _RESERVED_BIT
 
 
-def global_indices(step: int, *, batch_size: int, num_train: int, seed: int) -> Indices:
-    """Return the global sample numbers of one optimizer step.
+def global_indices(
+    step: int, *, batch_size: int, num_train: int, seed: int, num_steps: int = 1
+) -> Indices:
+    """Return the global sample numbers of an optimizer step, or of so many that follow each other.
 
-    ``step`` counts from 0; ``batch_size`` and ``num_train`` are at least 1; ``seed`` is in
-    [0, 2**64). Steps follow each other without a gap: a batch that reaches the end of an epoch goes
-    on in the next one. Returns ``batch_size`` numbers.
+    ``step`` counts from 0; ``batch_size``, ``num_train`` and ``num_steps`` are at least 1; ``seed``
+    is in [0, 2**64). Steps follow each other without a gap: a batch that reaches the end of an
+    epoch goes on in the next one. Returns ``num_steps * batch_size`` numbers, step after step.
     """
     start = step * batch_size
-    stop = start + batch_size
+    stop = start + num_steps * batch_size
     epochs = range(start // num_train, (stop - 1) // num_train + 1)
     parts = [
         _epoch(epoch, num_train, seed)[max(0, start - epoch * num_train) : stop - epoch * num_train]
@@ -41,10 +43,13 @@ def global_indices(step: int, *, batch_size: int, num_train: int, seed: int) -> 
 
 
 def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:
-    """Return this rank's contiguous share; all shares are equal and follow each other by rank."""
-    share, rest = divmod(len(indices), world_size)
-    assert rest == 0, f"expected world_size to divide {len(indices)} samples, saw {world_size}"
-    return indices[rank * share : (rank + 1) * share]
+    """Return this rank's contiguous share of a step's numbers, or of each row of several steps'.
+
+    All shares are equal and follow each other by rank.
+    """
+    share, rest = divmod(indices.shape[-1], world_size)
+    assert rest == 0, f"expected world_size to divide {indices.shape[-1]} samples, saw {world_size}"
+    return indices[..., rank * share : (rank + 1) * share]
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from worker.data.base import Batch, DataSet, Indices
+from worker.data.base import Batch, DataSet
 from worker.data.order import global_indices, rank_slice
 
 
@@ -28,11 +26,14 @@ class Shares:
         Bit for bit what each would be by itself, and where each would be: a library may sum in
         another order where memory is aligned otherwise.
         """
-        samples = self.data.train_batch(np.concatenate([self._indices(step) for step in steps]))
-        return [batch.aligned() for batch in samples.split(self.batch_size // self.world_size)]
-
-    def _indices(self, step: int) -> Indices:
         indices = global_indices(
-            step, batch_size=self.batch_size, num_train=self.data.num_train, seed=self.seed
+            steps.start,
+            batch_size=self.batch_size,
+            num_train=self.data.num_train,
+            seed=self.seed,
+            num_steps=len(steps),
         )
-        return rank_slice(indices, rank=self.rank, world_size=self.world_size)
+        by_step = indices.reshape(len(steps), self.batch_size)
+        mine = rank_slice(by_step, rank=self.rank, world_size=self.world_size)
+        samples = self.data.train_batch(mine.reshape(-1))
+        return [batch.aligned() for batch in samples.split(mine.shape[1])]
