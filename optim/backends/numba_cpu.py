@@ -1,7 +1,7 @@
 """One-pass kernels on the CPU: numba's machine code, run by the threads of torch itself.
 
-The kernel of an update is compiled at its first use in a process, so never at import and never
-before a fork, and kept on disk: beside the source in ``__pycache__`` where that can be written,
+The kernel of an update is compiled at its first use in a process, or by `load`, and never at
+import; it is kept on disk: beside the source in ``__pycache__`` where that can be written,
 else in the user's cache folder (numba's rule; ``NUMBA_CACHE_DIR`` names another).
 
 torch's CPU operators run in regions of an OpenMP runtime. The kernels ask that same runtime, by its

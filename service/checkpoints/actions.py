@@ -1,39 +1,45 @@
 """What users can do with checkpoints. Each action is one transaction, and safe to repeat."""
 
+from datetime import datetime
+
 from sqlalchemy.orm import Session
 
 from service.checkpoints import store
-from service.db.tables import CheckpointRow
+from service.contract.manifest import CheckpointKind
+from service.db.tables import CheckpointRow, JobRow
 from service.errors import Conflict
+from service.events import store as events
 
 
-def pin(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+def pin(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
     """Have retention keep the checkpoint from now on; raises NotFound. Again: no change."""
-    row = store.get(session, checkpoint_id, project, lock=True)
-    row.pinned = True
+    job, row = _locked(session, checkpoint_id, project)
+    if not row.pinned:
+        row.pinned = True
+        _tell(session, job, row, "pinned", now=now)
     return row
 
 
-def unpin(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+def unpin(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
     """Leave the checkpoint to retention, which next looks at it with its job's next checkpoint.
 
     Or within the hour, whichever comes first. Raises Conflict while a job's model starts from it.
     Again: no change.
     """
-    row = store.get(session, checkpoint_id, project, lock=True)
+    job, row = _locked(session, checkpoint_id, project)
     _require_no_start(session, row)
-    row.pinned = False
+    if row.pinned:
+        row.pinned = False
+        _tell(session, job, row, "unpinned", now=now)
     return row
 
 
-def delete(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+def delete(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
     """Unlist the checkpoint, whose files are the caller's to delete.
 
     Raises Conflict for one that a job goes on or starts from, and for one that is pinned.
     """
-    # The job first, as everywhere: no attempt of it can begin with this state meanwhile.
-    store.lock_job(session, store.get(session, checkpoint_id, project).job_id)
-    row = store.get(session, checkpoint_id, project, lock=True)
+    job, row = _locked(session, checkpoint_id, project)
     _require_no_start(session, row)
     if row.pinned:
         raise Conflict(f"expected a checkpoint that is not pinned, saw {row.id}; unpin it first")
@@ -43,7 +49,20 @@ def delete(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
             "goes on from; wait for the next one, or end the job first"
         )
     store.remove(session, row)
+    _tell(session, job, row, "deleted", now=now)
     return row
+
+
+def _locked(session: Session, checkpoint_id: str, project: str) -> tuple[JobRow, CheckpointRow]:
+    """Lock the job, then the checkpoint, in the order in which everybody does."""
+    job = store.lock_job(session, store.get(session, checkpoint_id, project).job_id)
+    return job, store.get(session, checkpoint_id, project, lock=True)
+
+
+def _tell(session: Session, job: JobRow, row: CheckpointRow, verb: str, *, now: datetime) -> None:
+    kind = "training state" if row.kind == CheckpointKind.RESUME else "eval checkpoint"
+    message = f"the {kind} of step {row.step}, {row.id}, was {verb}"
+    events.add(session, job, code=f"checkpoint.{verb}", message=message, at=now)
 
 
 def _require_no_start(session: Session, row: CheckpointRow) -> None:

@@ -15,6 +15,7 @@ from service.checkpoints.keys import blob_key
 from service.checkpoints.ranges import parse_range
 from service.checkpoints.removal import delete_files, folder_of
 from service.checkpoints.views import checkpoint_resource
+from service.clock import utc_now
 from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.resources import Checkpoint, Page
 from service.db.dependencies import Db
@@ -74,7 +75,7 @@ def get_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
 def pin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
     """Keep it, whatever retention says, until it is unpinned or its job is deleted."""
     with db.write() as session:
-        row = actions.pin(session, checkpoint_id, project)
+        row = actions.pin(session, checkpoint_id, project, now=utc_now())
         return checkpoint_resource(row, with_spec=True)
 
 
@@ -82,7 +83,7 @@ def pin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
 def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
     """Leave it to retention: with the job's next checkpoint of its kind, or within the hour."""
     with db.write() as session:
-        row = actions.unpin(session, checkpoint_id, project)
+        row = actions.unpin(session, checkpoint_id, project, now=utc_now())
         return checkpoint_resource(row, with_spec=True)
 
 
@@ -90,7 +91,8 @@ def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint
 def delete_checkpoint(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> None:
     """Delete it with its files; 409 while it is pinned, or a job goes on or starts from it."""
     with db.write() as session:
-        name = folder_of(actions.delete(session, checkpoint_id, project))
+        row = actions.delete(session, checkpoint_id, project, now=utc_now())
+        name = folder_of(row)
     delete_files([name], blobs=blobs)
 
 

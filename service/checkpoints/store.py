@@ -179,9 +179,10 @@ def get(session: Session, checkpoint_id: str, project: str, *, lock: bool = Fals
     return row
 
 
-def lock_job(session: Session, job_id: str) -> None:
-    """Wait for the job's lock, without which no attempt of it begins or ends."""
-    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+def lock_job(session: Session, job_id: str) -> JobRow:
+    """The job, locked until the transaction ends: no attempt of it begins or ends meanwhile."""
+    query = select(JobRow).where(JobRow.id == job_id).with_for_update()
+    return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
 def starting_from(session: Session, row: CheckpointRow) -> str | None:

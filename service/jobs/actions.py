@@ -57,9 +57,9 @@ def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool 
     for pointer, dataset_id in uploads_of(spec).items():
         require_sealed(session, dataset_id, project, pointer=pointer)
     require_known(session, spec.secrets, project=project)
-    spec = with_architecture(session, spec, project=project)
-    spec = with_wheel(session, spec, project=project, is_allowed=allow_wheels)
     now = utc_now()
+    spec = with_architecture(session, spec, project=project, now=now)
+    spec = with_wheel(session, spec, project=project, is_allowed=allow_wheels)
     job = _queued_row(spec, project, now)
     session.add(job)
     session.flush()

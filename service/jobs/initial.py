@@ -3,6 +3,8 @@
 From then on the specification carries the architecture itself, and retention keeps the files.
 """
 
+from datetime import datetime
+
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
@@ -17,7 +19,7 @@ from service.errors import Invalid, NotFound
 _POINTER = "/model/checkpoint_id"
 
 
-def with_architecture(session: Session, spec: JobSpec, *, project: str) -> JobSpec:
+def with_architecture(session: Session, spec: JobSpec, *, project: str, now: datetime) -> JobSpec:
     """Return the specification with the architecture of the checkpoint that it starts from, if any.
 
     Raises Invalid unless that is an eval checkpoint of the project whose model can do the task.
@@ -25,7 +27,7 @@ def with_architecture(session: Session, spec: JobSpec, *, project: str) -> JobSp
     model = spec.model
     if not isinstance(model, CheckpointModel):
         return spec
-    architecture = _architecture(_pinned(session, model.checkpoint_id, project))
+    architecture = _architecture(_pinned(session, model.checkpoint_id, project, now=now))
     if model.architecture not in (None, architecture):
         raise _invalid(
             "/model/architecture", "expected null or that of the checkpoint, saw another"
@@ -46,9 +48,9 @@ def initial_manifest(session: Session, spec: JobSpec, *, project: str) -> Manife
     return Manifest.model_validate(row.manifest)
 
 
-def _pinned(session: Session, checkpoint_id: str, project: str) -> CheckpointRow:
+def _pinned(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
     try:
-        row = actions.pin(session, checkpoint_id, project)
+        row = actions.pin(session, checkpoint_id, project, now=now)
     except NotFound as error:
         raise _invalid(
             _POINTER, f"expected a checkpoint of this project, saw {error.detail}"

@@ -313,7 +313,7 @@ def test_a_claim_does_not_begin_with_a_state_that_is_being_deleted(service, digi
     end(service, job_id, rank)
     db = service.http.app.state.db
     with db.write() as session:
-        actions.delete(session, newest, "default")
+        actions.delete(session, newest, "default", now=utc_now())
         reopening = threading.Thread(target=service.post, args=(f"/jobs/{job_id}/extend",))
         reopening.start()
         reopening.join(0.3)
@@ -435,3 +435,36 @@ def test_a_best_that_makes_no_sense_is_refused(service, digits_spec, params):
     answer = service.get(f"/jobs/{job_id}/checkpoints", params=params)
     assert answer.status_code == 422
     assert "best" in answer.text
+
+
+# ---- history -----------------------------------------------------------------------------------
+
+
+def told(service, job_id):
+    events = service.get(f"/jobs/{job_id}/events", params={"limit": 200}).json()["data"]
+    ours = ("checkpoint.pinned", "checkpoint.unpinned", "checkpoint.deleted")
+    return [(event["code"], event["message"]) for event in events if event["code"] in ours]
+
+
+def test_what_users_do_with_checkpoints_is_in_the_history_of_the_job_once(service, digits_spec):
+    job_id, rank = running(service, digits_spec)
+    saved, state = rank.save(1), rank.save(2, kind="resume")
+    rank.save(3, kind="resume")
+    for verb in ("pin", "pin", "unpin", "unpin"):
+        post(service, saved, verb)
+    for one in (saved, state):
+        assert delete(service, one).status_code == 204
+    assert told(service, job_id) == [
+        ("checkpoint.pinned", f"the eval checkpoint of step 1, {saved}, was pinned"),
+        ("checkpoint.unpinned", f"the eval checkpoint of step 1, {saved}, was unpinned"),
+        ("checkpoint.deleted", f"the eval checkpoint of step 1, {saved}, was deleted"),
+        ("checkpoint.deleted", f"the training state of step 2, {state}, was deleted"),
+    ]
+
+
+def test_what_is_refused_is_not_in_the_history(service, digits_spec):
+    job_id, rank = running(service, digits_spec)
+    saved = rank.save(1)
+    post(service, saved, "pin")
+    assert delete(service, saved).status_code == 409
+    assert [code for code, _ in told(service, job_id)] == ["checkpoint.pinned"]
