@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -45,6 +46,17 @@ ACCEPTANCE = (
 AT_LEAST_FASTER = 4.0
 #: Processes of each contender for the figures of an optimizer alone.
 ALONE_ROUNDS = 5
+#: Models so small that a step is mostly the way to its arithmetic.
+SMALL: dict[str, list[tuple[int, ...]]] = {
+    "convnet, 8 tensors of 20 thousand elements": [
+        *[(32, 1, 3, 3), (32,), (32,), (64, 32, 3, 3), (64,), (64,), (10, 64), (10,)],
+    ],
+    "10 tensors of 1000": [(1000,)] * 10,
+    "100 tensors of 1000": [(1000,)] * 100,
+    "100 tensors of 10000": [(10_000,)] * 100,
+}
+STEPS_AT_ONCE = 20
+PLAIN = "plain torch"
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -158,25 +170,49 @@ def report_alone(num_rounds: int) -> None:
     report_acceptance(rounds)
 
 
-def report_sizes() -> None:
-    """A step of small models with kernels and without, and so what `MIN_ELEMENTS` should be."""
-    for count, numel in ((10, 1000), (100, 1000), (10, 10_000), (100, 10_000), (10, 100_000)):
-        seconds = {}
-        for kind, least in (("kernels", 0), ("plain torch", 10**12)):
-            choose.MIN_ELEMENTS = least
-            (member,) = contenders([(numel,)] * count, [OURS_ADAMW])
-            member.give([torch.randn(numel)] * count)
-            taken = [seconds_of(member.optimizer.step) for _ in range(100)]
-            seconds[kind] = statistics.median(taken[10:])
-        listed = ", ".join(f"{kind} {1e3 * s:.3f} ms" for kind, s in seconds.items())
-        print(f"{count:4} tensors of {numel:7} elements: {listed}", flush=True)
+def report_small() -> None:
+    """Steps of small models, with kernels and without, and so what `MIN_ELEMENTS` should be.
+
+    One thread, and nothing else in the caches: between two steps of a model all take longer.
+    """
+    torch.set_num_threads(1)
+    for described, shapes in SMALL.items():
+        members = [*contenders(shapes, [TORCH_ADAMW, *PEER_ADAMW]), *with_and_without(shapes)]
+        for member in members:
+            member.give([torch.randn(shape) for shape in shapes])
+        rounds = [{m.name: seconds_of(partial(many_steps, m)) for m in members} for _ in range(41)]
+        kept = quieter_half(rounds[1:])
+        for name in rounds[0]:
+            median = statistics.median(r[name] for r in kept) / STEPS_AT_ONCE
+            print(f"{described}: {name:42} {1e6 * median:8.1f} us", flush=True)
+
+
+def with_and_without(shapes: list[tuple[int, ...]]) -> list[Contender]:
+    """Ours stepped by kernels, and in plain torch; what stepped it once does so from then on."""
+    made = []
+    for kind, least in (("kernels", 0), (PLAIN, 10**12)):
+        choose.MIN_ELEMENTS = least
+        (member,) = contenders(shapes, [OURS_ADAMW])
+        made.append(Contender(f"{member.name}, {kind}", member.optimizer, member.parameters))
+        made[-1].give([torch.randn(shape) for shape in shapes])
+        member.optimizer.step()
+    return made
+
+
+def many_steps(member: Contender) -> None:
+    for _ in range(STEPS_AT_ONCE):
+        member.optimizer.step()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--without", nargs="*", default=[], help="contenders to leave out")
+    parser.add_argument("--small", action="store_true", help="small models alone")
     arguments = parser.parse_args()
+    if arguments.small:
+        report_small()
+        return
     names = [name for name in MAKES if name not in arguments.without]
     torch.set_num_threads(2)
     shapes = transformer_shapes()
@@ -192,7 +228,7 @@ def main() -> None:
     report_export(ours, arguments.rounds)
     report_first_steps(names)
     report_alone(ALONE_ROUNDS)
-    report_sizes()
+    report_small()
     print(f"load at the end {os.getloadavg()}")
 
 

@@ -23,6 +23,8 @@ Command = Callable[..., subprocess.Popen[str]]
 def start(url, settings, tmp_path) -> Iterator[Command]:
     """Starts ``roadless`` with these arguments in ``tmp_path``."""
     started: list[subprocess.Popen[str]] = []
+    # What a shell starts in the background ignores Ctrl-C, and all that it starts itself does too.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def starting(*arguments: str, url: str = url, **options: Any) -> subprocess.Popen[str]:
         given = {"ROADLESS_URL": url, "ROADLESS_HOME": str(settings.home_dir), "TERM": "xterm"}
@@ -41,6 +43,7 @@ def start(url, settings, tmp_path) -> Iterator[Command]:
     for process in started:
         process.kill()
         process.communicate()
+    signal.signal(signal.SIGINT, usual)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ LATE = {"PIL", "datasets", "obstore", "pandas", "pyarrow", "tokenizers"}
 
 def test_a_fork_server_loads_none_of_them_and_has_one_thread():
     code = f"""
-import importlib, os, sys
-for name in {PRELOAD!r}: importlib.import_module(name)
+import os, sys
+from worker.birth import load_entry
+load_entry("os:getpid", preload={PRELOAD!r})
 before = set(sys.modules)
 import worker.rank
 new = {{name.partition('.')[0] for name in set(sys.modules) - before}}

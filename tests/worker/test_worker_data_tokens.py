@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_cases import Node, said, write_table
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -119,7 +119,10 @@ def test_held_out_bytes_are_those_of_the_held_out_tokens(tmp_path):
     assert string.bytes_per_token == pytest.approx(8 / 9)
 
 
-@given(st.binary(max_size=60), st.integers(1, 9))
+@given(st.binary(max_size=60) | st.text(max_size=30).map(str.encode), st.integers(1, 9))
+@example("\x80".encode(), 1)
+@example("aé😀".encode(), 1)
+@example(b"\x80" * 9, 1)
 def test_pieces_of_a_text_join_to_it_and_never_cut_a_character(tmp_path_factory, content, size):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(content)

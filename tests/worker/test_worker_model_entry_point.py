@@ -130,7 +130,8 @@ def test_what_a_model_draws_from_any_library_is_a_function_of_seed_and_step(
     """So a run that is repeated, or resumed, takes the same steps."""
     losses = []
     for run in ("first", "again"):
-        bench = Bench(make_brief(), tmp_path / run, model=make("noisy"))
+        brief = make_brief(model={"kind": "entry_point", "factory": f"{MODULE}:noisy"})
+        bench = Bench(brief, tmp_path / run, model=make("noisy"))
         bench.training.run()
         losses.append([point.values["train.loss"] for point in bench.reporter.steps])
     assert losses[0] == losses[1]

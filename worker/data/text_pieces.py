@@ -8,6 +8,8 @@ from worker.errors import DataInvalid
 
 #: A longer text is tokenised in pieces of about this size, which end with a line where they can.
 PIECE_BYTES = 2**20
+#: Bytes of a character in UTF-8, at most.
+_LONGEST_CHARACTER = 4
 
 
 def read_bytes(path: Path) -> Iterator[Piece]:
@@ -30,20 +32,24 @@ def read_text(path: Path, *, file: str) -> Iterator[Piece]:
             piece, held = held[:end], held[end:]
             _require_utf8(piece, file=file, line=line)
             line += piece.count(b"\n")
-            yield Piece(piece, ends_text=False)
+            if piece:
+                yield Piece(piece, ends_text=False)
         _require_utf8(held, file=file, line=line)
         yield Piece(held, ends_text=True)
 
 
 def _last_cut(content: bytes) -> int:
-    """Where the last line begins that is not complete; in one long line, the last character."""
+    """Where the last line begins that is not complete; in one long line, the last character.
+
+    That one may be cut short, so it waits for the next piece.
+    """
     newline = content.rfind(b"\n")
     if newline >= 0:
         return newline + 1
     start = len(content) - 1
     while start > 0 and content[start] & 0xC0 == 0x80:  # inside a character
         start -= 1
-    return start or len(content)
+    return start if start or len(content) < _LONGEST_CHARACTER else len(content)
 
 
 def _require_utf8(content: bytes, *, file: str, line: int) -> None:
