@@ -9,6 +9,7 @@ import torch.distributed as dist
 from worker.interface import use_interface_towards
 from worker.launcher import RankLaunch
 from worker.peers import Store
+from worker.rendezvous import wait_for_listener
 
 #: How long a collective waits for a peer: longer than any ``hang_seconds``, so that the watchdog,
 #: which can say where a rank hangs, comes first. Agents kill the peers of a dead rank long before.
@@ -52,6 +53,8 @@ def join(launch: RankLaunch) -> Cluster:
 def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:
     """Open the process group; return the store that the ranks met by, for words of their own."""
     use_interface_towards(launch.master_addr)
+    if launch.rank > 0:
+        wait_for_listener(launch.master_addr, launch.master_port)
     timeout = timedelta(seconds=COLLECTIVE_SECONDS)
     store = dist.TCPStore(  # type: ignore[attr-defined]  # torch hides it from mypy
         launch.master_addr,
