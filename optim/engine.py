@@ -15,9 +15,9 @@ How the parts meet, for who adds one:
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -108,9 +108,20 @@ class Engine(AveragedOptimizer):
         if job is None:
             return False
         job.run([g.data_ptr() for g in tensors.gradients], move=move, direction=direction)
+        self._forget_repeats(keep={id(group) for group in self.param_groups})
         names = self._kernel_names(group)
         self._repeats[id(group)] = Repeat.of(job, tensors.points, self.state, names)
         return True
+
+    def _forget_repeats(self, *, keep: Collection[int] = ()) -> None:
+        """Let go of the states of groups that are no more."""
+        for key in self._repeats.keys() - keep:
+            del self._repeats[key]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in `AveragedOptimizer`; what was known of the old state goes with it."""
+        self._forget_repeats()
+        super().load_state_dict(state_dict)
 
     def _is_repeated(self, parameters: TensorList, group: Group, pace: Pace) -> bool:
         """Take the step as the one before was taken, if nothing has moved and all is as it was."""

@@ -220,3 +220,22 @@ def test_gradients_of_another_type_are_prepared_anew(made: list[int]) -> None:
         one.step()
         assert repeat.gradients(one.parameters, one.optimizer.state) is None
     assert len(made) == 1
+
+
+def test_a_state_that_is_replaced_is_let_go() -> None:
+    """By loading another one, and by a group that is taken away."""
+    one = Trained(MAKES["schedule-free"])
+    _add_group(one)
+    one.step()
+    saved = copy.deepcopy(one.optimizer.state_dict())
+    old = [weakref.ref(one.optimizer.state[p]["z"]) for p in one.parameters]
+    one.optimizer.load_state_dict(saved)
+    assert [z() for z in old] == [None] * 4
+    one.step()
+    late = one.parameters.pop()
+    old_z = weakref.ref(one.optimizer.state[late]["z"])
+    one.optimizer.param_groups.pop()
+    del one.optimizer.state[late]
+    _swap_memory(one)
+    one.step()
+    assert old_z() is None
