@@ -65,6 +65,10 @@ def mlp(folders: dict[str, Path]) -> Path:
     return folders["mlp"]
 
 
+#: What sums in another order cost a small model. Most lose 1e-6; gpt2 on one thread 1.3e-5.
+CLOSE = 3e-5
+
+
 def loaded(folder: Path) -> Loaded:
     return load(open_source(folder), settings=SETTINGS)
 
@@ -90,7 +94,7 @@ def test_an_onnx_file_gives_the_models_outputs_for_batches_of_any_size(
 ) -> None:
     said = export(folders[name], tmp_path / "out", to="onnx", settings=SETTINGS)
     assert said["files"] == ["model.onnx"]
-    assert said["largest_difference"] <= 1e-5
+    assert said["largest_difference"] <= CLOSE
     model = loaded(folders[name])
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for batch_size, shorter in ((2, 0), (5, 3)):
@@ -98,7 +102,7 @@ def test_an_onnx_file_gives_the_models_outputs_for_batches_of_any_size(
         with torch.no_grad():
             expected = model.model(inputs)
         assert expected.abs().max() > 0, "a model that says nothing proves nothing"
-        torch.testing.assert_close(run(session, inputs), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(run(session, inputs), expected, rtol=CLOSE, atol=CLOSE)
 
 
 def test_an_onnx_file_says_where_it_is_from(mlp: Path, tmp_path: Path) -> None:

@@ -30,13 +30,14 @@ const overlay = new Overlay(`${base}/theory`);
 async function look() {
   const job = await get(base);
   showHeader(job);
+  await readEvents(); // pins and deletions are told there alone
   const stale = isTerminal(job.phase) ? 0 : Math.floor(Date.now() / FRESH_MS);
-  const mark = [job.version, job.progress.step, job.attempt?.fence, job.phase, stale].join();
+  const { version, phase, progress, attempt } = job;
+  const mark = [version, phase, progress.step, attempt?.fence, seen.lastEvent, stale].join();
   if (mark !== seen.mark) {
     await Promise.all([readTrain(), readCurve(job), readCheckpoints(), overlay.read(job.phase)]);
     showCharts(job);
   }
-  await readEvents();
   seen.mark = mark;
   return isTerminal(job.phase) ? ENDED_MS : LIVE_MS;
 }
