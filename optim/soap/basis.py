@@ -1,23 +1,32 @@
-"""The eigenbasis of a factor: found once, and then followed by one step of power iteration."""
+"""The eigenbasis of a factor: found once, and then followed by one step of power iteration.
+
+Where the mathematics leaves a choice open (equal eigenvalues, a null space, what a factor has not
+seen) the choice is made by a rule. Left to rounding it would be another one with every LAPACK.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-#: Added to the diagonal, so that the first decomposition of a zero gradient's factor is defined.
-_RIDGE = 1e-30
 #: What is far above rounding and far below λ₁, in units of n times the precision.
 _NOISE = 64
+#: A column of QR keeps the old basis where no more than this many shifts remain of it.
+_FEW_SHIFTS = 8
 
 
 def eigenbasis(factor: Tensor) -> Tensor:
-    """Return the eigenvectors of L + 1e-30 I as columns, the largest eigenvalue first.
+    """Return the eigenvectors of L as columns, the largest eigenvalue first.
 
-    The first gradient of a matrix that is not square leaves a null space in the larger factor; its
-    basis is chosen by rule (`_complement`). Tried as it is, then in float64, then in float64 on the
-    CPU, whose solver is the sturdiest.
+    Found in float64, so that what a float32 factor decides does not hang on a solver's last bit; if
+    that fails, on the CPU, whose solver is the sturdiest.
+
+    * Rows of zeros (a dead unit, a token not seen) have their axes as eigenvectors, exactly.
+    * Eigenvalues within min(64 n ε, √ε) λ₁ of each other (ε the precision of L) count as equal.
+      Any basis of their space will do; it is that of `_basis_by_rule`.
 
     Args:
-        factor: L, symmetric, of shape (n, n).
+        factor: L, symmetric, positive semidefinite, of shape (n, n).
 
     Raises:
         RuntimeError: no solver converges.
@@ -26,11 +35,23 @@ def eigenbasis(factor: Tensor) -> Tensor:
     tensor([[0., 1.],
             [1., 0.]])
     """
-    exact = factor.to(torch.float64)
+    seen = factor.diagonal() != 0
+    if seen.all():
+        return _solved(factor)
+    used, unused = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
+    basis = torch.zeros_like(factor)
+    if used.numel():
+        basis[used, : used.numel()] = _solved(factor[used][:, used])
+    basis[unused, torch.arange(used.numel(), len(factor))] = 1
+    return basis
+
+
+def _solved(L: Tensor) -> Tensor:
+    exact, resolution = L.to(torch.float64), min(_noise(L), _precision(L) ** 0.5)
     failures: list[RuntimeError] = []
-    for candidate in (factor, exact, exact.cpu()):
+    for candidate in (exact, exact.cpu()):
         try:
-            return _eigenvectors(candidate).to(factor)
+            return _eigenvectors(candidate, resolution=resolution).to(L)
         except RuntimeError as error:
             failures.append(error)
     raise RuntimeError(
@@ -38,35 +59,49 @@ def eigenbasis(factor: Tensor) -> Tensor:
     ) from failures[-1]
 
 
-def _eigenvectors(L: Tensor) -> Tensor:
-    ridge = _RIDGE * torch.eye(L.shape[0], dtype=L.dtype, device=L.device)
+def _eigenvectors(L: Tensor, *, resolution: float) -> Tensor:
     eigenvalues: Tensor
     eigenvectors: Tensor
-    eigenvalues, eigenvectors = torch.linalg.eigh(L + ridge)
-    least = _noise(L) * eigenvalues[-1]
-    num_unseen = int((eigenvalues <= least).sum())
-    if num_unseen:
-        seen = eigenvectors[:, num_unseen:]
-        eigenvectors = torch.cat([_complement(seen), seen], 1)
-    return eigenvectors.flip(-1).contiguous()
+    eigenvalues, eigenvectors = torch.linalg.eigh(L)
+    descending, basis = eigenvalues.flip(0).tolist(), eigenvectors.flip(1).contiguous()
+    for start, end in _clusters(descending, width=resolution * descending[0]):
+        if end - start > 1:
+            basis[:, start:end] = _basis_by_rule(basis[:, start:end])
+    return basis
 
 
-def _complement(seen: Tensor) -> Tensor:
-    """Return an orthonormal basis of what is orthogonal to the columns, by rule and not by noise.
+def _clusters(descending: list[float], *, width: float) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of what lies within ``width`` of the first of its range.
 
-    What a solver returns for a null space depends on the last bit of the gradient, and so would the
-    run: on the number of ranks, for one. With P the projection on the null space these are the
-    eigenvectors of P D P, D a diagonal of different numbers: unused axes are left as they are.
+    >>> list(_clusters([4.0, 3.9, 3.8, 1.0, 0.0, 0.0], width=0.15))
+    [(0, 2), (2, 3), (3, 4), (4, 6)]
     """
-    n, num_seen = seen.shape
-    D = torch.linspace(1, 2, n, dtype=seen.dtype, device=seen.device)
-    P = torch.eye(n, dtype=seen.dtype, device=seen.device) - seen @ seen.T
-    complement: Tensor = torch.linalg.eigh(P @ (D.unsqueeze(1) * P)).eigenvectors
-    return complement[:, num_seen:]
+    start = 0
+    for end in range(1, len(descending) + 1):
+        if end == len(descending) or descending[start] - descending[end] > width:
+            yield start, end
+            start = end
+
+
+def _basis_by_rule(columns: Tensor) -> Tensor:
+    """Return the orthonormal basis of the columns' space that a rule chooses: near the axes.
+
+    With V the columns, the rule is V W, W the eigenvectors of Vᵀ D V, where D = diag(√1, √2, ...).
+    No LAPACK has a say in it: V W is the same for every orthonormal V of that space. Axes inside
+    the space are left as they are. Sums of these roots do not cancel as those of whole numbers do,
+    so that spaces of the kind that occurs (like those of e₁ ± e₂) have a basis of their own too.
+    """
+    D = torch.arange(1, len(columns) + 1, dtype=columns.dtype, device=columns.device).sqrt()
+    W: Tensor = torch.linalg.eigh(columns.T @ (D.unsqueeze(1) * columns)).eigenvectors
+    return columns @ W
+
+
+def _precision(tensor: Tensor) -> float:
+    return torch.finfo(tensor.dtype).eps
 
 
 def _noise(L: Tensor) -> float:
-    return min(_NOISE * L.shape[0] * torch.finfo(L.dtype).eps, 0.125)
+    return min(_NOISE * L.shape[0] * _precision(L), 0.125)
 
 
 def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, Tensor]:
@@ -80,7 +115,13 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
 
     The shift μ (ε the precision of the dtype) leaves the eigenvectors alone. It decides by the old
     basis, not by rounding noise, what becomes of the directions that L has not seen; the SOAP paper
-    and HeavyBall 0.7.4 have none, HeavyBall 3.2.1 has this one.
+    and HeavyBall 0.7.4 have none, HeavyBall 3.2.1 has this one. Two more rules:
+
+    * Estimates closer than √ε of the largest are in the order in which they were.
+    * A column of which QR leaves less than ε^¼, and that little more than its shift, lies in the
+      space of the more important ones: L says nothing of its own about it. It comes behind them and
+      starts from its old direction, not from the digits that are left. It costs a second QR, and on
+      an accelerator a look at one number; both are rare once a basis is near the eigenvectors.
 
     Args:
         factor: L, symmetric, of shape (n, n).
@@ -100,15 +141,40 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
     # By rows: L is symmetric, and rows are what a permutation copies and LAPACK reads fastest.
     rows = basis.T @ factor
     eigenvalues = (basis.T * rows).sum(1)
-    order = eigenvalues.argsort(descending=True, stable=True)
-    shift = max(floor, _noise(factor)) * eigenvalues.abs().amax().clamp(
-        min=torch.finfo(factor.dtype).tiny
-    )
-    return _orthogonalised((rows + shift * basis.T)[order].T), order
-
-
-def _orthogonalised(columns: Tensor) -> Tensor:
-    """Return Q of QR, whose R nobody needs."""
-    reflectors, scales = torch.geqrf(columns)
+    largest = eigenvalues.abs().amax().clamp(min=torch.finfo(factor.dtype).tiny)
+    order = _descending(eigenvalues, largest)
+    shift = max(floor, _noise(factor)) * largest
+    rows = (rows + shift * basis.T)[order]
+    reflectors, scales = torch.geqrf(rows.T)
+    undecided = _undecided(reflectors.diagonal().abs(), rows, shift=shift)
+    if undecided is not None:
+        behind = undecided.to(torch.int8).argsort(stable=True)
+        rows = torch.where(undecided.unsqueeze(1), basis.T[order], rows)[behind]
+        order = order[behind]
+        reflectors, scales = torch.geqrf(rows.T)
     Q: Tensor = torch.linalg.householder_product(reflectors, scales)
-    return Q
+    return Q, order
+
+
+def _descending(eigenvalues: Tensor, largest: Tensor) -> Tensor:
+    """Return the order of eigenvalues; those that are about equal keep the order that they have.
+
+    >>> _descending(torch.tensor([0.5, 0.5 + 1e-6, 1.0, 0.0, 1e-9]), torch.tensor(1.0))
+    tensor([2, 0, 1, 3, 4])
+    """
+    steps = eigenvalues / (largest * _precision(eigenvalues) ** 0.5)
+    order: Tensor = steps.round_().argsort(descending=True, stable=True)
+    return order
+
+
+def _undecided(remainders: Tensor, rows: Tensor, *, shift: Tensor) -> Tensor | None:
+    """Say of which rows little more than their shift is left beside the rows before; None: of none.
+
+    Asked first is what a small basis answers with one number, so that it is spared the rest.
+    """
+    few = _FEW_SHIFTS * shift
+    if remainders.amin() > few:
+        return None
+    least = _precision(rows) ** 0.25 * torch.linalg.vector_norm(rows, dim=1)
+    is_undecided = (remainders <= few) & (remainders <= least)
+    return is_undecided if is_undecided.any() else None

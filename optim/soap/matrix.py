@@ -6,6 +6,8 @@ Of a parameter is kept: ``step``, the number of its updates; ``exp_avg_sq`` (v) 
 another layout would give the same products with other last bits.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,8 @@ def direction(g: Tensor, state: State, layout: Layout, coefficients: Coefficient
         v̂ ← β₂ v̂ + (1 - β₂) ĝ²
         u = Q₀ (m̂ / max(√v̂, ε)) Q₁ᵀ
 
-    Without momentum m̂ is ĝ.
+    Without momentum m̂ is ĝ. Where v̂ is no more than what rounding makes of zeros u is 0: see
+    `_rounding_squared`.
 
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3, lines 3 to 11.
     """
@@ -59,7 +62,39 @@ def direction(g: Tensor, state: State, layout: Layout, coefficients: Coefficient
     v.mul_(coefficients.beta2).addcmul_(rotated, rotated, value=1 - coefficients.beta2)
     if coefficients.beta1 is not None:
         rotated = state["exp_avg"].lerp_(rotated, 1 - coefficients.beta1)
-    return rotate_back(rotated / v.sqrt().clamp_(min=coefficients.eps), bases)
+    u = rotated / v.sqrt().clamp_(min=coefficients.eps)
+    if layout.rotated and _may_be_rounding(v, layout):
+        u.masked_fill_(v <= _rounding_squared(v, layout), 0)
+    return rotate_back(u, bases)
+
+
+def _may_be_rounding(v: Tensor, layout: Layout) -> bool:
+    """Rule out with two numbers that any entry is; an accelerator would have to wait for them."""
+    if v.device.type != "cpu":
+        return True
+    return float(v.amin()) <= (len(layout.rotated) + 1) * _rounding_share(v) * float(v.sum())
+
+
+def _rounding_squared(v: Tensor, layout: Layout) -> Tensor:
+    """Return for each entry the v̂ that rotations can leave there of a gradient that has none.
+
+    A direction that no gradient has, as between two units that are alike, or among the logits of a
+    softmax, whose gradients add up to 0, is 0 only to rounding once it is rotated. Divided by its
+    own root, rounding would move such a direction as fast as all others. A basis is known to a few
+    ε (the dtype's precision), so entry (j, k) has a few ε of its column and of its row, and of all
+    entries what signs at random leave. To be far above both, ε^¾ takes their place; in squares::
+
+        ε^1.5 (Σⱼ v̂ + Σₖ v̂ + Σⱼₖ v̂ / √(n₀ n₁))
+    """
+    num_entries = math.prod(layout.shape[i] for i in layout.rotated)
+    left = v.sum(layout.rotated, keepdim=True) / math.sqrt(num_entries)
+    for i in layout.rotated:
+        left = left + v.sum(i, keepdim=True)
+    return left * _rounding_share(v)
+
+
+def _rounding_share(v: Tensor) -> float:
+    return float(torch.finfo(v.dtype).eps ** 1.5)
 
 
 def learn(g: Tensor, state: State, layout: Layout, coefficients: Coefficients) -> None:

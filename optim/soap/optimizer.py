@@ -32,6 +32,16 @@ class SOAP(Descent):
     and bases are float32, or float64 for float64 parameters. State per rotated dimension of size n:
     two matrices n x n; and per parameter m and v.
 
+    Other CPUs, thread counts and numbers of ranks add up in another order, so their gradients and
+    products differ in the last bits. What is promised of two such runs: no choice that mathematics
+    leaves open is made by rounding. Rows that are alike stay alike, rows without gradients stay
+    where they are, and signs or null spaces of a LAPACK do not matter. What is not promised: equal
+    bits, and equal paths for ever. In float64 two runs have parted after 50 steps by less than
+    1e-8 of the way gone; by up to 1e-6 where a basis turns among directions that a factor hardly
+    sees, since each refresh divides rounding by its shift, ε; by up to 1e-4 where steps overshoot
+    along a direction whose v̂ is almost nothing, and double what they find there. In float32, on the
+    same problems, it is 1e-5, and up to a few percent. docs/reproducibility.md has the figures.
+
     Args:
         params: parameters, or dicts of groups, each with settings of its own.
         lr: learning rate, >= 0; often that of a good AdamW. A number or a tensor of one element,
