@@ -152,7 +152,7 @@ def test_units_that_are_alike_stay_alike(name: str) -> None:
 
 @pytest.mark.parametrize("name", SOAPS)
 def test_dead_units_do_not_move_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not by the smallest number; nor with a LAPACK that mixes their axes with others of a null space."""
+    """Not by the smallest number, nor with a LAPACK that mixes their axes with others."""
     monkeypatch.setattr(torch.linalg, "eigh", turned_eigenvectors)
     W = Parameter(torch.zeros(8, 6))
     optimizer = make(name, [W], lr=0.1, weight_decay=0.0)
