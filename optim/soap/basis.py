@@ -19,11 +19,9 @@ def eigenbasis(factor: Tensor) -> Tensor:
     """Return the eigenvectors of L as columns, the largest eigenvalue first.
 
     Found in float64, so that what a float32 factor decides does not hang on a solver's last bit; if
-    that fails, on the CPU, whose solver is the sturdiest.
-
-    * Rows of zeros (a dead unit, a token not seen) have their axes as eigenvectors, exactly.
-    * Eigenvalues within min(64 n ε, √ε) λ₁ of each other (ε the precision of L) count as equal.
-      Any basis of their space will do; it is that of `_basis_by_rule`.
+    that fails, on the CPU, whose solver is the sturdiest. Eigenvalues within min(64 n ε, √ε) λ₁ of
+    each other (ε the precision of L) count as equal, and zeros with them. Any basis of their space
+    would do; it is that of `_basis_by_rule`.
 
     Args:
         factor: L, symmetric, positive semidefinite, of shape (n, n).
@@ -35,23 +33,11 @@ def eigenbasis(factor: Tensor) -> Tensor:
     tensor([[0., 1.],
             [1., 0.]])
     """
-    seen = factor.diagonal() != 0
-    if seen.all():
-        return _solved(factor)
-    used, unused = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
-    basis = torch.zeros_like(factor)
-    if used.numel():
-        basis[used, : used.numel()] = _solved(factor[used][:, used])
-    basis[unused, torch.arange(used.numel(), len(factor))] = 1
-    return basis
-
-
-def _solved(L: Tensor) -> Tensor:
-    exact, resolution = L.to(torch.float64), min(_noise(L), _precision(L) ** 0.5)
+    exact, resolution = factor.to(torch.float64), min(_noise(factor), _precision(factor) ** 0.5)
     failures: list[RuntimeError] = []
     for candidate in (exact, exact.cpu()):
         try:
-            return _eigenvectors(candidate, resolution=resolution).to(L)
+            return _eigenvectors(candidate, resolution=resolution).to(factor)
         except RuntimeError as error:
             failures.append(error)
     raise RuntimeError(
