@@ -61,11 +61,11 @@ def advance(
         weight_lr_power: power of the learning rate in the weight, >= 0; 0 ignores it.
         lr_factor: what the base rule makes of the learning rate in this step, >= 0.
 
-    >>> first, pace = advance(Counters(), lr=0.1, warmup_steps=2, r=0.0, weight_lr_power=2.0)
+    >>> first, pace = advance(Counters(), lr=0.5, warmup_steps=2, r=0.0, weight_lr_power=2.0)
     >>> pace
-    Pace(t=1, lr=0.05, c=1.0)
-    >>> advance(first, lr=0.1, warmup_steps=2, r=0.0, weight_lr_power=2.0)[1]
-    Pace(t=2, lr=0.1, c=0.8)
+    Pace(t=1, lr=0.25, c=1.0)
+    >>> advance(first, lr=0.5, warmup_steps=2, r=0.0, weight_lr_power=2.0)[1]
+    Pace(t=2, lr=0.5, c=0.8)
     """
     t = counters.k + 1
     gamma = warmed_up(lr, t, warmup_steps=warmup_steps) * lr_factor

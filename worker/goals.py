@@ -48,10 +48,12 @@ def standing(record: GoalRecord, budget: BudgetSpec | None) -> Reason | None:
 def judge(
     record: GoalRecord, values: Mapping[str, float], *, budget: BudgetSpec | None
 ) -> GoalRecord:
-    """Return the record with one more planned evaluation in it.
+    """Return the record with one more planned evaluation in it; a goal that stands is kept.
 
     ``values``: what it found, by metric. Raises DataInvalid when what a goal is about is not there.
     """
+    if standing(record, budget) is not None:
+        return record  # of an evaluation that was under way beside training by then
     if record.reached is not None:
         record = replace(record, evaluations_since_best=0, reached=None, limits=None)
     if budget is None:

@@ -37,8 +37,9 @@ def verify(
 
     ``sources``: what data may be read from. ``entry_points``: factories that may be called.
 
-    Sets torch's threads to the receipt's, since sums on a CPU depend on them. Raises
-    CheckpointUnreadable for damaged files, and ValueError for a checkpoint without a receipt.
+    Sets torch's threads to the receipt's, since sums on a CPU depend on them; on another kind of
+    CPU the last digits differ nevertheless. Raises CheckpointUnreadable for damaged files, and
+    ValueError for a checkpoint without a receipt.
     """
     manifest = read_manifest(folder)
     if manifest.evaluation is None:

@@ -231,6 +231,20 @@ def test_no_verdict_is_lost_with_an_attempt_that_dies_behind_a_state(tmp_path: P
     assert 5 <= again.bench.training.step <= 8
 
 
+def test_verdicts_that_are_found_together_end_a_job_as_one_by_one(tmp_path: Path) -> None:
+    """Where a step takes longer than an evaluation: with the third verdict, and not with none."""
+    patience = {"evaluations": 2, "min_delta": 100.0}
+    beside = Beside(tmp_path, budget={"max_steps": 12, "patience": patience})
+    take, kept = beside.bench.milestones.found, []
+
+    def found_in_pairs() -> list[Any]:
+        kept.extend(take())
+        return [kept.pop(0) for _ in range(2)] if len(kept) > 1 else []
+
+    beside.bench.milestones.found = found_in_pairs  # type: ignore[method-assign]
+    assert beside.run() is Reason.NO_BETTER
+
+
 def test_what_a_user_asks_for_is_not_judged(tmp_path: Path) -> None:
     until = {"metric": "eval.loss", "value": 1e9, "mode": "min"}
     beside = Beside(

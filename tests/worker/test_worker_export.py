@@ -65,8 +65,14 @@ def mlp(folders: dict[str, Path]) -> Path:
     return folders["mlp"]
 
 
-#: What sums in another order cost a small model. Most lose 1e-6; gpt2 on one thread 1.3e-5.
+#: What sums in another order cost a small model: most lose 1e-6.
 CLOSE = 3e-5
+#: gpt2 was seen to lose 9e-7 to 1.3e-5, by CPU and threads.
+FURTHER = {"transformers gpt2": 1e-4}
+#: How far `gpt` and its equal may differ at the same angles. Whether a product with three matrices
+#: has the bits of three products is up to the library: seen were 0 and, over three layers, 2e-7.
+#: Other angles cost 2e-5, and so does an epsilon twice as large.
+SUMS = 2e-6
 
 
 def loaded(folder: Path) -> Loaded:
@@ -92,9 +98,10 @@ def run(session: Any, inputs: torch.Tensor) -> torch.Tensor:
 def test_an_onnx_file_gives_the_models_outputs_for_batches_of_any_size(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
+    close = FURTHER.get(name, CLOSE)
     said = export(folders[name], tmp_path / "out", to="onnx", settings=SETTINGS)
     assert said["files"] == ["model.onnx"]
-    assert said["largest_difference"] <= CLOSE
+    assert said["largest_difference"] <= close
     model = loaded(folders[name])
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for batch_size, shorter in ((2, 0), (5, 3)):
@@ -102,7 +109,7 @@ def test_an_onnx_file_gives_the_models_outputs_for_batches_of_any_size(
         with torch.no_grad():
             expected = model.model(inputs)
         assert expected.abs().max() > 0, "a model that says nothing proves nothing"
-        torch.testing.assert_close(run(session, inputs), expected, rtol=CLOSE, atol=CLOSE)
+        torch.testing.assert_close(run(session, inputs), expected, rtol=close, atol=close)
 
 
 def test_an_onnx_file_says_where_it_is_from(mlp: Path, tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_batch_norm_is_exported_with_the_statistics_of_x(
     inputs = batch_of(loaded(folders["convnet"]).data, batch_size=4)
     together = run(session, inputs)
     alone = torch.cat([run(session, one[None]) for one in inputs])
-    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(together, alone, rtol=CLOSE, atol=CLOSE)
     weights = load_file(folders["convnet"] / "model.safetensors")
     assert weights["features.0.1.running_mean"].abs().max() > 0
 
@@ -288,7 +295,7 @@ def test_a_language_model_becomes_a_folder_that_from_pretrained_loads(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_equal_of_gpt_is_equal_bit_for_bit_but_for_its_angles(
+def test_the_equal_of_gpt_is_equal_up_to_sums_but_for_its_angles(
     tmp_path: Path, tied: bool
 ) -> None:
     """Over a long context and a padded vocabulary, with weights far from those at the start."""
@@ -301,12 +308,12 @@ def test_the_equal_of_gpt_is_equal_bit_for_bit_but_for_its_angles(
     written = load_folder(tmp_path, auto_class="AutoModelForCausalLM")
     assert json.loads((tmp_path / "config.json").read_text())["vocab_size"] == 257
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
-    assert require_same(Loaded(model, data), written, tolerance=TOLERANCE) > 0
+    assert require_same(Loaded(model, data), written, tolerance=TOLERANCE) > SUMS
     rotary = written.model.model.rotary_emb
     cos, sin = rotary(torch.zeros(1), torch.arange(1024)[None])
     torch.testing.assert_close(cos[0], model.cos, rtol=0, atol=1e-4)
     model.cos, model.sin = cos[0], sin[0]
-    assert require_same(Loaded(model, data), written, tolerance=0.0) == 0.0
+    require_same(Loaded(model, data), written, tolerance=SUMS)
 
 
 def stirred(model: Any) -> Any:

@@ -82,6 +82,17 @@ def test_another_budget_lets_the_job_go_on_and_waits_anew() -> None:
     assert standing(twice, more) is Reason.NO_BETTER
 
 
+def test_what_was_under_way_when_a_goal_was_reached_takes_nothing_back() -> None:
+    """Evaluations beside training: several verdicts may be found between two steps."""
+    budget = budget_of(patience={"evaluations": 2})
+    record = GoalRecord()
+    for loss in (1.0, 2.0, 2.0):
+        record = judge(record, {"eval.loss": loss}, budget=budget)
+    for loss in (2.0, 0.5):
+        assert judge(record, {"eval.loss": loss}, budget=budget) == record
+    assert standing(record, budget) is Reason.NO_BETTER
+
+
 def test_of_another_metric_the_record_knows_nothing() -> None:
     first = judge(GoalRecord(), {"eval.loss": 0.1}, budget=budget_of(patience={"evaluations": 1}))
     accuracy = {"metric": "eval.accuracy", "mode": "max", "evaluations": 1}

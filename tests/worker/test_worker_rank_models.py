@@ -75,7 +75,7 @@ def test_a_language_model_of_transformers_is_trained_by_two_ranks_and_started_fr
     second.service.files = first.service.files
     assert ranks.run(tmp_path / "2", "rank", world_size=2, url=second.url) == [0, 0]
     losses = [point.values["train.loss"] for point in points(first, StepMetrics)]
-    assert points(second, StepMetrics)[0].values["train.loss"] < min(losses[:10])
+    assert points(second, StepMetrics)[0].values["train.loss"] < min(losses[:5])
     assert not list((tmp_path / "2").glob("initial-*"))
 
     state = last(second, CheckpointKind.RESUME)

@@ -35,7 +35,8 @@ def regression(spec: SyntheticRegression) -> NumberRows:
     num_rows, width = spec.num_train + spec.num_eval, math.prod(spec.input_shape)
     weights = _uniform(spec.seed, _RULE, (width, spec.num_targets)) / np.float32(math.sqrt(width))
     inputs = _uniform(spec.seed, _INPUTS, (num_rows, width))
-    # einsum without a library's threads: the order of its sums is one and the same everywhere.
+    # einsum without a library's threads: the order of its sums is one and the same everywhere. Arm
+    # fuses a product with its sum, which may round the last bit otherwise.
     targets = np.einsum("rw,wt->rt", inputs, weights, optimize=False)
     targets += np.float32(spec.noise) * _uniform(spec.seed, _NOISE, targets.shape)
     return _rows(spec, inputs, targets, num_classes=0)

@@ -30,9 +30,11 @@ def load_folder(folder: Path, *, auto_class: str) -> Callable[[torch.Tensor], to
 
 
 def write_gpt(model: Gpt, folder: Path, *, spec: GptPreset) -> None:
-    """Write the preset as an Arcee model, whose layers are the same, down to the order of sums.
+    """Write the preset as an Arcee model, whose layers are the same.
 
-    Its angles of rotary positions are made in float32, and ours in float64; nothing else differs.
+    Its angles of rotary positions are made in float32, and ours in float64; nothing else differs,
+    but that it multiplies by three matrices of attention one by one, whose sums a library may order
+    otherwise.
     Rows of the embedding beyond the vocabulary, which are there for speed, are left out.
     """
     with torch.device("meta"):
