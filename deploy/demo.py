@@ -21,8 +21,8 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from service.client import Client
-from service.contract.manifest import CheckpointKind
+from service.client.client import Client
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.resources import CurvePoint, Job
 from service.contract.states import TERMINAL, Phase
 

@@ -8,32 +8,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optim.adamw import AdamWScheduleFree
-    from optim.adamw_paper import AdamWScheduleFreePaper
     from optim.backends.choose import load_kernels
     from optim.batchnorm import batch_statistics, recalibrate, using_buffers
-    from optim.closure import (
-        AdamWScheduleFreeClosure,
-        RAdamScheduleFreeClosure,
-        SGDScheduleFreeClosure,
-    )
-    from optim.foreach import (
+    from optim.core.points import at_average, averaged_point
+    from optim.heavyball import (
         ForeachAdamW,
         ForeachADOPT,
         ForeachLaProp,
         ForeachSFAdamW,
         PaLMForeachSFAdamW,
     )
-    from optim.points import at_average, averaged_point
-    from optim.radam import RAdamScheduleFree
-    from optim.reference import (
+    from optim.schedule_free.adamw import AdamWScheduleFree
+    from optim.schedule_free.adamw_paper import AdamWScheduleFreePaper
+    from optim.schedule_free.closure import (
+        AdamWScheduleFreeClosure,
+        RAdamScheduleFreeClosure,
+        SGDScheduleFreeClosure,
+    )
+    from optim.schedule_free.plus import AdamCScheduleFreePlusPaper
+    from optim.schedule_free.radam import RAdamScheduleFree
+    from optim.schedule_free.reference import (
         AdamWScheduleFreeReference,
         RAdamScheduleFreeReference,
         SGDScheduleFreeReference,
     )
-    from optim.schedule_free_plus import AdamCScheduleFreePlusPaper
-    from optim.sgd import SGDScheduleFree
-    from optim.soap.names import (
+    from optim.schedule_free.sgd import SGDScheduleFree
+    from optim.schedule_free.wrapper import ScheduleFreeWrapper, ScheduleFreeWrapperReference
+    from optim.soap.heavyball import (
         ForeachSOAP,
         PaLMForeachSOAP,
         PrecondScheduleForeachSOAP,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         SFPaLMForeachSOAP,
     )
     from optim.soap.optimizer import SOAP
-    from optim.wrapper import ScheduleFreeWrapper, ScheduleFreeWrapperReference
 
 __all__ = [
     "SOAP",
@@ -81,34 +81,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdamCScheduleFreePlusPaper": "optim.schedule_free_plus",
-    "AdamWScheduleFree": "optim.adamw",
-    "AdamWScheduleFreeClosure": "optim.closure",
-    "AdamWScheduleFreePaper": "optim.adamw_paper",
-    "AdamWScheduleFreeReference": "optim.reference",
-    "ForeachADOPT": "optim.foreach",
-    "ForeachAdamW": "optim.foreach",
-    "ForeachLaProp": "optim.foreach",
-    "ForeachSFAdamW": "optim.foreach",
-    "ForeachSOAP": "optim.soap.names",
-    "PaLMForeachSFAdamW": "optim.foreach",
-    "PaLMForeachSOAP": "optim.soap.names",
-    "PrecondScheduleForeachSOAP": "optim.soap.names",
-    "PrecondSchedulePaLMForeachSOAP": "optim.soap.names",
-    "PrecondScheduleSFPaLMForeachSOAP": "optim.soap.names",
-    "PrecondScheduleSFPaLMSOAP": "optim.soap.names",
-    "RAdamScheduleFree": "optim.radam",
-    "RAdamScheduleFreeClosure": "optim.closure",
-    "RAdamScheduleFreeReference": "optim.reference",
-    "SFPaLMForeachSOAP": "optim.soap.names",
-    "SGDScheduleFree": "optim.sgd",
-    "SGDScheduleFreeClosure": "optim.closure",
-    "SGDScheduleFreeReference": "optim.reference",
+    "AdamCScheduleFreePlusPaper": "optim.schedule_free.plus",
+    "AdamWScheduleFree": "optim.schedule_free.adamw",
+    "AdamWScheduleFreeClosure": "optim.schedule_free.closure",
+    "AdamWScheduleFreePaper": "optim.schedule_free.adamw_paper",
+    "AdamWScheduleFreeReference": "optim.schedule_free.reference",
+    "ForeachADOPT": "optim.heavyball",
+    "ForeachAdamW": "optim.heavyball",
+    "ForeachLaProp": "optim.heavyball",
+    "ForeachSFAdamW": "optim.heavyball",
+    "ForeachSOAP": "optim.soap.heavyball",
+    "PaLMForeachSFAdamW": "optim.heavyball",
+    "PaLMForeachSOAP": "optim.soap.heavyball",
+    "PrecondScheduleForeachSOAP": "optim.soap.heavyball",
+    "PrecondSchedulePaLMForeachSOAP": "optim.soap.heavyball",
+    "PrecondScheduleSFPaLMForeachSOAP": "optim.soap.heavyball",
+    "PrecondScheduleSFPaLMSOAP": "optim.soap.heavyball",
+    "RAdamScheduleFree": "optim.schedule_free.radam",
+    "RAdamScheduleFreeClosure": "optim.schedule_free.closure",
+    "RAdamScheduleFreeReference": "optim.schedule_free.reference",
+    "SFPaLMForeachSOAP": "optim.soap.heavyball",
+    "SGDScheduleFree": "optim.schedule_free.sgd",
+    "SGDScheduleFreeClosure": "optim.schedule_free.closure",
+    "SGDScheduleFreeReference": "optim.schedule_free.reference",
     "SOAP": "optim.soap.optimizer",
-    "ScheduleFreeWrapper": "optim.wrapper",
-    "ScheduleFreeWrapperReference": "optim.wrapper",
-    "at_average": "optim.points",
-    "averaged_point": "optim.points",
+    "ScheduleFreeWrapper": "optim.schedule_free.wrapper",
+    "ScheduleFreeWrapperReference": "optim.schedule_free.wrapper",
+    "at_average": "optim.core.points",
+    "averaged_point": "optim.core.points",
     "batch_statistics": "optim.batchnorm",
     "load_kernels": "optim.backends.choose",
     "recalibrate": "optim.batchnorm",

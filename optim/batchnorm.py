@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from optim.sharding import block_elements
+from optim.numerics.sharding import block_elements
 
 
 @dataclass(frozen=True, slots=True)

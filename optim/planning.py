@@ -1,9 +1,9 @@
 """Which rate, cooldown or extension the bound prefers: answers as plans that a service can serve.
 
-Stands on `optim/schedules.py` and `optim/theory.py`; numpy only. The distance D and the gradient
-norms G are rarely known. Ratios of rates need neither: `transfer_base` takes a rate that was tuned
-for one schedule and horizon to another, and `implied_distance` finds the D, in units of G, for
-which a tuned rate is the best.
+Stands on `optim/schedules/schedules.py` and `optim/theory/bounds.py`; numpy only. The distance D
+and the gradient norms G are rarely known. Ratios of rates need neither: `transfer_base` takes a
+rate that was tuned for one schedule and horizon to another, and `implied_distance` finds the D, in
+units of G, for which a tuned rate is the best.
 
 Source: Schaipp et al., arXiv 2501.18965.
 """
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from optim.checks import require_above_zero
-from optim.rows import Floats, checked_norms, require_whole_number
-from optim.schedule_parts import DecayType
-from optim.schedules import SCHEDULES, ScheduleBase
-from optim.theory import Kind, bound, optimal_base
+from optim.schedules.parts import DecayType
+from optim.schedules.schedules import SCHEDULES, ScheduleBase
+from optim.theory.bounds import Kind, bound, optimal_base
+from optim.theory.rows import Floats, checked_norms, require_whole_number
 
 #: Shares of the steps that `best_cooldown` tries; a hundredth is as fine as the bound can tell.
 COOLDOWN_FRACTIONS: tuple[float, ...] = tuple(n / 100 for n in range(1, 101))
@@ -36,7 +36,7 @@ class Family:
     array([0.1 , 0.1 , 0.1 , 0.05, 0.  ])
     """
 
-    #: A key of `optim.schedules.SCHEDULES`.
+    #: A key of `optim.schedules.schedules.SCHEDULES`.
     name: str
     #: What the schedule's class takes besides ``steps`` and ``base_lr``.
     arguments: Mapping[str, Any] = field(default_factory=dict)

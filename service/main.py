@@ -12,26 +12,22 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
-from service import dashboard, health, problems
+from service import dashboard
 from service.attempts.leases import LeaseKeeper
 from service.auth.bootstrap import make_first_tokens
+from service.checkpoints import rank_routes as transfer_routes
 from service.checkpoints import routes as checkpoint_routes
-from service.checkpoints import transfer as transfer_routes
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.intake import STORING_THREADS
-from service.checkpoints.local_blobs import LocalBlobs
-from service.checkpoints.s3_blobs import S3Blobs
-from service.checkpoints.s3_bucket import Bucket, BucketUnusable, require_usable
 from service.clock import utc_now
 from service.datasets import routes as dataset_routes
 from service.db.migrate import alone, migrate
 from service.db.session import Database
 from service.evaluations import routes as evaluation_routes
 from service.events import routes as event_routes
+from service.http import health, problems
+from service.http.middleware import RequestGuard
 from service.ingest import routes as ingest_routes
 from service.jobs import routes as job_routes
 from service.metrics import routes as metric_routes
-from service.middleware import RequestGuard
 from service.scheduling import loop
 from service.scheduling import routes as scheduling_routes
 from service.scheduling.housekeeping import Housekeeping
@@ -40,9 +36,14 @@ from service.secrets.cipher import Cipher, KeyUnusable
 from service.secrets.keys import open_cipher
 from service.secrets.rotation import rotate
 from service.settings import Settings
+from service.storage.blobs import BlobStore
+from service.storage.intake import STORING_THREADS
+from service.storage.local_blobs import LocalBlobs
+from service.storage.s3_blobs import S3Blobs
+from service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
 from service.theory import routes as theory_routes
+from service.theory.concurrency import Turns
 from service.theory.curve import JobBounds
-from service.theory.turns import Turns
 from service.wakeups import Wakeups
 from service.wheels import routes as wheel_routes
 

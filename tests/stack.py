@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from service.client import Client
+from service.client.client import Client
 from service.contract.resources import Job
 from service.contract.states import TERMINAL
-from worker.raycluster import Head
+from worker.runner.ray_cluster import Head
 
 TIMEOUT_SECONDS = 90.0
 

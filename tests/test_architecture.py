@@ -20,10 +20,16 @@ PACKAGES = ("service", "worker", "optim", "migrations")
 GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
 CLIENT_SIDE = (
-    *("service.client", "service.cli", "service.theory_tables", "service.watch", "service.up"),
-    *("service.checkpoint_commands", "service.data_client", "service.data_commands"),
-    *("service.secret_client", "service.secret_commands"),
-    *("service.wheel_client", "service.wheel_commands"),
+    *(
+        "service.client.client",
+        "service.cli.main",
+        "service.cli.theory",
+        "service.cli.watch",
+        "service.cli.up",
+    ),
+    *("service.cli.checkpoints", "service.client.datasets", "service.cli.datasets"),
+    *("service.client.secrets", "service.cli.secrets"),
+    *("service.client.wheels", "service.cli.wheels"),
 )
 
 #: Room -> the outside packages that it may import, besides the standard library.
@@ -37,11 +43,11 @@ MAY_IMPORT = {
         *{"packaging", "psutil", "sklearn", "torch"},
     },
     "worker.model.huggingface": {"huggingface_hub", "service", "torch", "transformers"},
-    "worker.data.arrow_rows": {"numpy", "pyarrow", "service"},
-    "worker.data.bpe": {"numpy", "service", "tokenizers"},
-    "worker.data.hub_records": {"datasets", "pyarrow", "service"},
-    "worker.data.images": {"PIL", "numpy", "service"},
-    "worker.data.object_files": {"obstore", "service"},
+    "worker.data.formats.arrow_rows": {"numpy", "pyarrow", "service"},
+    "worker.data.prepared.bpe": {"numpy", "service", "tokenizers"},
+    "worker.data.records.hub": {"datasets", "pyarrow", "service"},
+    "worker.data.formats.images": {"PIL", "numpy", "service"},
+    "worker.data.sources.object_files": {"obstore", "service"},
     **{name: {"click", "httpx", "pydantic", "rich", "typer", "yaml"} for name in CLIENT_SIDE},
 }
 

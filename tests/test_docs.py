@@ -11,17 +11,17 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
-from service.cli import app as command_line
-from service.contract.spec import JobSpec
+from service.cli.main import app as command_line
+from service.contract.job.spec import JobSpec
+from service.contract.job.tasks import Task
 from service.contract.states import Phase, Reason
-from service.contract.tasks import Task
 from service.db.tables import Table
 from service.errors import ServiceError
 from service.main import create_app
 from service.settings import Settings
 from worker import settings as runner_settings
+from worker.evaluation.task import metrics, score_names
 from worker.settings import RunnerSettings
-from worker.task import metrics, score_names
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -84,7 +84,7 @@ def every_error(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 
 def test_every_metric_is_described():
-    said_by_the_loop = re.findall(r'"([a-z]+\.[a-z_]+)":', text_of("worker/loop.py"))
+    said_by_the_loop = re.findall(r'"([a-z]+\.[a-z_]+)":', text_of("worker/training/loop.py"))
     evaluated = {name for task in get_args(Task) for name in scores(task)}
     assert said_by_the_loop
     assert missing([*said_by_the_loop, *evaluated], "docs/api.md") == []

@@ -8,7 +8,6 @@ Translates every way a call can fail into three words, so that no caller reads a
       Refused   the service understood and says no; trying again does not help
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import BinaryIO, Self
 import httpx
 from pydantic import BaseModel
 
-from service.contract.cluster import (
+from service.contract.reports.cluster import (
     AttemptBrief,
     AttemptEnded,
     Registered,
@@ -25,9 +24,8 @@ from service.contract.cluster import (
     Sync,
     SyncReply,
 )
-from service.contract.datasets import DatasetContent
-from service.contract.events import ReportReply
-from worker.backoff import pauses
+from service.contract.reports.events import ReportReply
+from service.contract.uploads.datasets import DatasetContent
 
 _CONNECT_SECONDS = 3.0
 _READ_SECONDS = 10.0
@@ -124,7 +122,9 @@ class AttemptApi:
         return AttemptBrief.model_validate_json(response.content)
 
     def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
-        """Deliver events, each as JSON (``service.contract.events.Report``), or a heartbeat."""
+        """Deliver events, each as JSON (``service.contract.reports.events.Report``), or a
+        heartbeat.
+        """
         body = b'{"rank":%d,"events":[%b]}' % (rank, b",".join(events))
         response = _fencing(lambda: _post(self._client, f"{self._path}/report", body))
         return ReportReply.model_validate_json(response.content)
@@ -239,22 +239,6 @@ def _is_mended_by_looking_again(error: Refused, resumed: Arrived) -> bool:
     if error.status == httpx.codes.CONFLICT:
         return True
     return error.status == httpx.codes.UNPROCESSABLE_ENTITY and resumed.num_bytes > 0
-
-
-def insist(call: Callable[[], None], *, seconds: float) -> None:
-    """Make ``call`` until it is answered: wait while the service is away, ``seconds`` at most.
-
-    Raises the last ``Away`` then; ``Fenced`` and ``Refused`` are answers and come through at once.
-    """
-    deadline = time.monotonic() + seconds
-    for pause in pauses():
-        try:
-            call()
-            return
-        except Away:
-            if time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
 
 
 def _client(base_url: str, *, token: str) -> httpx.Client:

@@ -10,7 +10,7 @@ import signal
 import threading
 from pathlib import Path
 
-from worker.raycluster import start_head
+from worker.runner.ray_cluster import start_head
 
 
 def main() -> None:

@@ -3,16 +3,151 @@
 They come after the process has started, so they are not in what ``/proc`` shows of it.
 """
 
+import base64
 import hashlib
+import html
+import json
 import os
-from collections.abc import Mapping, MutableMapping
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import Any, TextIO, cast
+from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 
-from service.contract.cluster import AttemptBrief
+from service.contract.reports.cluster import AttemptBrief
+from service.contract.reports.events import Event, Failed, Notice, Started
 from worker.errors import SecretUnavailable
-from worker.redaction import REDACTOR
+
+HIDDEN = "***"
+#: A shorter line of a long value is no secret by itself, such as a bracket; nor is a shorter text
+#: of one that is JSON, such as its type.
+_MIN_LINE_LENGTH = 8
+_MIN_TEXT_LENGTH = 20
+
+
+def forms_of(value: str) -> set[str]:
+    """Return how a value and its parts are written: plain, escaped in some way, in base64."""
+    parts = {value, value.strip(), *_texts_of(value)}
+    parts |= {line for part in parts for line in _lines_of(part)}
+    return parts | {form for part in parts for form in _encoded(part)}
+
+
+def _lines_of(text: str) -> Iterator[str]:
+    """As a traceback shows them, perhaps indented."""
+    lines = [line.strip() for line in text.splitlines()]
+    return (line for line in lines if len(lines) > 1 and len(line) >= _MIN_LINE_LENGTH)
+
+
+def _texts_of(value: str) -> Iterator[str]:
+    """What a library finds in a value that is JSON, such as the private key of an account."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return iter(())
+    texts = found.values() if isinstance(found, dict) else ()
+    return (text for text in texts if isinstance(text, str) and len(text) >= _MIN_TEXT_LENGTH)
+
+
+def _encoded(text: str) -> Iterator[str]:
+    for quoted in (quote(text, safe=""), quote(text), quote_plus(text)):
+        yield quoted
+        yield re.sub("%..", lambda code: code[0].lower(), quoted)
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield repr(text)[1:-1]
+    yield repr(text.encode())[2:-1]
+    yield html.escape(text)
+    yield from _base64_within(text.encode())
+
+
+def _base64_within(content: bytes) -> Iterator[str]:
+    """What base64 makes of the content wherever it lies in a longer one, as in a user's password.
+
+    At each of the three offsets the first and last characters depend on the neighbours too, and
+    are left out.
+    """
+    for offset in range(3):
+        encoded = base64.b64encode(bytes(offset) + content).decode().rstrip("=")
+        first = (8 * offset + 5) // 6
+        last = 8 * (offset + len(content)) // 6
+        yield encoded[first:last]
+        yield encoded[first:last].translate(_URL_SAFE)
+
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+
+class Redactor:
+    """Puts ``***`` in the place of values, in any of their forms. Any thread may use it."""
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self._forms: tuple[str, ...] = ()
+        self.learn(values)
+
+    def learn(self, values: Iterable[str]) -> None:
+        """Hide these values too from now on."""
+        forms = {form for value in values for form in forms_of(value)}
+        forms = {form for form in forms | set(self._forms) if len(form) > len(HIDDEN)}
+        # The longest first: of two that begin alike, the shorter would leave a rest of the longer.
+        self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
+    def redact(self, text: str) -> str:
+        """Return the text without the values."""
+        # Again, since what is left may be a value by now: "a***" in "aa***". Each round is shorter.
+        while (shorter := self._redact_once(text)) != text:
+            text = shorter
+        return text
+
+    def _redact_once(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, HIDDEN)
+        return text
+
+    def redact_event(self, event: Event) -> Event:
+        """Return the event with its free texts redacted."""
+        match event:
+            case Failed() | Notice():
+                return event.model_copy(update={"message": self.redact(event.message)})
+            case Started():
+                told = {name: self.redact(text) for name, text in event.provenance.items()}
+                return event.model_copy(update={"provenance": told})
+            case _:
+                return event
+
+
+class RedactedStream:
+    """A text stream that redacts each piece that is written to it; else it is the stream itself."""
+
+    def __init__(self, stream: TextIO, redactor: Redactor) -> None:
+        self._stream = stream
+        self._redactor = redactor
+
+    def write(self, text: str) -> int:
+        """Write the text without the values; returns how much of ``text`` was taken: all."""
+        self._stream.write(self._redactor.redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+#: That of this process: its environment and its streams are one each, too.
+REDACTOR = Redactor()
+
+
+def redact_streams() -> None:
+    """From now on standard output and error of this process go through :data:`REDACTOR`."""
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, cast(TextIO, RedactedStream(getattr(sys, name), REDACTOR)))
+
 
 #: What goes from the environment with a secret: variables of the node that say the same in another
 #: way, some of which libraries would prefer or mix in.

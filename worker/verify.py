@@ -15,17 +15,17 @@ from pathlib import Path
 
 import torch
 
-from service.contract.manifest import EvaluationReceipt
-from service.contract.spec import JobSpec
+from service.contract.checkpoint.manifest import EvaluationReceipt
+from service.contract.job.spec import JobSpec
 from worker.data.build import build_data
-from worker.data.sources import DataSources
-from worker.evaluate import EvalResult, reevaluate
-from worker.evaluation_sets import build_held_out
-from worker.launcher import ENVIRONMENTS
+from worker.data.sources.access import DataSources
+from worker.evaluation.evaluate import EvalResult, reevaluate
+from worker.evaluation.sets import build_held_out
 from worker.model.sources import ModelSources, wheel_of_this_process
-from worker.reload import empty_model, fill, read_manifest
+from worker.rank_launch import ENVIRONMENTS
 from worker.settings import RunnerSettings
-from worker.wheel_environment import run_with_wheel
+from worker.validation.reload import empty_model, fill, read_manifest
+from worker.wheels.environment import run_with_wheel
 
 _NO_SOURCES = DataSources()
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from service.contract.models import ConvnetPreset
-from worker.data.digits import Digits
-from worker.data.order import global_indices, rank_slice
+from service.contract.job.models import ConvnetPreset
+from worker.data.builtin.digits import Digits
+from worker.data.sampler import global_indices, rank_slice
 from worker.model.build import build_model
 
 _SPEC = ConvnetPreset(kind="preset", name="convnet", width=48)

@@ -22,13 +22,13 @@ from obstore.fsspec import register
 from obstore.store import S3Store
 from pydantic import TypeAdapter
 
-from service.contract.data import DataSpec
-from service.contract.models import ModelSpec
+from service.contract.job.data import DataSpec
+from service.contract.job.models import ModelSpec
 from worker.data.base import DataSet
 from worker.data.build import build_data
-from worker.data.order import global_indices
 from worker.data.prefetch import Prefetch
-from worker.data.sources import DataSources
+from worker.data.sampler import global_indices
+from worker.data.sources.access import DataSources
 
 ROWS, COLUMNS = 100_000, 20
 

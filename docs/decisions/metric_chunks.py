@@ -13,8 +13,8 @@ import numpy as np
 from sqlalchemy import func, select
 
 from service.auth.tokens import Audience, mint
-from service.contract.events import MAX_EVENTS_PER_REPORT
-from service.contract.spec import JobSpec
+from service.contract.job.spec import JobSpec
+from service.contract.reports.events import MAX_EVENTS_PER_REPORT
 from service.db.migrate import migrate
 from service.db.session import Database
 from service.db.tables import MetricChunkRow

@@ -19,11 +19,11 @@ import boto3
 import httpx
 import uvicorn
 
-from service.checkpoints.s3_blobs import S3Blobs
-from service.checkpoints.s3_bucket import Bucket
 from service.contract.ids import new_id
 from service.main import create_app
 from service.settings import Settings
+from service.storage.s3_blobs import S3Blobs
+from service.storage.s3_bucket import Bucket
 from worker.api import AttemptApi
 
 BLOB_BYTES = 64 << 20

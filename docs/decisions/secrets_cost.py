@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from service.secrets.cipher import Cipher, new_key
-from worker.redaction import Redactor
+from worker.secrets import Redactor
 
 LINE = "2026-01-01 00:00:00,000 INFO 128 samples of 1.2 MB were read from s3://bucket/data.parquet"
 

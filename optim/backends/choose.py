@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from optim.backends.form import Direction, Move, Tensors
 from optim.backends.repeat import Prepared
-from optim.sharding import local
+from optim.numerics.sharding import local
 
 _log = logging.getLogger(__name__)
 _loaded_devices: set[str] = set()  #: by `load_kernels`

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from optim.backends import numba_kernels
 from optim.backends.form import Direction, Move, Tensors, numbers
-from optim.precision import working_dtype
+from optim.numerics.precision import working_dtype
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
     """Do the update for all tensors in one parallel region.
 
     Every element is computed by itself, so the number of threads does not change a bit. Narrow
-    points are computed in float32 and rounded as `optim.rounding` rounds them.
+    points are computed in float32 and rounded as `optim.numerics.rounding` rounds them.
 
     Args:
         tensors: of one dtype; each row is one that `takes` accepts.

@@ -137,7 +137,9 @@ def _denominator(v: Any, a: Any) -> Any:
 
 @njit(**_OPTIONS)
 def _random_bits(key: Any, index: Any) -> Any:
-    """The 16 bits of `optim.rounding` for one element: a quarter of an output of SplitMix64."""
+    """The 16 bits of `optim.numerics.rounding` for one element: a quarter of an output of
+    SplitMix64.
+    """
     word = np.uint64(key) + np.uint64((index >> 2) + 1) * np.uint64(0x9E3779B97F4A7C15)
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.descent import Descent
-from optim.fast import FastScheduleFree
+from optim.core.descent import Descent
 from optim.rules.base import Group, Rule
-from optim.schedulefree import ScheduleFreeOptimizer
+from optim.schedule_free.base import ScheduleFreeOptimizer
+from optim.schedule_free.fast import FastScheduleFree
 from optim.soap.rule import SoapRule
 from optim.soap.schedule import timing_of
 

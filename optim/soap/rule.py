@@ -7,8 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from optim.checks import require_inside_unit_interval
+from optim.numerics.sharding import part_of, whole
 from optim.rules.base import Batch, Group, Rule, State, TensorList
-from optim.sharding import part_of, whole
 from optim.soap.checks import check_soap
 from optim.soap.clipping import clip_adaptively
 from optim.soap.coefficients import coefficients_of

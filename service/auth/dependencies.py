@@ -9,9 +9,8 @@ from fastapi import Depends, Request
 
 from service.auth import store
 from service.auth.tokens import Audience
-from service.db.dependencies import Db
-from service.dependencies import ReportLimiter
 from service.errors import Unauthenticated
+from service.http.dependencies import Db, ReportLimiter
 
 COOKIE = "roadless_token"
 _SAFE_METHODS = {"GET", "HEAD"}

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from service.checkpoints import store
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.db.tables import CheckpointRow, JobRow
 from service.errors import Conflict
 from service.events import store as events

@@ -8,21 +8,19 @@ from fastapi.responses import Response, StreamingResponse
 from service.attempts.store import require_job
 from service.auth.dependencies import Project
 from service.checkpoints import actions, store
-from service.checkpoints.archive import tar_size, tar_stream
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.dependencies import Blobs
+from service.checkpoints.download import parse_range, tar_size, tar_stream
 from service.checkpoints.keys import blob_key
-from service.checkpoints.ranges import parse_range
-from service.checkpoints.removal import delete_files, folder_of
+from service.checkpoints.retention import delete_files, folder_of
 from service.checkpoints.views import checkpoint_resource
 from service.clock import utc_now
-from service.contract.manifest import CheckpointFile, CheckpointKind, Manifest
+from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
 from service.contract.resources import Checkpoint, Page
-from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import CheckpointRow
 from service.errors import Invalid, NotFound
-from service.paging import Limit, page_of
+from service.http.dependencies import Blobs, Db
+from service.http.paging import Limit, page_of
+from service.storage.blobs import BlobStore
 
 router = APIRouter(tags=["checkpoints"])
 

@@ -10,10 +10,10 @@ from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
 from service.attempts.store import is_live
-from service.contract.evaluation import CheckpointsSpec
-from service.contract.events import CheckpointSaved
-from service.contract.manifest import CheckpointKind
-from service.contract.retention import Stored, superfluous_evals, superfluous_states
+from service.contract.checkpoint.manifest import CheckpointKind
+from service.contract.checkpoint.retention import Stored, superfluous_evals, superfluous_states
+from service.contract.job.evaluation import CheckpointsSpec
+from service.contract.reports.events import CheckpointSaved
 from service.contract.states import TERMINAL, Reason
 from service.db.tables import AttemptRow, CheckpointRow, JobRow
 from service.errors import Invalid, NotFound

@@ -1,8 +1,8 @@
 """Rows to resources."""
 
-from service.contract.manifest import Manifest
+from service.contract.checkpoint.manifest import Manifest
+from service.contract.job.spec import JobSpec
 from service.contract.resources import Checkpoint
-from service.contract.spec import JobSpec
 from service.db.tables import CheckpointRow
 
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from service.contract.base import Spec
-from service.contract.budget import BudgetSpec
-from service.contract.extensions import ExtensionPlan
-from service.contract.spec import Label
+from service.contract.job.budget import BudgetSpec
+from service.contract.job.extensions import ExtensionPlan
+from service.contract.job.spec import Label
 
 #: The largest amount that a budget grows by at once; every sum of two stays exact as a float.
 _MOST = 2**52

@@ -6,8 +6,8 @@ from typing import Generic, Literal, TypeVar
 from pydantic import Field
 
 from service.contract.base import Resource
-from service.contract.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
-from service.contract.spec import JobSpec
+from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
+from service.contract.job.spec import JobSpec
 from service.contract.states import Desired, Phase
 
 Item = TypeVar("Item")

@@ -1,6 +1,6 @@
 """The life of a job as data: phases, signals, reasons, and the one table of allowed moves.
 
-``service/jobs/lifecycle.py`` applies the table; nothing else changes a phase.
+``service/jobs/transitions.py`` applies the table; nothing else changes a phase.
 """
 
 from enum import StrEnum

@@ -1,20 +1,38 @@
 """The pages and the way in: paste the token once, keep it in a cookie that scripts cannot read."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from service.auth import store
 from service.auth.dependencies import COOKIE
 from service.auth.tokens import Audience
 from service.contract.ids import PATTERN_TAIL
-from service.dashboard.assets import Assets
-from service.db.dependencies import Db
 from service.db.session import Database
-from service.dependencies import AppSettings
+from service.http.dependencies import AppSettings, Db
+
+
+class Assets(StaticFiles):
+    """Static files with ``Cache-Control: no-cache``: answered with 304 while they are the same."""
+
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        """The file, or 304."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
 
 COOKIE_SECONDS = 30 * 24 * 3600
 

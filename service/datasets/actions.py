@@ -4,7 +4,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.clock import utc_now
-from service.contract.datasets import (
+from service.contract.resources import ProblemError
+from service.contract.uploads.datasets import (
     MAX_FILES,
     MAX_PARTS,
     DatasetFile,
@@ -12,7 +13,6 @@ from service.contract.datasets import (
     DatasetState,
     NewDataset,
 )
-from service.contract.resources import ProblemError
 from service.datasets import store
 from service.datasets.tiling import is_whole, received
 from service.db.tables import DatasetRow

@@ -8,10 +8,12 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
-from service.attempts.dependencies import AttemptToken, open_attempt
+from service.attempts.access import AttemptToken, open_attempt
 from service.auth.dependencies import Project
-from service.checkpoints.blobs import BlobStore
-from service.contract.datasets import (
+from service.contract.checkpoint.manifest import FILE_NAME_PATTERN
+from service.contract.ids import DATASET_ID_PATTERN
+from service.contract.resources import Page
+from service.contract.uploads.datasets import (
     Dataset,
     DatasetContent,
     DatasetFile,
@@ -20,21 +22,16 @@ from service.contract.datasets import (
     FileSummary,
     NewDataset,
 )
-from service.contract.ids import DATASET_ID_PATTERN
-from service.contract.manifest import FILE_NAME_PATTERN
-from service.contract.resources import Page
 from service.datasets import actions, parts, store
-from service.datasets.dependencies import DatasetBlobs
 from service.datasets.keys import dataset_folder, part_key
 from service.datasets.views import dataset_resource, file_summary
-from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import DatasetRow
-from service.dependencies import AppSettings
 from service.errors import NotFound
-from service.idempotency.dependencies import REPLAYED, IdempotencyKey
-from service.idempotency.once import once
-from service.paging import Limit, page_of
+from service.http.dependencies import AppSettings, DatasetBlobs, Db
+from service.http.paging import Limit, page_of
+from service.idempotency.once import REPLAYED, IdempotencyKey, once
+from service.storage.blobs import BlobStore
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/datasets", tags=["ranks"])

@@ -7,10 +7,10 @@ from itertools import groupby
 from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.contract.datasets import DatasetFile, DatasetPart, DatasetState, NewDataset
-from service.contract.evaluation_sets import MAX_SETS
 from service.contract.ids import new_id
+from service.contract.job.evaluation_sets import MAX_SETS
 from service.contract.states import TERMINAL
+from service.contract.uploads.datasets import DatasetFile, DatasetPart, DatasetState, NewDataset
 from service.datasets.tiling import file_of
 from service.db.tables import DatasetPartRow, DatasetRow, JobRow
 from service.errors import NotFound

@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.sweep import LONGEST_PUT
 from service.datasets import store
 from service.datasets.keys import dataset_folder, ids_of
 from service.db.session import Database
+from service.storage.blobs import LONGEST_PUT, BlobStore
 
 #: For how long an upload that was cut can be gone on with.
 OPEN_FOR = timedelta(days=7)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.contract.datasets import Dataset, DatasetFile, DatasetState, FileSummary
+from service.contract.uploads.datasets import Dataset, DatasetFile, DatasetState, FileSummary
 from service.datasets.tiling import received
 from service.db.tables import DatasetRow
 

@@ -1,20 +1,36 @@
 """/v1/jobs/{id}/eval-curve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from service.attempts.store import require_job
 from service.auth.dependencies import Project
 from service.contract.resources import CurvePoint, EvalCurve
-from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import EvalPointRow
 from service.evaluations import store
-from service.evaluations.bounds import Bounds
+from service.http.dependencies import Db
+
+
+class CurveBounds(Protocol):
+    """Whoever can bound a job's loss."""
+
+    async def __call__(
+        self, job_id: str, project: str, steps: Sequence[int]
+    ) -> Mapping[int, float | None]:
+        """Return the bound after each of the steps that has one."""
+
+
+async def _bounds(request: Request) -> CurveBounds:
+    bounds: CurveBounds = request.app.state.curve_bounds
+    return bounds
+
+
+Bounds = Annotated[CurveBounds, Depends(_bounds)]
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
 

@@ -8,8 +8,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.attempts.store import is_live
-from service.contract.events import EvalPoint
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
+from service.contract.reports.events import EvalPoint
 from service.db.tables import CheckpointRow, EvalPointRow
 
 

@@ -7,10 +7,18 @@ from fastapi import APIRouter, Query
 from service.attempts.store import require_job
 from service.auth.dependencies import Project
 from service.contract.resources import JobEvent, Page
-from service.db.dependencies import Db
+from service.db.tables import EventRow
 from service.events import store
-from service.events.views import event_resource
-from service.paging import Limit, page_of
+from service.http.dependencies import Db
+from service.http.paging import Limit, page_of
+
+
+def event_resource(row: EventRow) -> JobEvent:
+    """The event as the API shows it; its id is the cursor."""
+    return JobEvent(
+        id=str(row.id), at=row.at, code=row.code, message=row.message, attempt_id=row.attempt_id
+    )
+
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
 

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Header
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -11,6 +12,11 @@ from service.clock import utc_now
 from service.db.session import Database
 from service.errors import IdempotencyKeyReused, KeyInUse, Locked
 from service.idempotency import store
+
+IdempotencyKey = Annotated[
+    str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)
+]
+REPLAYED = {"Idempotent-Replayed": "true"}
 
 Answer = dict[str, Any]
 

@@ -7,13 +7,14 @@ from datetime import datetime
 from sqlalchemy.orm import Session
 
 from service.attempts import store as attempts
-from service.attempts.dependencies import open_attempt
+from service.attempts.access import open_attempt
 from service.attempts.leases import LeasePolicy
 from service.checkpoints import store as checkpoints
-from service.checkpoints.removal import folder_of
-from service.contract.budget import BudgetSpec
-from service.contract.evaluation import CheckpointsSpec
-from service.contract.events import (
+from service.checkpoints.retention import folder_of
+from service.contract.checkpoint.manifest import CheckpointKind
+from service.contract.job.budget import BudgetSpec
+from service.contract.job.evaluation import CheckpointsSpec
+from service.contract.reports.events import (
     DATA_PREPARING,
     BudgetNow,
     CheckpointSaved,
@@ -28,15 +29,13 @@ from service.contract.events import (
     StepMetrics,
     Usage,
 )
-from service.contract.manifest import CheckpointKind
 from service.contract.states import REACHED, Desired, Phase, Reason, Signal
 from service.db.tables import AttemptRow, JobRow
 from service.errors import Conflict, Invalid
 from service.evaluations import store as evaluations
 from service.events import store as history
 from service.jobs import store as jobs
-from service.jobs.endings import end_attempt
-from service.jobs.moves import Deadlines, move
+from service.jobs.transitions import Deadlines, end_attempt, move
 from service.metrics import store as metrics
 
 

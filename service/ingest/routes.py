@@ -7,31 +7,28 @@ import anyio
 from fastapi import APIRouter
 
 from service.attempts import store as attempts
-from service.attempts.dependencies import AttemptToken, Leases, open_attempt
+from service.attempts.access import AttemptToken, Leases, open_attempt
 from service.checkpoints import store as checkpoints
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.dependencies import Blobs
 from service.checkpoints.keys import blob_key
-from service.checkpoints.removal import delete_files
+from service.checkpoints.retention import delete_files
 from service.clock import utc_now
-from service.contract.cluster import AttemptBrief, AttemptEnded
-from service.contract.events import SET_FINGERPRINT, CheckpointSaved, Report, ReportReply
+from service.contract.checkpoint.manifest import Manifest
 from service.contract.ids import CHECKPOINT_ID_PATTERN
-from service.contract.manifest import Manifest
-from service.contract.spec import JobSpec
+from service.contract.job.spec import JobSpec
+from service.contract.reports.cluster import AttemptBrief, AttemptEnded
+from service.contract.reports.events import SET_FINGERPRINT, CheckpointSaved, Report, ReportReply
 from service.contract.states import Desired
-from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import AttemptRow
-from service.dependencies import AppSettings, Bell, ReportLimiter
 from service.errors import Invalid
+from service.http.dependencies import AppSettings, Bell, Blobs, Db, ReportLimiter
 from service.ingest.apply import apply_report, lock_open_attempt
 from service.jobs import store as jobs
-from service.jobs.endings import end_attempt
-from service.jobs.initial import initial_manifest
-from service.jobs.moves import Deadlines
+from service.jobs.references import initial_manifest
+from service.jobs.transitions import Deadlines, end_attempt
 from service.secrets.actions import hand_over
-from service.secrets.dependencies import SecretCipher
+from service.secrets.incoming import SecretCipher
+from service.storage.blobs import BlobStore
 
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"])
 

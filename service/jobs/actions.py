@@ -12,9 +12,9 @@ from service.attempts import store as attempts
 from service.checkpoints import store as checkpoints
 from service.clock import utc_now
 from service.contract.ids import new_id
+from service.contract.job.spec import JobSpec, uploads_of
 from service.contract.requests import Extend, JobPatch, Pause
 from service.contract.resources import ProblemError
-from service.contract.spec import JobSpec, uploads_of
 from service.contract.states import Desired, Phase, Reason, Signal
 from service.datasets.actions import require_sealed
 from service.db.tables import JobRow
@@ -22,13 +22,10 @@ from service.errors import Conflict, Invalid
 from service.evaluations import store as evaluations
 from service.events import store as events
 from service.jobs import store
-from service.jobs.endings import end_attempt
 from service.jobs.extension import changed, extended, moves_horizon, needs_plan
-from service.jobs.initial import with_architecture
-from service.jobs.lifecycle import Refused, is_terminal, next_phase
-from service.jobs.moves import Deadlines, move
+from service.jobs.references import require_wheel, with_architecture, with_wheel
+from service.jobs.transitions import Deadlines, Refused, end_attempt, is_terminal, move, next_phase
 from service.jobs.views import progress_of
-from service.jobs.wheel import require_wheel, with_wheel
 from service.metrics import store as metrics
 from service.secrets.actions import require_known
 

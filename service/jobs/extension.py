@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from service.contract.budget import BudgetSpec
+from service.contract.job.budget import BudgetSpec
+from service.contract.job.schedules import has_horizon
+from service.contract.job.spec import JobSpec
 from service.contract.requests import Extend
 from service.contract.resources import ProblemError, Progress
-from service.contract.schedules import has_horizon
-from service.contract.spec import JobSpec
 from service.errors import Invalid
 
 #: The number of a job's progress that each limit bounds.

@@ -11,24 +11,21 @@ from sqlalchemy.orm import Session
 
 from service.attempts import store as attempts
 from service.auth.dependencies import Project
-from service.checkpoints.dependencies import Blobs
 from service.checkpoints.keys import job_folder
+from service.contract.job.spec import JobSpec
 from service.contract.requests import Extend, JobPatch, Pause
 from service.contract.resources import Job, Page
-from service.contract.spec import JobSpec
 from service.contract.states import Phase
-from service.db.dependencies import Db
 from service.db.session import Database
 from service.db.tables import JobRow
-from service.dependencies import AppSettings, Bell
 from service.errors import PreconditionFailed, PreconditionRequired, Unavailable
-from service.idempotency.dependencies import REPLAYED, IdempotencyKey
-from service.idempotency.once import once
+from service.http.dependencies import AppSettings, Bell, Blobs, Db
+from service.http.paging import Limit, page_of
+from service.idempotency.once import REPLAYED, IdempotencyKey, once
 from service.jobs import actions, store
 from service.jobs.actions import Act
-from service.jobs.moves import Deadlines
+from service.jobs.transitions import Deadlines
 from service.jobs.views import job_resource
-from service.paging import Limit, page_of
 from service.wakeups import Wakeups
 
 log = logging.getLogger(__name__)

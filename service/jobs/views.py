@@ -1,7 +1,7 @@
 """Rows to resources."""
 
+from service.contract.job.spec import JobSpec
 from service.contract.resources import Attempt, Job, Progress
-from service.contract.spec import JobSpec
 from service.contract.states import Desired, Phase
 from service.db.tables import AttemptRow, JobRow
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from service.attempts.store import live_cutoffs
 from service.auth.dependencies import Project
 from service.contract.resources import MetricBuckets, MetricSummary, Page
-from service.db.dependencies import Db
+from service.http.dependencies import Db
 from service.metrics import views
 from service.metrics.rollup import MAX_BUCKETS
 

@@ -17,7 +17,7 @@ import numpy as np
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from service.contract.events import StepMetrics, Usage
+from service.contract.reports.events import StepMetrics, Usage
 from service.db.tables import MetricChunkRow
 from service.metrics import chunks
 from service.metrics.chunks import Points

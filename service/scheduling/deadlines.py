@@ -6,8 +6,7 @@ from service.attempts import store as attempts
 from service.contract.states import Desired, Phase, Reason, Signal
 from service.db.tables import JobRow
 from service.events import store as events
-from service.jobs.endings import end_attempt
-from service.jobs.moves import move, settle
+from service.jobs.transitions import end_attempt, move, settle
 from service.scheduling import store
 from service.scheduling.sync import Tick
 

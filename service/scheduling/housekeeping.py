@@ -9,13 +9,13 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.removal import remove_superfluous
-from service.checkpoints.sweep import sweep_blobs, sweep_uploads
+from service.checkpoints.retention import remove_superfluous, sweep_blobs
 from service.clock import utc_now
 from service.datasets.sweep import sweep_datasets
 from service.db.session import Database
 from service.idempotency import store as idempotency
+from service.storage.blobs import BlobStore
+from service.storage.incoming import sweep_uploads
 from service.wheels.sweep import sweep_wheels
 
 log = logging.getLogger(__name__)

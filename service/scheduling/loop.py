@@ -9,7 +9,7 @@ from service.attempts.leases import LeaseKeeper
 from service.clock import utc_now
 from service.db.session import Database
 from service.errors import Unavailable
-from service.jobs.moves import Deadlines
+from service.jobs.transitions import Deadlines
 from service.scheduling.deadlines import (
     end_overdue_phases,
     expire_leases,

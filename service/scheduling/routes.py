@@ -7,14 +7,13 @@ import anyio
 from fastapi import APIRouter, Depends
 from sqlalchemy.exc import IntegrityError
 
-from service.attempts.dependencies import Leases
+from service.attempts.access import Leases
 from service.auth.dependencies import require_runner
 from service.clock import utc_now
-from service.contract.cluster import Registered, RegisterRunner, Sync, SyncReply
-from service.db.dependencies import Db
+from service.contract.reports.cluster import Registered, RegisterRunner, Sync, SyncReply
 from service.db.session import Database
-from service.dependencies import AppSettings, Bell, ReportLimiter
-from service.jobs.moves import Deadlines
+from service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
+from service.jobs.transitions import Deadlines
 from service.scheduling import store
 from service.scheduling.sync import Tick, View, sync
 from service.wakeups import heard_within

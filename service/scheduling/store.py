@@ -6,8 +6,8 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from service.contract.cluster import Node
 from service.contract.ids import new_id
+from service.contract.reports.cluster import Node
 from service.contract.states import CLAIMABLE, Desired, Phase, Reason
 from service.db.tables import AttemptRow, JobRow, RunnerRow
 from service.errors import NotFound

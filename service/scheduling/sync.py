@@ -10,15 +10,14 @@ from service.attempts import store as attempts
 from service.attempts.leases import LeasePolicy
 from service.auth.tokens import Audience, digest, mint
 from service.checkpoints import store as checkpoints
-from service.contract.cluster import Assignment, Node, Sync, SyncReply
 from service.contract.ids import new_id
+from service.contract.job.training import ParallelismSpec, gang_sizes
+from service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
 from service.contract.states import Reason, Signal
-from service.contract.training import ParallelismSpec, gang_sizes
 from service.db.tables import AttemptRow, CheckpointRow, JobRow
 from service.events import store as events
 from service.jobs import store as jobs
-from service.jobs.endings import end_attempt
-from service.jobs.moves import Deadlines, move, settle
+from service.jobs.transitions import Deadlines, end_attempt, move, settle
 from service.scheduling import store
 from service.scheduling.policy import Ask, Room, choose, grow, seat
 from service.wheels import store as wheels

@@ -8,6 +8,15 @@ from pydantic import ValidationError
 from service.contract.resources import ProblemError
 from service.contract.secrets import NewSecret
 from service.errors import Invalid, TooLarge
+from service.secrets.cipher import Cipher
+
+
+async def _cipher(request: Request) -> Cipher:
+    cipher: Cipher = request.app.state.cipher
+    return cipher
+
+
+SecretCipher = Annotated[Cipher, Depends(_cipher)]
 
 #: A value of the longest kind, each byte of it written as six characters, and the rest of the JSON.
 _MAX_BODY_BYTES = 256 * 2**10

@@ -8,12 +8,11 @@ from fastapi import APIRouter, Path, Query, Response
 from service.auth.dependencies import Project
 from service.contract.resources import Page
 from service.contract.secrets import NewSecret, Secret, SecretName, check_value
-from service.db.dependencies import Db
 from service.errors import Invalid
-from service.paging import Limit, page_of
+from service.http.dependencies import Db
+from service.http.paging import Limit, page_of
 from service.secrets import actions, store
-from service.secrets.dependencies import SecretCipher
-from service.secrets.incoming import IncomingSecret
+from service.secrets.incoming import IncomingSecret, SecretCipher
 from service.secrets.views import secret_resource
 
 log = logging.getLogger(__name__)

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from optim.named_schedules import rates
 from optim.planning import Assumptions, Family, Plan, extend_by_cooldown, extend_by_factor
-from service.contract.schedules import (
+from optim.schedules.by_name import rates
+from service.contract.job.schedules import (
     PolynomialCooldownScheduleSpec,
     ScheduleSpec,
     SqrtScheduleSpec,
     WSDScheduleSpec,
     has_horizon,
 )
-from service.contract.theory import MAX_EXTENSION, WayName
+from service.contract.theory.analysis import MAX_EXTENSION, WayName
 from service.theory.analysis import best_factor
 from service.theory.averaging import Averaging
 from service.theory.bounds import Terms, terms_at

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from optim.fitting import LossFit, fit_losses
-from optim.named_schedules import rates
-from optim.theory import BoundTerms, split_bound, split_schedule_free_bound
+from optim.schedules.by_name import rates
+from optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
+from optim.theory.fitting import LossFit, fit_losses
 from service.theory.averaging import Averaging
 from service.theory.bounds import Terms, terms_at
 from service.theory.reading import Record, TheoryUnavailable

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from service.contract.optimizers import (
+from service.contract.job.optimizers import (
     AdamCScheduleFreePlusSpec,
     FirstOrderSpec,
     ForeachSOAPSpec,

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from optim.fitting import LossFit
-from service.contract.models import MlpPreset
-from service.contract.optimizers import (
+from optim.theory.fitting import LossFit
+from service.contract.job.models import MlpPreset
+from service.contract.job.optimizers import (
     AdamCScheduleFreePlusSpec,
     AdamWScheduleFreeSpec,
     OptimizerSpec,
@@ -13,8 +13,8 @@ from service.contract.optimizers import (
     SGDScheduleFreeSpec,
     SOAPSpec,
 )
-from service.contract.spec import JobSpec
-from service.contract.theory import Caveat, CaveatCode
+from service.contract.job.spec import JobSpec
+from service.contract.theory.analysis import Caveat, CaveatCode
 from service.theory.advice import RECENT_SHARE
 from service.theory.analysis import Analysis
 from service.theory.averaging import averaging_of

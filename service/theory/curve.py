@@ -10,9 +10,9 @@ from service.theory import reading
 from service.theory.analysis import analyse
 from service.theory.averaging import averaging_of
 from service.theory.bounds import terms_at
-from service.theory.extension_views import known
+from service.theory.concurrency import Turns
 from service.theory.reading import Record, TheoryUnavailable
-from service.theory.turns import Turns
+from service.theory.views import known
 
 
 class JobBounds:

@@ -5,9 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from optim.named_schedules import rates
-from optim.theory import BoundTerms, split_bound, split_schedule_free_bound
-from service.contract.plan import (
+from optim.schedules.by_name import rates
+from optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
+from service.contract.job.schedules import has_horizon
+from service.contract.resources import ProblemError
+from service.contract.theory.analysis import Extension as ExtensionResource
+from service.contract.theory.plan import (
     Candidate,
     ExtendRun,
     Plan,
@@ -15,14 +18,11 @@ from service.contract.plan import (
     PlanRequest,
     ScheduleFree,
 )
-from service.contract.resources import ProblemError
-from service.contract.schedules import has_horizon
-from service.contract.theory import Extension as ExtensionResource
 from service.errors import Invalid
 from service.theory.advice import Extension
 from service.theory.averaging import Averaging
-from service.theory.extension_views import extension_resource
 from service.theory.steps import Floats, Steps, blocks_of
+from service.theory.views import extension_resource
 
 #: Equal weights, as schedule-free has them at a constant rate.
 EQUAL_WEIGHTS = Averaging(r=0.0, power=2.0)

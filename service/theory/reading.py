@@ -7,7 +7,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from service.attempts.store import live_cutoffs
-from service.contract.spec import JobSpec
+from service.contract.job.spec import JobSpec
 from service.errors import Conflict
 from service.jobs import store as jobs
 from service.metrics import chunks

@@ -6,13 +6,13 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 
 from service.auth.dependencies import Project, require_user
-from service.contract.plan import Plan, PlanRequest
-from service.contract.theory import Norms, Theory
-from service.db.dependencies import Db
+from service.contract.theory.analysis import Norms, Theory
+from service.contract.theory.plan import Plan, PlanRequest
 from service.db.session import Database
+from service.http.dependencies import Db
 from service.theory import reading, views
+from service.theory.concurrency import Turn
 from service.theory.planner import plan_of
-from service.theory.turns import Turn
 
 router = APIRouter(prefix="/v1", tags=["theory"])
 

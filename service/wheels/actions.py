@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from service.clock import utc_now
 from service.contract.ids import new_id
-from service.contract.wheels import MAX_WHEELS
+from service.contract.uploads.wheels import MAX_WHEELS
 from service.db.tables import WheelRow
 from service.errors import Conflict, Forbidden
 from service.wheels import store

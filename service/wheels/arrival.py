@@ -10,12 +10,10 @@ import anyio
 import anyio.to_thread
 from fastapi import Request
 
-from service.checkpoints.incoming import Incoming
-from service.contract.wheels import MAX_WHEEL_BYTES
-from service.errors import Invalid, TooLarge, Unavailable
-
-#: Silence in the midst of a body after which its connection counts as broken.
-IDLE_SECONDS = 30.0
+from service.contract.uploads.wheels import MAX_WHEEL_BYTES
+from service.errors import Invalid
+from service.storage.incoming import Incoming
+from service.storage.intake import append
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,10 @@ async def arriving(request: Request, *, folder: Path, sha256: str) -> AsyncItera
     folder.mkdir(exist_ok=True)
     with Incoming(folder / secrets.token_hex(16)) as incoming:
         try:
-            await _append(incoming, request.stream())
+            await append(incoming, request.stream(), max_bytes=MAX_WHEEL_BYTES, what="wheel")
             seen = await anyio.to_thread.run_sync(incoming.sha256)
             if seen != sha256:
                 raise Invalid(f"expected content with SHA-256 {sha256}, saw {seen}")
             yield Arrived(incoming.path, incoming.num_bytes, seen)
         finally:
             incoming.remove()
-
-
-async def _append(incoming: Incoming, chunks: AsyncIterator[bytes]) -> None:
-    num_bytes = 0
-    while chunk := await _next(chunks):
-        num_bytes += len(chunk)
-        if num_bytes > MAX_WHEEL_BYTES:
-            raise TooLarge(f"expected a wheel of at most {MAX_WHEEL_BYTES} bytes, saw more")
-        await anyio.to_thread.run_sync(incoming.append, chunk)
-
-
-async def _next(chunks: AsyncIterator[bytes]) -> bytes:
-    """The next chunk; nothing at the end."""
-    try:
-        with anyio.fail_after(IDLE_SECONDS):
-            return await anext(chunks, b"")
-    except TimeoutError as error:
-        raise Unavailable(f"nothing came for {IDLE_SECONDS:g} s; try again") from error

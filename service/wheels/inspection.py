@@ -22,7 +22,7 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
-from service.contract.wheels import MAX_UNPACKED_BYTES, MAX_WHEEL_FILES, reserved
+from service.contract.uploads.wheels import MAX_UNPACKED_BYTES, MAX_WHEEL_FILES, reserved
 from service.errors import Invalid
 
 #: Of the list of files, which is read as a whole, and of one file of metadata.

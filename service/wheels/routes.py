@@ -8,22 +8,20 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.attempts.dependencies import AttemptToken, open_attempt
+from service.attempts.access import AttemptToken, open_attempt
 from service.auth.dependencies import Project
 from service.contract.ids import WHEEL_ID_PATTERN
 from service.contract.resources import Page
-from service.contract.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
-from service.db.dependencies import Db
+from service.contract.uploads.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
 from service.db.session import Database
-from service.dependencies import AppSettings
 from service.errors import NotFound
-from service.paging import Limit, page_of
+from service.http.dependencies import AppSettings, Db, WheelBlobs
+from service.http.paging import Limit, page_of
 from service.wheels import actions, store
 from service.wheels.arrival import arriving
-from service.wheels.dependencies import WheelBlobs
 from service.wheels.inspection import facts_of_name
-from service.wheels.keeping import keep
 from service.wheels.keys import folder_of, key_of
+from service.wheels.storage import keep
 from service.wheels.views import wheel_resource
 
 router = APIRouter(prefix="/v1/wheels", tags=["wheels"])

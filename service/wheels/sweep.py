@@ -2,9 +2,8 @@
 
 from datetime import datetime, timedelta
 
-from service.checkpoints.blobs import BlobStore
-from service.checkpoints.sweep import LONGEST_PUT
 from service.db.session import Database
+from service.storage.blobs import LONGEST_PUT, BlobStore
 from service.wheels import store
 from service.wheels.keys import folder_of
 

@@ -1,6 +1,6 @@
 """Rows to answers."""
 
-from service.contract.wheels import AssignedWheel, Wheel
+from service.contract.uploads.wheels import AssignedWheel, Wheel
 from service.db.tables import WheelRow
 
 

@@ -16,10 +16,10 @@ from torch import nn
 from training_bench import ALONE, ScriptedReporter, make_brief
 
 from optim import AdamWScheduleFree
-from service.contract.manifest import CheckpointKind
-from worker.built import Built
-from worker.milestones import Milestones
+from service.contract.checkpoint.manifest import CheckpointKind
 from worker.position import Position
+from worker.setup import Built
+from worker.training.evaluations import Milestones
 
 #: y, z and v of so many float32 parameters are a state of 100 MB.
 NUM_PARAMETERS = 100_000_000 // (3 * 4)

@@ -22,15 +22,15 @@ from typing import Any
 
 from stack import Stack
 
-from service.client import Client
-from service.contract.spec import JobSpec
+from service.client.client import Client
+from service.contract.job.spec import JobSpec
 from service.contract.states import Phase
-from worker.cadence import FIRST_STEP, steps_of_share
 from worker.data.build import build_data
-from worker.evaluate import num_passes
-from worker.evaluation_sets import HeldOutSets
+from worker.evaluation.evaluate import num_passes
+from worker.evaluation.sets import HeldOutSets
 from worker.model.build import build_model
-from worker.raycluster import start_head
+from worker.runner.ray_cluster import start_head
+from worker.training.cadence import FIRST_STEP, steps_of_share
 
 OURS, OURS_STEP, BARE = "roadless", "roadless, a step", "bare"
 PEERS = ("transformers", "lightning")

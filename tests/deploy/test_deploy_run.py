@@ -9,8 +9,8 @@ import httpx
 import pytest
 from localstack import LocalStack, wait_until
 
-from service.client import Client
-from service.contract.manifest import CheckpointKind
+from service.client.client import Client
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Phase
 
 JOB = {

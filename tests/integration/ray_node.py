@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from worker.raycluster import Head
+from worker.runner.ray_cluster import Head
 
 
 def main() -> None:

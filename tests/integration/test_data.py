@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from stack import Stack, curve_of, rank_pids, wait_for_end, wait_for_step
 
-from service.client import Client
-from service.contract.manifest import CheckpointKind
+from service.client.client import Client
+from service.client.datasets import Datasets
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Phase, Reason
-from service.data_client import Datasets
-from worker.data.sources import DataSources
+from worker.data.sources.access import DataSources
 from worker.verify import verify
 
 WORDS = ["free", "of", "schedules", "a", "road", "goes", "on", "and", "on"]

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from stack import wait_for_end, wait_for_step, wait_until
 
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Desired, Phase
 
 BYTES = {

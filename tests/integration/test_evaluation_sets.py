@@ -9,7 +9,7 @@ from typing import Any
 
 from stack import wait_for_end
 
-from service.client import Client
+from service.client.client import Client
 from service.contract.states import Phase
 
 #: A function that every node has, and one number a sample: of the outputs it makes the loss itself.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stack import wait_for_end
 
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Phase
 
 DIGITS = {"kind": "builtin", "name": "digits"}

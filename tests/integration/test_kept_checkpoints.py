@@ -11,9 +11,9 @@ import pytest
 import torch
 from stack import wait_for_end, wait_for_step, wait_until
 
-from service.client import ApiError
+from service.client.client import ApiError
 from service.contract.states import Phase
-from worker.data.digits import Digits
+from worker.data.builtin.digits import Digits
 
 SPEC = {
     "name": "kept",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from stack import curve_of, rank_pids, wait_for_end, wait_for_step
 
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Phase
 
 

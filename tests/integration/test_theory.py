@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from stack import wait_for_end
 
-from optim.fitting import fit_losses
-from optim.theory import split_bound, split_schedule_free_bound
+from optim.theory.bounds import split_bound, split_schedule_free_bound
+from optim.theory.fitting import fit_losses
 from service.contract.states import Phase
 
 STEPS = 60

@@ -11,10 +11,10 @@ import pytest
 from stack import Stack, rank_pids, wait_for_end, wait_for_step
 from wheel_maker import make_wheel
 
-from service.client import ApiError, Client
-from service.contract.manifest import CheckpointKind
+from service.client.client import ApiError, Client
+from service.client.wheels import Wheels
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Phase, Reason
-from service.wheel_client import Wheels
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 from stack import wait_until
 
-from service.client import Client
-from worker.raycluster import stop_trees
+from service.client.client import Client
+from worker.runner.ray_cluster import stop_trees
 
 PORT = 8700
 RAY_NODE = Path(__file__).with_name("ray_node.py")

@@ -1,6 +1,6 @@
 """What the ranks of the distributed tests do. Each name runs the same few steps in every world.
 
-Results go to files of a folder, by name; `test_optim_distributed` compares them. `main` is run
+Results go to files of a folder, by name; `test_distributed` compares them. `main` is run
 in a process of its own, so that torch is imported once and ranks are forked from one that has no
 threads yet.
 """

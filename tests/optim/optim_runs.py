@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import optim
-from optim.schedulefree import ScheduleFreeOptimizer
+from optim.schedule_free.base import ScheduleFreeOptimizer
 
 Make = Callable[..., torch.optim.Optimizer]
 SHAPES = ((), (3,), (2, 3), (0,), (4, 1, 2))

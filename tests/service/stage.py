@@ -11,17 +11,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.attempts.leases import LeaseKeeper
-from service.contract.cluster import Assignment, Node, Sync, SyncReply
-from service.contract.events import Report, ReportReply
+from service.contract.job.spec import JobSpec
+from service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
+from service.contract.reports.events import Report, ReportReply
 from service.contract.requests import Extend, Pause
-from service.contract.spec import JobSpec
 from service.db.migrate import alone, migrate
 from service.db.session import Database
 from service.db.tables import AttemptRow, EventRow, JobRow, Table
 from service.ingest.apply import apply_report
 from service.jobs import actions, store
 from service.jobs.actions import Act
-from service.jobs.moves import Deadlines
+from service.jobs.transitions import Deadlines
 from service.scheduling import store as runners
 from service.scheduling.loop import tick
 from service.scheduling.sync import Tick, View, sync

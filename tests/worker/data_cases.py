@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from service.contract.data import DataSpec
-from service.contract.models import ModelSpec
-from service.contract.tasks import Task
+from service.contract.job.data import DataSpec
+from service.contract.job.models import ModelSpec
+from service.contract.job.tasks import Task
 from worker.data.base import DataSet
 from worker.data.build import build_data
-from worker.data.sources import DataSources
-from worker.data.uploaded import Uploads
+from worker.data.sources.access import DataSources
+from worker.data.sources.uploaded import Uploads
 
 MLP = {"kind": "preset", "name": "mlp"}
 

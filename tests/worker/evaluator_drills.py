@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from service.contract.manifest import CheckpointFile
-from worker import evaluator_process, milestones, nursery, rank
-from worker.checkpoint import MODEL_FILE, _describe, write_model
-from worker.evaluator_process import Question, Word
-from worker.launcher import RankLaunch
+from service.contract.checkpoint.manifest import CheckpointFile
+from worker.checkpointing.model_files import MODEL_FILE, _describe, write_model
+from worker.rank import main as rank_main
+from worker.rank_launch import RankLaunch
+from worker.training import evaluations
+from worker.validation import evaluator_process, zygote
+from worker.validation.evaluator_process import Question, Word
 
 Files = tuple[CheckpointFile, ...]
 
@@ -35,12 +37,12 @@ def main(launch: RankLaunch) -> None:
     if what in BAD_EVALUATORS:
         _break(BAD_EVALUATORS[what], times, scratch)
     if what == "watched":
-        rank.evaluate_files = _watched
+        rank_main.evaluate_files = _watched
     if what == "set up":
         _note_settings(scratch)
     if what == "no nursery":
-        nursery._fork = lambda *_: os._exit(1)
-    rank.main(replace(launch, entry_points=ENTRY_POINTS))
+        zygote._fork = lambda *_: os._exit(1)
+    rank_main.main(replace(launch, entry_points=ENTRY_POINTS))
 
 
 # ---- what a user's package offers ---------------------------------------------------------------
@@ -83,7 +85,7 @@ def _spoil(spoil: Callable[[Path, Files], Files], times: int) -> None:
         files = write_model(folder, model)
         return spoil(folder, files) if left >= 0 else files
 
-    milestones.write_model = write
+    evaluations.write_model = write
 
 
 def _flip(folder: Path, files: Files) -> Files:

@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import pytest
 
-from worker import tensorfile
+from worker.checkpointing import safetensors_file
 
 
 class FailingDisk:
@@ -17,10 +17,10 @@ class FailingDisk:
         self.num_operations = 0
         self.fails_at = fails_at
         self._open, self._mkdir, self._fsync = Path.open, Path.mkdir, os.fsync
-        patch.setattr(tensorfile, "_CHUNK_BYTES", 512)
+        patch.setattr(safetensors_file, "_CHUNK_BYTES", 512)
         patch.setattr(Path, "mkdir", lambda *given, **named: self._make(*given, **named))
         patch.setattr(Path, "open", lambda *given, **named: self._opened(*given, **named))
-        patch.setattr(tensorfile.os, "fsync", self._flush)
+        patch.setattr(safetensors_file.os, "fsync", self._flush)
 
     @property
     def has_failed(self) -> bool:

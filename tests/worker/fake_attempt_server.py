@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fake_attempt_service import FakeAttemptService
 
-from service.contract.cluster import AttemptBrief
-from service.contract.events import Report
+from service.contract.reports.cluster import AttemptBrief
+from service.contract.reports.events import Report
 from worker.api import Away, Fenced, Refused
 
 

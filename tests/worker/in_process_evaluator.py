@@ -5,11 +5,11 @@ from pathlib import Path
 
 from training_bench import build
 
-from service.contract.manifest import Manifest
-from service.contract.spec import JobSpec
-from worker.evaluate import EvalResult, reevaluate
-from worker.evaluator import EvaluatorFailed
-from worker.reload import fill
+from service.contract.checkpoint.manifest import Manifest
+from service.contract.job.spec import JobSpec
+from worker.evaluation.evaluate import EvalResult, reevaluate
+from worker.validation.evaluator import EvaluatorFailed
+from worker.validation.reload import fill
 
 
 class InProcessEvaluator:

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from service.contract.models import ModelSpec
+from service.contract.job.models import ModelSpec
 from worker.data.base import Description
 
 DIGITS = Description((1, 8, 8), 10, tokens_per_sample=0, fingerprint="")

@@ -4,9 +4,9 @@ from typing import Any, get_args
 
 from torch import nn
 
-from optim.positions import TwoPositions
-from service.contract.optimizers import OptimizerSpec
-from worker.build import build_optimizer
+from optim.core.positions import TwoPositions
+from service.contract.job.optimizers import OptimizerSpec
+from worker.setup import build_optimizer
 
 UNION, _ = get_args(OptimizerSpec)
 SPECS = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(UNION)}

@@ -15,19 +15,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training_bench import Bench, bits, make_brief
 
-from service.contract.manifest import CheckpointKind
+from service.contract.checkpoint.manifest import CheckpointKind
 from service.contract.states import Desired
-from worker import loop, rank
-from worker.cluster import Cluster, join
 from worker.data.base import Batch
+from worker.distributed.process_group import Cluster, join
 from worker.errors import NonFiniteLoss
-from worker.launcher import RankLaunch
-from worker.outbox import Heard
-from worker.step import Orders, StepResult, StepSettings, agree, train_step
+from worker.rank import main as rank_main
+from worker.rank_launch import RankLaunch
+from worker.reporting.outbox import Heard
+from worker.training import loop
+from worker.training.step import Orders, StepResult, StepSettings, agree, train_step
 
 
 def main(launch: RankLaunch) -> None:
-    """Run the drill and note what it found; ``rank`` is the rank's own main."""
+    """Run the drill and note what it found; ``rank_main`` is the rank's own."""
     if launch.job_id.startswith("rank"):
         _be_rank(launch)
     found = DRILLS[launch.job_id](join(launch), launch)
@@ -39,10 +40,10 @@ def main(launch: RankLaunch) -> None:
 
 def _be_rank(launch: RankLaunch) -> None:
     if launch.job_id == "rank:impatient":
-        rank.DRAIN_SECONDS = 0.3
+        rank_main.DRAIN_SECONDS = 0.3
     if launch.job_id == "rank:freezing" and launch.rank == 1:
         _freeze_before_step(3, note=Path(launch.scratch) / "frozen.pid")
-    rank.main(launch)
+    rank_main.main(launch)
 
 
 def _freeze_before_step(step: int, *, note: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from worker_drills import make_launch, wait_until
 
-from worker.launcher import Exited, ForkLauncher
+from worker.agent.fork_launcher import ForkLauncher
+from worker.agent.launcher import Exited
 
 Found = list[dict[str, Any]]
 

@@ -9,26 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from service.contract.cluster import AttemptBrief
-from service.contract.data import DataSpec
-from service.contract.events import EvalPoint, Event, StepMetrics, Usage
-from service.contract.manifest import CheckpointKind, Manifest
-from service.contract.spec import JobSpec
-from worker.assemble import assemble
-from worker.built import Built
-from worker.cluster import Cluster
+from service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from service.contract.job.data import DataSpec
+from service.contract.job.spec import JobSpec
+from service.contract.reports.cluster import AttemptBrief
+from service.contract.reports.events import EvalPoint, Event, StepMetrics, Usage
+from worker.checkpointing.training_state import Resumed, read_state
 from worker.data.base import DataSet
 from worker.data.build import build_data
-from worker.evaluate import Checked
-from worker.evaluation_sets import build_held_out
-from worker.loop import Training
-from worker.milestones import Milestones
+from worker.distributed.process_group import Cluster
+from worker.evaluation.evaluate import Checked
+from worker.evaluation.sets import build_held_out
 from worker.model.build import build_model
 from worker.model.sources import ModelSources
-from worker.outbox import Heard
 from worker.position import Position
-from worker.staged import Staged
-from worker.state import Resumed, read_state
+from worker.reporting.outbox import Heard
+from worker.reporting.staged_checkpoint import Staged
+from worker.setup import Built, assemble
+from worker.training.evaluations import Milestones
+from worker.training.loop import Training
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from service.contract.data import (
+from service.contract.job.data import (
     BreastCancerData,
     DataSpec,
     DigitsData,
@@ -19,19 +19,20 @@ from service.contract.data import (
     UploadedData,
     check_columns,
 )
-from service.contract.models import ModelSpec, context_of, label_of
-from service.contract.tasks import Task
-from worker.data import breast_cancer, stdlib_bytes, synthetic, uploaded
+from service.contract.job.models import ModelSpec, context_of, label_of
+from service.contract.job.tasks import Task
 from worker.data.base import DataSet
-from worker.data.digits import Digits
-from worker.data.file_records import FileRecords
-from worker.data.late import room
-from worker.data.locations import find_files
-from worker.data.prepared import Preparation
+from worker.data.builtin import breast_cancer, stdlib_bytes, synthetic
+from worker.data.builtin.digits import Digits
+from worker.data.lazy_import import lazy_import
+from worker.data.prepared.preparation import Preparation
 from worker.data.progress import Progress, Tell
-from worker.data.records import Records
-from worker.data.sources import DataSources
-from worker.data.uploaded import NoUploads, Uploads
+from worker.data.records.base import Records
+from worker.data.records.files import FileRecords
+from worker.data.sources import uploaded
+from worker.data.sources.access import DataSources
+from worker.data.sources.locations import find_files
+from worker.data.sources.uploaded import NoUploads, Uploads
 from worker.errors import DataInvalid
 
 _log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _records(spec: RecordsData, *, sources: DataSources, uploads: Uploads, tell:
         case UploadedData():
             return _uploaded(spec, uploads=uploads)
         case HuggingFaceData():
-            records: Records = room("hub_records").find(spec, sources=sources)
+            records: Records = lazy_import("records.hub").find(spec, sources=sources)
             return records
 
 

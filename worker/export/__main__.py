@@ -13,9 +13,9 @@ from pathlib import Path
 from worker.errors import JobFailed
 from worker.export.errors import ExportError
 from worker.export.formats import FORMATS, export
-from worker.launcher import ENVIRONMENTS
+from worker.rank_launch import ENVIRONMENTS
 from worker.settings import RunnerSettings, SettingsError
-from worker.wheel_environment import run_with_wheel
+from worker.wheels.environment import run_with_wheel
 
 
 def main() -> None:

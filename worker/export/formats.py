@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.checkpoint import check_file
+from worker.checkpointing.model_files import check_file
 from worker.export.errors import ExportError
 from worker.export.onnx_file import write_onnx
 from worker.export.source import Source, load, open_source

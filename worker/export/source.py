@@ -5,17 +5,17 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.manifest import CheckpointKind, Manifest
-from service.contract.models import ArchitectureSpec, CheckpointModel
-from service.contract.spec import JobSpec
-from worker.checkpoint import check_files, read_model
+from service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from service.contract.job.models import ArchitectureSpec, CheckpointModel
+from service.contract.job.spec import JobSpec
+from worker.checkpointing.model_files import check_files, read_model
 from worker.data.base import Description
 from worker.data.build import build_data
 from worker.export.errors import NotExportable
 from worker.model.build import build_model
 from worker.model.sources import wheel_of_this_process
-from worker.reload import read_manifest
 from worker.settings import RunnerSettings
+from worker.validation.reload import read_manifest
 
 
 @dataclass(frozen=True)

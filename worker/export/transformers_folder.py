@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from service.contract.models import GptPreset, TransformersModel, label_of
+from service.contract.job.models import GptPreset, TransformersModel, label_of
 from worker.export.compare import require_same
 from worker.export.errors import NotExportable, ToolMissing
 from worker.export.source import Loaded, Source

@@ -7,7 +7,7 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
-from service.contract.models import (
+from service.contract.job.models import (
     CheckpointModel,
     ConvnetPreset,
     EntryPointModel,
@@ -47,8 +47,8 @@ def build_model(
 
     ``seed``: in [0, 2**63). ``sources``: what this node's operator allows beside presets. ``like``:
     an eval checkpoint's folder, whose configuration goes before the spec's; its weights are for
-    ``worker.checkpoint.read_model``. The global random state is left as it was. Raises the
-    JobFailed errors named ``Model...``.
+    ``worker.checkpointing.model_files.read_model``. The global random state is left as it was.
+    Raises the JobFailed errors named ``Model...``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from service.contract.models import ConvnetPreset
+from service.contract.job.models import ConvnetPreset
 from worker.data.base import Description
 from worker.errors import ModelInvalid
 from worker.model.shapes import image_shape

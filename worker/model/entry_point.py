@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from service.contract.models import EntryPointModel
+from service.contract.job.models import EntryPointModel
 from worker.data.base import Description
 from worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
 from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources

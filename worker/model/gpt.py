@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.models import GptPreset
+from service.contract.job.models import GptPreset
 from worker.data.base import Description
 from worker.model.shapes import require_tokens
 

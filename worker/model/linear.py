@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from service.contract.models import LinearPreset
+from service.contract.job.models import LinearPreset
 from worker.data.base import Description
 from worker.model.shapes import require_numbers
 

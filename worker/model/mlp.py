@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from service.contract.models import MlpPreset
+from service.contract.job.models import MlpPreset
 from worker.data.base import Description
 from worker.model.shapes import require_numbers
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.models import ResnetPreset
+from service.contract.job.models import ResnetPreset
 from worker.data.base import Description
 from worker.model.shapes import image_shape
 

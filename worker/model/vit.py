@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.models import VitPreset
+from service.contract.job.models import VitPreset
 from worker.data.base import Description
 from worker.errors import ModelInvalid
 from worker.model.shapes import image_shape

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from optim import AdamWScheduleFree, at_average
-from service.contract.models import GptPreset
+from service.contract.job.models import GptPreset
 from tests.studies.evidence.schedules import factors
-from worker.data import stdlib_bytes
 from worker.data.base import Batch
-from worker.data.order import global_indices
-from worker.data.token_windows import TokenWindows
+from worker.data.builtin import stdlib_bytes
+from worker.data.prepared.token_dataset import TokenWindows
+from worker.data.sampler import global_indices
 from worker.model.gpt import Gpt
 
 #: AdamW's first, and the second of every method.

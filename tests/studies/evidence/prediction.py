@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from optim import SGDScheduleFree
-from optim.theory import optimal_base, tuned_schedule_free
+from optim.theory.bounds import optimal_base, tuned_schedule_free
 from tests.studies.evidence import schedules
 from tests.studies.evidence.convex_search import Choice, Chosen, chosen
 from tests.studies.evidence.linear_models import hinge_classifier

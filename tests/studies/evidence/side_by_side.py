@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optim import averaged_point
-from optim.schedulefree import ScheduleFreeOptimizer
+from optim.schedule_free.base import ScheduleFreeOptimizer
 from tests.studies.evidence.linear_models import LinearModel
 from tests.studies.evidence.schedules import Factors
 

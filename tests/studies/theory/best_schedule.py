@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optim.planning import Family, best_base
-from optim.theory import Floats, bound
+from optim.theory.bounds import Floats, bound
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 100

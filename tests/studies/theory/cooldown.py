@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim.planning import CooldownCurve, Family, best_base, cooldown_curve
-from optim.schedule_parts import DecayType
+from optim.schedules.parts import DecayType
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 400

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim.planning import Assumptions, Family, Plan, best_base, plan_at
-from optim.theory import bounds_at
+from optim.theory.bounds import bounds_at
 from tests.studies.theory.record import COLOURS, Row, Study
 
 T = 400

@@ -12,7 +12,7 @@ from PEPit.functions import ConvexFunction
 
 from optim.averaging import Counters, advance
 from optim.planning import Family, best_base
-from optim.theory import bounds_at, schedule_free_bounds_at, tuned_schedule_free
+from optim.theory.bounds import bounds_at, schedule_free_bounds_at, tuned_schedule_free
 from tests.studies.theory.record import COLOURS, Row, Study, plain_ticks
 
 T = 24

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim.planning import Family, transfer_base
-from optim.schedule_parts import DecayType
+from optim.schedules.parts import DecayType
 from tests.studies.theory.record import SEQUENCE, Row, Study
 
 HORIZONS = (400, 1600, 6400, 25600)

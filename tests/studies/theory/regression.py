@@ -9,7 +9,7 @@ import numpy as np
 
 from optim.averaging import Counters, advance
 from optim.planning import Family
-from optim.theory import Floats
+from optim.theory.bounds import Floats
 from tests.studies.theory.record import COLOURS, Row, Study
 
 NUM_POINTS = 20

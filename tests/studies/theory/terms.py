@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from optim.planning import Family, Plan, best_base
-from optim.theory import Floats, bounds_at
+from optim.theory.bounds import Floats, bounds_at
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 4000

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optim.planning import Family, best_base
-from optim.theory import bound
+from optim.theory.bounds import bound
 from tests.studies.theory import (
     best_schedule,
     comparison,

@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from service.contract.models import TransformersModel
+from service.contract.job.models import TransformersModel
 from worker.data.base import Description
 from worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
 from worker.model.huggingface import companions

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from service.contract.models import TransformersModel
+from service.contract.job.models import TransformersModel
 from worker.data.base import Description
 from worker.errors import ModelInvalid
 

@@ -9,7 +9,7 @@ import transformers
 from transformers import ArceeConfig, ArceeForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from service.contract.models import GptPreset
+from service.contract.job.models import GptPreset
 from worker.model.gpt import MLP_FACTOR, ROTARY_BASE, Block, Gpt
 from worker.model.huggingface.adapter import TransformersAdapter
 

@@ -1,0 +1,1 @@
+"""The engine: a base rule, run over batches of parameters, and the averaged point."""

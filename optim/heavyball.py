@@ -1,0 +1,268 @@
+"""HeavyBall's first-order optimizers, under its names of 0.7.4 and with its arguments.
+
+All of them use in-place EMAs (`optim.rules.moments.debiased`), the clamped denominator
+max(√v, ε), and decoupled weight decay. What 0.7.4 gets wrong is right here: decay shrinks weights
+(there it grows them), ``warmup_steps=0`` means none (there it divides by zero).
+"""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from optim.core.descent import Descent
+from optim.rules.adam import Adam, check_palm
+from optim.rules.adopt import ADOPT
+from optim.rules.base import Group, Rule
+from optim.rules.laprop import LaProp
+from optim.rules.moments import debiased_first, debiased_palm_second, debiased_second
+from optim.schedule_free.fast import FastScheduleFree
+
+
+class _FirstOrder(Descent):
+    """The signature of the three without averaging."""
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+        }
+        super().__init__(params, settings)
+
+
+class ForeachAdamW(_FirstOrder):
+    """AdamW without bias correction to apply, because its averages are unbiased at every step.
+
+    With γ = ``lr`` · min(1, t / ``warmup_steps``), λ = ``weight_decay``, and β̂₁, β̂₂ the in-place
+    EMAs of ``betas``::
+
+        v ← β̂₂ v + (1 - β̂₂) g²
+        m ← β̂₁ m + (1 - β̂₁) g
+        p ← p - γ (m / max(√v, ε) + λ p)
+
+    The same steps as those of ``torch.optim.AdamW``, but for the place of ε. In 0.7.4 it is neither
+    exported nor does it run.
+
+    Args:
+        params: parameters, or dicts of groups, each with settings of its own.
+        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
+        betas: β₁, > 0 and < 1; and β₂, >= 0 and < 1.
+        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        weight_decay: λ, >= 0, multiplied by γ.
+        warmup_steps: steps of linear warmup of the learning rate, >= 0.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    >>> import torch
+    >>> from optim import ForeachAdamW
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ForeachAdamW([w], lr=0.5)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(w.item(), 6)
+    1.48306
+
+    Source: Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2.
+    """
+
+    rule: ClassVar[Rule] = Adam(second=debiased_second, first=debiased_first, is_clamped=True)
+
+
+class ForeachLaProp(_FirstOrder):
+    """LaProp: the mean of normalised gradients instead of the normalised mean.
+
+    With γ, λ, β̂₁, β̂₂ and arguments as in `ForeachAdamW`::
+
+        v ← β̂₂ v + (1 - β̂₂) g²
+        m ← β̂₁ m + (1 - β̂₁) g / max(√v, ε)
+        p ← p - γ (m + λ p)
+
+    >>> import torch
+    >>> from optim import ForeachLaProp
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ForeachLaProp([w], lr=0.5)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(w.item(), 6)
+    1.422338
+
+    Source: Ziyin, Wang and Ueda 2020, arXiv 2002.04839, algorithm 1.
+    """
+
+    rule: ClassVar[Rule] = LaProp()
+
+
+class ForeachADOPT(_FirstOrder):
+    """ADOPT: a gradient is normalised by those before it, never by itself.
+
+    A parameter's first gradient sets v = g² and moves nothing. Later, with γ, λ, β̂₁, β̂₂ and
+    arguments as in `ForeachAdamW`, in this order, which is the paper's::
+
+        m ← β̂₁ m + (1 - β̂₁) g / max(√v, ε)
+        p ← p - γ (m + λ p)
+        v ← β̂₂ v + (1 - β̂₂) g²
+
+    0.7.4 applies each m one step late.
+
+    >>> import torch
+    >>> from optim import ForeachADOPT
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ForeachADOPT([w], lr=0.5)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(w.item(), 6)
+    0.95614
+
+    Source: Taniguchi et al. 2024, arXiv 2411.02853, algorithm 2.
+    """
+
+    rule: ClassVar[Rule] = ADOPT()
+
+
+class ForeachSFAdamW(FastScheduleFree):
+    """Schedule-free AdamW with an unbiased second moment and a clamped denominator.
+
+    As `optim.AdamWScheduleFree`, with the same γ, c, z, x and y, around u = g / max(√v, ε) and
+    v ← β̂₂ v + (1 - β̂₂) g². Other than in HeavyBall, the averaging weights use ``r`` (0.7.4 ignores
+    it) and the largest learning rate so far, so that lowering it does not shrink them; and z moves
+    in bfloat16 too (there it is overwritten by its old value).
+
+    HeavyBall 3.2.1 counts warmup from zero: its ``SFAdamW(warmup_steps=w)`` is this with w + 1.
+
+    Args:
+        params: parameters, or dicts of groups, each with settings of its own.
+        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
+        betas: β, > 0 and < 1, nearer to 1 for long runs; and β₂, >= 0 and < 1.
+        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
+        warmup_steps: steps of linear warmup of the learning rate, >= 0.
+        r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
+        weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
+        foreach: false takes one tensor at a time; see `optim.AdamWScheduleFree`.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    >>> import torch
+    >>> from optim import ForeachSFAdamW, averaged_point
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ForeachSFAdamW([w], lr=0.5)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(averaged_point(optimizer)[w].item(), 6)
+    0.946222
+
+    Source: Defazio et al. 2024, arXiv 2405.15682, algorithm 1.
+    """
+
+    rule: ClassVar[Rule] = Adam(second=debiased_second, is_clamped=True)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        foreach: bool | None = True,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "foreach": foreach,
+        }
+        super().__init__(params, settings)
+
+
+class PaLMForeachSFAdamW(FastScheduleFree):
+    """`ForeachSFAdamW` with PaLM's β₂ = 1 - t⁻ˢ, s = ``beta2_scale``, which needs no tuning.
+
+    Args:
+        params: parameters, or dicts of groups, each with settings of its own.
+        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
+        beta: β, > 0 and < 1, nearer to 1 for long runs.
+        betas: a pair whose first, unless None, is taken for β; the second is not used.
+        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
+        warmup_steps: steps of linear warmup of the learning rate, >= 0.
+        r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
+        weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
+        beta2_scale: s, > 0.
+
+    Raises:
+        ValueError: a setting is out of its range.
+
+    >>> import torch
+    >>> from optim import PaLMForeachSFAdamW, averaged_point
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = PaLMForeachSFAdamW([w], lr=0.5)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(averaged_point(optimizer)[w].item(), 6)
+    0.965786
+
+    Source: Defazio et al. 2024, arXiv 2405.15682, algorithm 1; Chowdhery et al. 2022, arXiv
+    2204.02311, section 5.
+    """
+
+    rule: ClassVar[Rule] = Adam(
+        second=debiased_palm_second, is_clamped=True, check_settings=check_palm
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        beta: float = 0.9,
+        betas: tuple[float | None, float | None] = (None, None),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        beta2_scale: float = 0.8,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "beta": beta if betas[0] is None else betas[0],
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "r": r,
+            "weight_lr_power": weight_lr_power,
+            "beta2_scale": beta2_scale,
+        }
+        super().__init__(params, settings)
+
+    def _beta(self, group: Group) -> float:
+        return float(group["beta"])

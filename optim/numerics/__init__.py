@@ -1,0 +1,1 @@
+"""Precision, stochastic rounding, and tensors in shards."""

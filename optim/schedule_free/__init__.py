@@ -1,0 +1,1 @@
+"""Schedule-free averaging: fast forms, reference text, closures, wrapper."""

@@ -1,0 +1,74 @@
+"""What all schedule-free optimizers share: β and its changes, the pace, the way back from x to y.
+
+Nothing here knows whether x is stored (`optim.schedule_free.reference`) or not
+(`optim.schedule_free.fast`).
+"""
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from optim.averaging import Counters, Pace, advance
+from optim.checks import require_at_least_zero
+from optim.core.averaged_optimizer import AveragedOptimizer
+from optim.rules.base import Group as Group
+from optim.rules.base import TensorList as TensorList
+
+_SETTINGS = ("lr", "weight_decay", "warmup_steps", "r", "weight_lr_power")
+
+
+class ScheduleFreeOptimizer(AveragedOptimizer):
+    """An optimizer whose parameters hold y in training and whose result is the average x.
+
+    With β the interpolation, y = (1 - β) z + β x. A group remembers in ``held_beta`` the β that its
+    present y was made with: when β is changed, in the group or in a loaded state, the next step
+    first moves y to where the new β puts it, and x stays what it is.
+    """
+
+    @abstractmethod
+    def _beta(self, group: Group) -> float:
+        """Return β as it is set: how far y lies from z (0) towards x (1)."""
+
+    @abstractmethod
+    def _change_beta(self, parameter: Tensor, old: float, new: float) -> None:
+        """Move y of a parameter that holds it, so that x stays when β goes from old to new."""
+
+    def _lr_factor(self, _group: Group, _t: int, /) -> float:
+        return 1.0
+
+    def _check(self, group: Group) -> None:
+        require_at_least_zero({"warmup_steps": 0} | group, *_SETTINGS)
+
+    def _pace(self, group: Group, counters: Counters) -> tuple[Counters, Pace]:
+        return advance(
+            counters,
+            lr=float(group["lr"]),
+            warmup_steps=group.get("warmup_steps", 0),
+            r=group["r"],
+            weight_lr_power=group["weight_lr_power"],
+            lr_factor=self._lr_factor(group, counters.k + 1),
+        )
+
+    def _prepare(self, group: Group) -> None:
+        beta, held = self._beta(group), group["held_beta"]
+        if beta != held:
+            self._check(group)
+            for parameter in group["params"]:
+                if self.state.get(parameter):
+                    self._change_beta(parameter, held, beta)
+            group["held_beta"] = beta
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, at any time; what it leaves out is set as in the constructor.
+
+        Raises:
+            ValueError: a setting is out of its range, or a parameter is already in a group.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("held_beta", self._beta(group))
+
+    def _complete(self, group: Group, own: Group) -> None:
+        # A state of the authors' library holds a y that was made with the β it comes with.
+        group.setdefault("held_beta", self._beta(own | group))
+        super()._complete(group, own)

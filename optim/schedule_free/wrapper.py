@@ -1,0 +1,203 @@
+"""Schedule-free averaging around any torch optimizer: the base steps z, gradients are taken at y.
+
+The forms with the averaging built in (`optim.schedule_free.sgd`, `optim.schedule_free.adamw`, ...)
+are faster; this one goes around everything else, and around what is not written yet.
+"""
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from optim.core.positions import Group
+from optim.numerics.sharding import local
+from optim.schedule_free.wrapped_base import AveragedBase, State
+
+
+class ScheduleFreeWrapper(AveragedBase):
+    """Any torch optimizer, made schedule-free; x, the result, is good at every step.
+
+    With B one step of the base from z with the gradient at y, λ = ``weight_decay_at_y``,
+    β = ``momentum``, γ the group's ``lr`` (times its ``d``, where the base keeps one, as Prodigy
+    does), and c as in `optim.averaging.advance`::
+
+        z ← B(z - lr λ y)
+        x ← (1 - c) x + c z
+        y ← (1 - β) z + β x
+
+    The parameters hold y, where gradients are taken. Read x with `optim.averaged_point`, or put it
+    into the parameters for a while with `optim.at_average`. The base's own momentum may be turned
+    off, as β takes its place. State per parameter: z, beside the base's own; in a step one
+    temporary as large as the largest parameter.
+
+    Args:
+        base: any optimizer whose ``step`` needs no closure, with ``lr`` in its groups. It is the
+            wrapper's from now on: step, save and add groups through the wrapper.
+        weight_decay_at_y: λ, >= 0, multiplied by lr; the base's own decay acts at z instead.
+        momentum: β, > 0 and < 1; nearer to 1 for long runs.
+        weight_lr_power: power of the largest learning rate so far in the averaging weight, >= 0.
+        r: power of the step in that weight, >= 0; 0 weighs all steps alike.
+
+    Raises:
+        ValueError: a setting is out of its range, or the base cannot be wrapped.
+
+    Example: the minimum of (w - 3)²/2, from 0, under RMSprop.
+
+    >>> import torch
+    >>> from optim import ScheduleFreeWrapper, averaged_point
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ScheduleFreeWrapper(torch.optim.RMSprop([w], lr=0.1), momentum=0.9)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> round(optimizer.state[w]["z"].item(), 6), round(w.item(), 6)
+    (1.984802, 1.56091)
+    >>> round(averaged_point(optimizer)[w].item(), 6)
+    1.513811
+
+    Unlike the published wrapper, this one is a ``torch.optim.Optimizer``, works with bases that
+    keep a state (Adam, RMSprop, ...) or a counter ``k`` (Prodigy), takes a learning rate of 0, and
+    saves all it needs.
+
+    Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682, algorithm 1 with any
+    base step.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        weight_decay_at_y: float = 0.0,
+        momentum: float = 0.9,
+        weight_lr_power: float = 2,
+        r: float = 0,
+    ) -> None:
+        super().__init__(base, _settings(momentum, weight_decay_at_y, r, weight_lr_power))
+
+    def average_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
+        """Write x = (y - (1-β) z) / β into ``out``; a parameter that holds x is copied."""
+        out.copy_(self._average_of(parameter, group) if group["train_mode"] else parameter)
+
+    def _training_point_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
+        out.copy_(torch.lerp(parameter, self._z_of(parameter), 1 - group["sf_held_momentum"]))
+
+    def remember_training_point(self, parameter: Tensor, y: Tensor, /) -> None:
+        """Keep y in the state, so that `train` leads back to it bit for bit."""
+        if "z" in self.state.get(parameter, {}):
+            self.state[parameter]["y"] = y
+
+    def forget_training_point(self, parameter: Tensor, /) -> None:
+        """Drop what `remember_training_point` kept."""
+        self.state.get(parameter, {}).pop("y", None)
+
+    def _move_to_average(self, parameter: Tensor, group: Group) -> None:
+        self.remember_training_point(parameter, parameter.detach().clone())
+        super()._move_to_average(parameter, group)
+
+    def _move_to_training_point(self, parameter: Tensor, group: Group) -> None:
+        """Put the remembered y back if the parameter still holds its x; else compute a new one."""
+        y = self.state.get(parameter, {}).pop("y", None)
+        x = None if y is None else self._average_of(y, group, z=self._z_of(parameter))
+        if x is not None and torch.equal(local(x), local(parameter)):
+            parameter.copy_(y)
+        else:
+            super()._move_to_training_point(parameter, group)
+
+    def _average_of(self, y: Tensor, group: Group, *, z: Tensor | None = None) -> Tensor:
+        z = self._z_of(y) if z is None else z
+        return torch.lerp(y, z, 1 - 1 / group["sf_held_momentum"])
+
+    def _z_of(self, parameter: Tensor) -> Tensor:
+        z: Tensor = self.state.get(parameter, {}).get("z", parameter)
+        return z.to(parameter)
+
+    def _state_of(self, parameter: Tensor) -> State:
+        state: State = self.state[parameter]
+        z = state.get("z")
+        # The contents of the two change places, so z has the parameter's dtype and device.
+        state["z"] = parameter.detach().clone() if z is None else z.to(parameter)
+        return state
+
+    def _begin(self, y: Tensor, state: State, group: Group) -> None:
+        z = state["z"]
+        x = self._average_of(y, group, z=z)
+        y.copy_(torch.sub(z, y, alpha=_decay(group)) if group["weight_decay_at_y"] else z)
+        z.copy_(x)
+
+    def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
+        x = torch.lerp(state["z"], z, c)
+        state["z"].copy_(z)
+        z.copy_(x.lerp_(z, 1 - group["sf_held_momentum"]))
+
+
+class ScheduleFreeWrapperReference(AveragedBase):
+    """The wrapper spelled out, with x, y and z all stored: equations of `ScheduleFreeWrapper`.
+
+    The arguments mean the same, in the published order, which differs. A parameter without a
+    gradient rests, as in all optimizers here; the published reference averages it all the same.
+
+    >>> import torch
+    >>> from optim import ScheduleFreeWrapperReference
+    >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    >>> optimizer = ScheduleFreeWrapperReference(torch.optim.RMSprop([w], lr=0.1), momentum=0.9)
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     ((w - 3) ** 2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> {name: round(optimizer.state[w][name].item(), 6) for name in "xyz"}
+    {'x': 1.513811, 'y': 1.56091, 'z': 1.984802}
+
+    Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        momentum: float = 0.9,
+        weight_decay_at_y: float = 0.0,
+        r: float = 0,
+        weight_lr_power: float = 2,
+    ) -> None:
+        super().__init__(base, _settings(momentum, weight_decay_at_y, r, weight_lr_power))
+
+    def average_into(self, parameter: Tensor, _group: Group, out: Tensor, /) -> None:
+        """Write x, as it is stored, into ``out``."""
+        out.copy_(self.state.get(parameter, {}).get("x", parameter))
+
+    def _training_point_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
+        if state := self.state.get(parameter):
+            state["y"] = _between(state["x"], state["z"], group)
+            out.copy_(state["y"])
+        else:
+            out.copy_(parameter)
+
+    def _state_of(self, parameter: Tensor) -> State:
+        state: State = self.state[parameter]
+        if not state:
+            state.update({name: parameter.detach().clone() for name in ("x", "y", "z")})
+        return state
+
+    def _begin(self, y: Tensor, state: State, group: Group) -> None:
+        y.copy_(state["z"] - _decay(group) * state["y"])
+
+    def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
+        x = (1 - c) * state["x"] + c * z
+        state.update(x=x, y=_between(x, z, group), z=z.detach().clone())
+        z.copy_(state["y"])
+
+
+def _settings(momentum: float, weight_decay_at_y: float, r: float, weight_lr_power: float) -> Group:
+    return {
+        "sf_momentum": momentum,
+        "weight_decay_at_y": weight_decay_at_y,
+        "sf_r": r,
+        "sf_weight_lr_power": weight_lr_power,
+    }
+
+
+def _decay(group: Group) -> float:
+    return float(group["lr"]) * float(group["weight_decay_at_y"])
+
+
+def _between(x: Tensor, z: Tensor, group: Group) -> Tensor:
+    beta: float = group["sf_held_momentum"]
+    return beta * x + (1 - beta) * z

@@ -1,0 +1,223 @@
+"""HeavyBall's six SOAP optimizers by name: `optim.SOAP` with the arguments and defaults of 0.7.4.
+
+Each says what it is; all share what is right here and was wrong there, measured on 0.7.4:
+
+* Factors there keep 1 - β̂ of their past and take β̂ of the new gradient, in all six, so they are
+  hardly more than the last gradient's. Here they keep β̂; ``shampoo_beta``, unused there, is its β.
+* Weight decay there lets weights grow, and in the schedule-free forms has no effect.
+* In `SFPaLMForeachSOAP` the second moment there is that of the unrotated gradient.
+* In `PrecondScheduleSFPaLMForeachSOAP` z of a bfloat16 parameter there stays where it started.
+* ``warmup_steps=0`` there divides by zero; here it is no warmup.
+* The generator of scheduled updates there is not saved. Here they are spread evenly, without one.
+* Where a gradient leaves the basis open (a null space, equal eigenvalues) a rule chooses it here,
+  there LAPACK; and where rotation leaves nothing but rounding nothing moves: `optim.SOAP`.
+* Merged dimensions there can be out of order: `optim.soap.layout.merged`.
+* ``r``, ``normalize_grads``, ``data_format`` and ``correct_bias`` there have no effect.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from optim.soap.optimizer import SOAP, ScheduleFreeSOAP, arguments_of
+
+#: β, or β and a second number that is not used, as in HeavyBall.
+Betas = tuple[float | None, float | None]
+
+
+class ForeachSOAP(SOAP):
+    """SOAP with constant β₂, its bases refreshed every ``precondition_frequency`` steps.
+
+    Equations, arguments and errors are those of `optim.SOAP`; differences from HeavyBall 0.7.4 are
+    listed in `optim.soap.heavyball`.
+
+    >>> import torch
+    >>> from optim import ForeachSOAP
+    >>> w = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
+    >>> optimizer = ForeachSOAP([w], lr=0.5)
+    >>> for _ in range(4):
+    ...     optimizer.zero_grad()
+    ...     (w**2 / 2).sum().backward()
+    ...     optimizer.step()
+    >>> w.detach().round(decimals=2)
+    tensor([[1.4900, 0.9600],
+            [0.9600, 0.5300]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        shampoo_beta: float | None = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+    ) -> None:
+        super().__init__(**arguments_of(locals()))
+
+
+class PrecondScheduleForeachSOAP(SOAP):
+    """`ForeachSOAP`, its bases refreshed ever more rarely: `optim.soap.schedule`.
+
+    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        shampoo_beta: float | None = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+        precond_scheduler: tuple[float, float] = (1 / 3, 9),
+    ) -> None:
+        super().__init__(**arguments_of(locals()), precond_schedule=True)
+
+
+class PaLMForeachSOAP(SOAP):
+    """`ForeachSOAP` with PaLM's growing β₂ in place of a constant one.
+
+    ``beta`` is β₁; ``betas``, if its first entry is given, overrides it.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        beta: float = 0.9,
+        betas: Betas = (None, None),
+        shampoo_beta: float | None = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+        beta2_scale: float = 0.8,
+    ) -> None:
+        super().__init__(**_palm(locals()))
+
+
+class PrecondSchedulePaLMForeachSOAP(SOAP):
+    """`PaLMForeachSOAP`, its bases refreshed ever more rarely: HeavyBall's recommendation.
+
+    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        beta: float = 0.9,
+        shampoo_beta: float | None = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+        precond_scheduler: tuple[float, float] = (1 / 3, 9),
+        betas: Betas = (None, None),
+        beta2_scale: float = 0.8,
+    ) -> None:
+        super().__init__(**_palm(locals()), precond_schedule=True)
+
+
+class SFPaLMForeachSOAP(ScheduleFreeSOAP):
+    """Schedule-free SOAP with PaLM's β₂ and adaptive clipping; the result is x.
+
+    ``beta``, > 0 and < 1, is y's interpolation; the first of ``betas``, if given, overrides it.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        beta: float = 0.9,
+        beta2_scale: float = 0.8,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        gradient_clip_val: float = 0.1,
+        betas: Betas = (None, None),
+    ) -> None:
+        super().__init__(**_palm(locals()))
+
+
+class PrecondScheduleSFPaLMForeachSOAP(ScheduleFreeSOAP):
+    """`SFPaLMForeachSOAP`, its bases refreshed ever more rarely; `PrecondScheduleSFPaLMSOAP` too.
+
+    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 3e-3,
+        beta: float = 0.9,
+        beta2_scale: float = 0.8,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        precondition_frequency: int = 2,
+        max_precond_dim: int = 2048,
+        merge_dims: bool = True,
+        precondition_1d: bool = False,
+        normalize_grads: bool = False,
+        data_format: str = "channels_first",
+        correct_bias: bool = True,
+        warmup_steps: int = 1,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        gradient_clip_val: float = 0.1,
+        precond_scheduler: tuple[float, float] = (1 / 3, 9),
+        betas: Betas = (None, None),
+    ) -> None:
+        super().__init__(**_palm(locals()), precond_schedule=True)
+
+
+#: How HeavyBall 0.7.4 spells it in code.
+PrecondScheduleSFPaLMSOAP = PrecondScheduleSFPaLMForeachSOAP
+
+
+def _palm(variables: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments for PaLM's β₂, with ``beta`` as the first of ``betas``."""
+    arguments = arguments_of(variables)
+    beta, (first, _) = arguments.pop("beta"), arguments["betas"]
+    # The second is not used with PaLM's β₂, but is a number in every group.
+    betas = (beta if first is None else first, 0.0)
+    return arguments | {"betas": betas, "palm_beta2": True}

@@ -1,0 +1,47 @@
+"""The door of an attempt's ranks: their token opens their own attempt and nothing else."""
+
+from typing import Annotated
+
+import anyio
+import anyio.to_thread
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from service.attempts import store
+from service.attempts.leases import LeaseKeeper
+from service.auth.dependencies import bearer_token
+from service.db.session import Database
+from service.db.tables import AttemptRow
+from service.errors import Fenced, Unauthenticated
+from service.http.dependencies import Db, ReportLimiter
+
+
+async def require_attempt(request: Request, db: Db, limiter: ReportLimiter) -> str:
+    """The token of the attempt in the path, checked to be one, whether or not it has ended."""
+    token = bearer_token(request)
+    attempt = await anyio.to_thread.run_sync(_by_token, db, token, limiter=limiter)
+    if attempt is None or attempt.id != request.path_params["attempt_id"]:
+        raise Unauthenticated("expected the token of this attempt, saw another")
+    return token
+
+
+def _by_token(db: Database, token: str) -> AttemptRow | None:
+    with db.read() as session:
+        return store.by_token(session, token)
+
+
+def open_attempt(session: Session, token: str) -> AttemptRow:
+    """The attempt of this token while it may write; raises Fenced when it is over."""
+    attempt = store.by_token(session, token)
+    if attempt is None or attempt.ended_at is not None:
+        raise Fenced("this attempt is over: it has ended or a newer one has taken its place")
+    return attempt
+
+
+async def _leases(request: Request) -> LeaseKeeper:
+    leases: LeaseKeeper = request.app.state.leases
+    return leases
+
+
+AttemptToken = Annotated[str, Depends(require_attempt)]
+Leases = Annotated[LeaseKeeper, Depends(_leases)]

@@ -1,0 +1,116 @@
+"""The ranks' side: bring a checkpoint's files in, fetch the state to resume from."""
+
+from typing import Annotated
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Header, Path, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.attempts.access import AttemptToken, open_attempt
+from service.checkpoints import store
+from service.checkpoints.keys import blob_key
+from service.contract.checkpoint.manifest import FILE_NAME_PATTERN, Manifest
+from service.contract.ids import CHECKPOINT_ID_PATTERN
+from service.db.session import Database
+from service.errors import Invalid, NotFound
+from service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter
+from service.storage.intake import Arrived, Intake, Target
+
+router = APIRouter(
+    prefix="/internal/v1/attempts/{attempt_id}/checkpoints/{checkpoint_id}/files/{name}",
+    tags=["ranks"],
+)
+
+CheckpointId = Annotated[str, Path(pattern=CHECKPOINT_ID_PATTERN)]
+Name = Annotated[str, Path(pattern=FILE_NAME_PATTERN)]
+Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$")]
+Offset = Annotated[int | None, Header(alias="Upload-Offset", ge=0)]
+Length = Annotated[int | None, Header(alias="Upload-Length", ge=1)]
+
+
+async def _target(
+    checkpoint_id: CheckpointId,
+    name: Name,
+    token: AttemptToken,
+    db: Db,
+    limiter: ReportLimiter,
+    x_content_sha256: Sha256,
+) -> Target:
+    project, job_id = await anyio.to_thread.run_sync(_place, db, token, limiter=limiter)
+    key = blob_key(project, job_id, checkpoint_id, name=name, sha256=x_content_sha256)
+    return Target(key, x_content_sha256)
+
+
+def _place(db: Database, token: str) -> tuple[str, str]:
+    with db.read() as session:
+        attempt = open_attempt(session, token)
+        return attempt.project, attempt.job_id
+
+
+async def _intake(request: Request, blobs: Blobs, settings: AppSettings) -> Intake:
+    settings.uploads_dir.mkdir(exist_ok=True)
+    return Intake(
+        settings.uploads_dir, blobs, settings.max_file_bytes, request.app.state.storing_limiter
+    )
+
+
+TheTarget = Annotated[Target, Depends(_target)]
+TheIntake = Annotated[Intake, Depends(_intake)]
+
+
+@router.put("", status_code=204)
+async def upload(
+    target: TheTarget,
+    intake: TheIntake,
+    request: Request,
+    response: Response,
+    upload_offset: Offset = None,
+    upload_length: Length = None,
+) -> None:
+    """Store one file under its hash. It is listed only when the checkpoint event arrives.
+
+    With Upload-Offset and Upload-Length the body is a part: the bytes from there on, of so many.
+    """
+    if upload_offset is None and upload_length is None:
+        await intake.take(request.stream(), target)
+        return
+    if upload_offset is None or upload_length is None or upload_offset > upload_length:
+        raise Invalid(
+            "expected Upload-Offset and Upload-Length, the first no greater, "
+            f"saw {upload_offset} and {upload_length}"
+        )
+    arrived = await intake.take_part(
+        request.stream(), target, offset=upload_offset, length=upload_length
+    )
+    response.headers.update(_told(arrived))
+
+
+@router.head("", status_code=204)
+def look(target: TheTarget, intake: TheIntake, response: Response) -> None:
+    """How much of a file has arrived, so that its upload goes on there."""
+    response.headers.update(_told(intake.arrived(target)))
+
+
+def _told(arrived: Arrived) -> dict[str, str]:
+    """The headers of draft-ietf-httpbis-resumable-upload."""
+    complete = "?1" if arrived.is_stored else "?0"
+    return {"Upload-Offset": str(arrived.num_bytes), "Upload-Complete": complete}
+
+
+@router.get("", response_class=StreamingResponse)
+def fetch(
+    checkpoint_id: CheckpointId, name: Name, token: AttemptToken, db: Db, blobs: Blobs
+) -> StreamingResponse:
+    """One file of a checkpoint of the attempt's job, or of the one that its model starts from."""
+    with db.read() as session:
+        attempt = open_attempt(session, token)
+        row = store.get_for_attempt(session, checkpoint_id, attempt)
+    file = next((f for f in Manifest.model_validate(row.manifest).files if f.name == name), None)
+    if file is None:
+        raise NotFound(f"no file {name!r} of checkpoint {checkpoint_id!r} in this job")
+    key = blob_key(row.project, row.job_id, row.id, name=file.name, sha256=file.sha256)
+    return StreamingResponse(
+        blobs.read(key, 0, file.size),
+        headers={"Content-Length": str(file.size)},
+        media_type="application/octet-stream",
+    )

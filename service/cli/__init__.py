@@ -1,0 +1,1 @@
+"""The command line: what users type, on top of the client."""

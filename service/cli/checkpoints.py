@@ -1,0 +1,130 @@
+"""``roadless checkpoint``: list, pin, delete and export what a job has saved."""
+
+import subprocess
+import sys
+import tempfile
+from enum import StrEnum
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+from service.client.client import Client, ClientError
+from service.contract.checkpoint.manifest import CheckpointKind
+from service.contract.resources import Checkpoint
+
+app = typer.Typer(help="List, pin, delete and export checkpoints.", no_args_is_help=True)
+err = Console(stderr=True)
+
+CheckpointId = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="a checkpoint id: ckpt_...")
+]
+
+
+class Format(StrEnum):
+    """What a model can be exported to."""
+
+    ONNX = "onnx"
+    TRANSFORMERS = "transformers"
+    SAFETENSORS = "safetensors"
+
+
+@app.command("list")
+def list_checkpoints(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="a job id: job_...")],
+    kind: Annotated[
+        CheckpointKind | None, typer.Option(help="models, or training states to go on from")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(min=1, max=200, help="so many models, of lowest loss first")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+) -> None:
+    """List a job's checkpoints, newest first."""
+    with Client() as client:
+        for checkpoint in islice(client.checkpoints(job, kind=kind, best=best), limit):
+            typer.echo("\t".join(_cells(checkpoint)))
+
+
+def _cells(checkpoint: Checkpoint) -> tuple[str, ...]:
+    receipt = checkpoint.evaluation
+    created = checkpoint.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return (
+        checkpoint.id,
+        checkpoint.kind,
+        f"step {checkpoint.step}",
+        f"loss {receipt.loss:.6g}" if receipt else "",
+        f"{checkpoint.total_bytes} bytes",
+        "pinned" if checkpoint.pinned else "",
+        created,
+    )
+
+
+@app.command()
+def pin(checkpoint: CheckpointId) -> None:
+    """Keep a checkpoint, whatever its job's retention says."""
+    with Client() as client:
+        client.pin(checkpoint)
+    typer.echo(f"{checkpoint} pinned")
+
+
+@app.command()
+def unpin(checkpoint: CheckpointId) -> None:
+    """Leave a checkpoint to its job's retention, which next looks within the hour."""
+    with Client() as client:
+        client.unpin(checkpoint)
+    typer.echo(f"{checkpoint} unpinned")
+
+
+@app.command()
+def delete(checkpoint: CheckpointId) -> None:
+    """Delete a checkpoint with its files; refused while it is pinned or a job needs it."""
+    with Client() as client:
+        client.delete_checkpoint(checkpoint)
+    typer.echo(f"{checkpoint} deleted")
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT_OR_FOLDER", help="ckpt_...; or a pulled folder")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder, which must not exist")],
+    to: Annotated[Format, typer.Option(help="the format")],
+    wheel: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="the wheel of the model")
+    ] = None,
+) -> None:
+    """Write a model in another format, checked against the model itself; needs the worker."""
+    if find_spec("torch") is None:
+        raise ClientError("expected torch on this machine, which the extra 'worker' installs")
+    if Path(source).is_dir():
+        raise typer.Exit(_export(Path(source), out, to=to, wheel=wheel))
+    with tempfile.TemporaryDirectory() as folder:
+        with Client() as client:
+            download(client, source, Path(folder))
+        raise typer.Exit(_export(Path(folder), out, to=to, wheel=wheel))
+
+
+def _export(folder: Path, out: Path, *, to: Format, wheel: Path | None) -> int:
+    """A process of its own, since the command line does not know the worker; its exit status."""
+    arguments = [str(folder), str(out), "--to", to]
+    if wheel is not None:
+        arguments += ["--wheel", str(wheel)]
+    command = [sys.executable, "-m", "worker.export", *arguments]
+    return subprocess.run(command, check=False).returncode
+
+
+def download(client: Client, checkpoint_id: str, folder: Path) -> None:
+    """Fetch a checkpoint into the folder, and show on a terminal how far that is."""
+    total = client.checkpoint(checkpoint_id).total_bytes
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+        task = progress.add_task(checkpoint_id, total=total)
+        client.download(
+            checkpoint_id, folder, on_progress=lambda done: progress.update(task, completed=done)
+        )

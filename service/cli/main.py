@@ -1,0 +1,392 @@
+"""The command line: what a user does every day, over the same interface as everybody else.
+
+Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the job goes on).
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from service.cli import checkpoints, datasets, secrets, wheels
+from service.cli import up as local
+from service.cli.checkpoints import download
+from service.cli.theory import plan_tables, theory_tables
+from service.cli.watch import watch as watch_job
+from service.client import client as sdk
+from service.client.client import ApiError, Client, ClientError
+from service.contract.checkpoint.manifest import CheckpointKind
+from service.contract.requests import Extend
+from service.contract.resources import Job
+from service.contract.states import Phase
+from service.contract.theory.analysis import Norms
+
+FAILED, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="roadless",
+    help="A training service for people who do not know when their training ends.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(datasets.app, name="data")
+app.add_typer(secrets.app, name="secrets")
+app.add_typer(wheels.app, name="wheels")
+app.add_typer(checkpoints.app, name="checkpoint")
+out = Console()
+err = Console(stderr=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job id: job_...")]
+AsJson = Annotated[bool, typer.Option("--json", help="the answer as it is")]
+
+
+class UsageError(Exception):
+    """The command line or a file it names is wrong."""
+
+
+def main() -> None:
+    """Run the command line; errors become readable lines and an exit code."""
+    try:
+        app()
+    except ApiError as error:
+        _complain(error)
+        sys.exit(WRONG_REQUEST if error.status == 422 else FAILED)
+    except UsageError as error:
+        _say_error(str(error))
+        sys.exit(WRONG_REQUEST)
+    except (ClientError, local.UpError) as error:
+        _say_error(str(error))
+        sys.exit(FAILED)
+
+
+def _complain(error: ApiError) -> None:
+    if not error.errors:
+        _say_error(f"{error.title} ({error.status}): {error.detail}")
+        return
+    _say_error(f"{error.title} ({error.status}):")
+    for fault in error.errors:
+        _say_error(f"  {fault.pointer or '/'}: {fault.message}")
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _say_error(text: str) -> None:
+    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8700,
+    num_cpus: Annotated[
+        int | None, typer.Option(min=1, help="cores for training; default: all")
+    ] = None,
+    home: Annotated[Path | None, typer.Option(help="data folder; default: ~/.roadless")] = None,
+) -> None:
+    """Start everything on this machine and stay until Ctrl-C."""
+    folder = (home or sdk.home()).expanduser().absolute()
+    local.run(local.Plan(home=folder, port=port, num_cpus=num_cpus), say=_say)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a job as YAML or JSON")],
+    watch: Annotated[bool, typer.Option("--watch", help="show it until it ends")] = False,
+) -> None:
+    """Create a job from a file and print its id."""
+    spec = _load(file)
+    with Client() as client:
+        job = client.submit(spec)
+        _say(job.id)
+        if watch:
+            _watch(client, job.id)
+
+
+def _load(file: Path) -> Mapping[str, Any]:
+    try:
+        spec = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"expected a readable file {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"expected YAML or JSON in {file}: {error}") from error
+    if not isinstance(spec, dict):
+        raise UsageError(f"expected a mapping in {file}, saw {type(spec).__name__}")
+    return spec
+
+
+@app.command()
+def watch(job: JobId) -> None:
+    """Show a job until it ends. Ctrl-C leaves it running."""
+    with Client() as client:
+        _watch(client, job)
+
+
+def _watch(client: Client, job_id: str) -> None:
+    try:
+        job = watch_job(client, job_id, console=out)
+    except KeyboardInterrupt:
+        _say(f"{job_id} goes on. Look again: roadless watch {job_id}")
+        _say(f"End it: roadless stop {job_id}")
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(0 if job.phase in {Phase.SUCCEEDED, Phase.STOPPED} else FAILED)
+
+
+@app.command()
+def jobs(
+    phase: Annotated[Phase | None, typer.Option(help="only those in this phase")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        found = list(islice(client.jobs(phase=phase), limit))
+    if not found:
+        _say_error("no jobs yet; create one: roadless submit FILE.yaml")
+    elif out.is_terminal:
+        out.print(_table(found))
+    else:
+        for job in found:
+            _say("\t".join(_cells(job)))
+
+
+def _table(found: list[Job]) -> Table:
+    table = Table("job", "name", "phase", "reason", "step", "created", box=None)
+    for job in found:
+        table.add_row(*map(escape, _cells(job)))
+    return table
+
+
+def _cells(job: Job) -> tuple[str, ...]:
+    created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    step = str(job.progress.step)
+    return job.id, job.name, str(job.phase), job.reason or "", step, created
+
+
+@app.command()
+def pause(
+    job: JobId,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="leave at once, without saving anything more")
+    ] = False,
+) -> None:
+    """Let a job leave its seats and wait; resume goes on where it was."""
+    with Client() as client:
+        paused = client.pause(job, checkpoint="latest" if latest else "save")
+    _say(f"{job} {paused.phase}")
+
+
+@app.command()
+def resume(job: JobId) -> None:
+    """Let a paused or stopped job go on."""
+    with Client() as client:
+        _say(f"{job} {client.resume(job).phase}")
+
+
+@app.command()
+def extend(
+    job: JobId,
+    steps: Annotated[int | None, typer.Option(min=1, help="this many more")] = None,
+    samples: Annotated[int | None, typer.Option(min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    seconds: Annotated[float | None, typer.Option()] = None,
+    gpu_seconds: Annotated[float | None, typer.Option()] = None,
+    cooldown: Annotated[
+        float | None, typer.Option(help="scheduled jobs: a cooldown over this part of all steps")
+    ] = None,
+    second_stage: Annotated[
+        float | None, typer.Option(help="scheduled jobs: go on at this part of the rate")
+    ] = None,
+    keep_last_rate: Annotated[
+        bool, typer.Option("--keep-last-rate", help="scheduled jobs: go on at the last rate")
+    ] = False,
+) -> None:
+    """Give a job more to do, or no end; one that has finished goes on."""
+    amounts = {
+        "steps": steps,
+        "samples": samples,
+        "tokens": tokens,
+        "seconds": seconds,
+        "gpu_seconds": gpu_seconds,
+    }
+    plans = [
+        {"kind": "cooldown", "cooldown_len": cooldown} if cooldown is not None else None,
+        {"kind": "second_stage", "factor": second_stage} if second_stage is not None else None,
+        {"kind": "keep_last_rate"} if keep_last_rate else None,
+    ]
+    with Client() as client:
+        extended = client.extend(job, _extend_of(amounts, [plan for plan in plans if plan]))
+    _say(f"{job} {extended.phase}")
+
+
+def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> Extend:
+    if len(plans) > 1:
+        raise UsageError("expected one of --cooldown, --second-stage and --keep-last-rate")
+    try:
+        return Extend.model_validate({**amounts, "plan": plans[0] if plans else None})
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = "/".join(str(part) for part in fault["loc"])
+        raise UsageError(f"{where}: {fault['msg']}, saw {fault['input']}") from error
+
+
+@app.command()
+def retry(job: JobId) -> None:
+    """Try a failed job again, from its newest training state."""
+    with Client() as client:
+        _say(f"{job} {client.retry(job).phase}")
+
+
+@app.command()
+def delete(job: JobId) -> None:
+    """Delete a job that has ended, with its curves, events and models."""
+    with Client() as client:
+        client.delete(job)
+    _say(f"{job} deleted")
+
+
+@app.command()
+def stop(job: JobId) -> None:
+    """End a job gracefully: a last evaluation, a finished model, the training state."""
+    with Client() as client:
+        _say(f"{job} {client.stop(job).phase}")
+
+
+@app.command()
+def cancel(job: JobId) -> None:
+    """End a job now; what was saved so far stays."""
+    with Client() as client:
+        _say(f"{job} {client.cancel(job).phase}")
+
+
+@app.command()
+def evaluate(job: JobId) -> None:
+    """Evaluate now and keep the checkpoint; training goes on."""
+    with Client() as client:
+        client.evaluate(job)
+    _say(f"{job} evaluates after its present step; see: roadless events {job}")
+
+
+@app.command()
+def events(job: JobId) -> None:
+    """Print a job's history, oldest first."""
+    with Client() as client:
+        for event in client.events(job):
+            at = event.at.astimezone().strftime("%H:%M:%S")
+            _say(f"{at}  {event.code}  {event.message}")
+
+
+@app.command()
+def theory(
+    job: JobId,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="how far to go on; default: twice as far")
+    ] = None,
+    distance: Annotated[
+        float | None, typer.Option(help="from start to optimum; default: fitted")
+    ] = None,
+    norms: Annotated[
+        Norms, typer.Option(help="each step's own gradient norm, or an even one")
+    ] = "logged",
+    as_json: AsJson = False,
+) -> None:
+    """Say what the convex theory makes of a job: bound, other schedules, how to go on."""
+    with Client() as client:
+        found = client.theory(job, steps=steps, distance=distance, norms=norms)
+    if as_json:
+        _say(found.model_dump_json(indent=2))
+    else:
+        out.print(theory_tables(found))
+
+
+@app.command()
+def plan(
+    horizon: Annotated[int, typer.Option(help="steps of the run")],
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,KEY=VALUE...]", help="may be repeated; default: the usual ones"
+        ),
+    ] = None,
+    grad_norm: Annotated[float, typer.Option(help="of all steps")] = 1.0,
+    distance: Annotated[
+        float | None, typer.Option(help="from start to optimum; default: 1")
+    ] = None,
+    tuned: Annotated[
+        str | None,
+        typer.Option(metavar="LR:HORIZON:SCHEDULE", help="a tuned rate, instead of a distance"),
+    ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(metavar="FROM:TO:SCHEDULE", help="a run to make longer"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the best base rates of schedules, and how to make a run longer."""
+    request: dict[str, Any] = {"horizon": horizon, "grad_norm": grad_norm, "distance": distance}
+    if schedule:
+        request["schedules"] = [_schedule(text) for text in schedule]
+    if tuned:
+        lr, steps, name = _three(tuned, "--tuned", "LR:HORIZON:SCHEDULE")
+        request["tuned"] = {"lr": lr, "horizon": steps, "schedule": _schedule(name)}
+    if extend:
+        first, last, name = _three(extend, "--extend", "FROM:TO:SCHEDULE")
+        request["extend"] = {"from_steps": first, "to_steps": last, "schedule": _schedule(name)}
+    with Client() as client:
+        found = client.plan(request)
+    if as_json:
+        _say(found.model_dump_json(indent=2))
+    else:
+        out.print(plan_tables(found))
+
+
+def _three(text: str, option: str, form: str) -> tuple[str, str, str]:
+    first, _, rest = text.partition(":")
+    second, _, name = rest.partition(":")
+    if not name:
+        raise UsageError(f"expected {option} {form}, saw {text!r}")
+    return first, second, name
+
+
+def _schedule(text: str) -> dict[str, Any]:
+    """Parse ``wsd,cooldown_len=0.5``; the service says what is wrong with names and values."""
+    name, _, arguments = text.partition(",")
+    try:
+        settings = yaml.safe_load("{" + arguments.replace("=", ": ") + "}")
+    except yaml.YAMLError as error:
+        raise UsageError(f"expected --schedule NAME[,KEY=VALUE...], saw {text!r}") from error
+    return {"name": name, **settings}
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_JOB", help="ckpt_...; or job_... for its newest finished model"
+        ),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="where to; default: a folder named by its id")
+    ] = None,
+) -> None:
+    """Download a checkpoint; a download that was cut is gone on with."""
+    with Client() as client:
+        checkpoint_id = _newest(client, source) if source.startswith("job_") else source
+        target = folder or Path(checkpoint_id)
+        download(client, checkpoint_id, target)
+    _say(str(target))
+
+
+def _newest(client: Client, job_id: str) -> str:
+    newest = next(client.checkpoints(job_id, kind=CheckpointKind.EVAL), None)
+    if newest is None:
+        raise ClientError(f"{job_id} has no finished model yet; ask for one: roadless evaluate")
+    return newest.id

@@ -1,0 +1,49 @@
+"""``roadless wheels``: upload packages that models of jobs come from, list and delete them."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.client.client import Client
+from service.client.wheels import Wheels
+from service.contract.uploads.wheels import Wheel
+
+app = typer.Typer(help="Upload wheels for models of your own.", no_args_is_help=True)
+
+
+@app.command()
+def upload(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="a file *.whl")
+    ],
+) -> None:
+    """Upload a wheel; prints its id, which a model's ``wheel`` names."""
+    with Client() as client:
+        typer.echo(Wheels(client).upload(file).id)
+
+
+@app.command("list")
+def list_wheels(
+    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+) -> None:
+    """List wheels, newest first."""
+    with Client() as client:
+        for wheel in islice(Wheels(client).list(), limit):
+            typer.echo("\t".join(_cells(wheel)))
+
+
+def _cells(wheel: Wheel) -> tuple[str, ...]:
+    created = wheel.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return wheel.id, wheel.file_name, f"{wheel.size} bytes", created
+
+
+@app.command()
+def delete(
+    wheel: Annotated[str, typer.Argument(metavar="WHEEL", help="a wheel id: whl_...")],
+) -> None:
+    """Delete a wheel; refused while a job that has not ended uses it."""
+    with Client() as client:
+        Wheels(client).delete(wheel)
+    typer.echo(f"{wheel} deleted")

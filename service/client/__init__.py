@@ -1,0 +1,28 @@
+"""The Python SDK: the REST interface as methods."""
+
+from service.client.client import (
+    ApiError,
+    Client,
+    ClientError,
+    Corrupt,
+    Unreachable,
+    WaitTimeout,
+    find_token,
+)
+from service.client.datasets import Datasets, part_size
+from service.client.secrets import Secrets
+from service.client.wheels import Wheels
+
+__all__ = [
+    "ApiError",
+    "Client",
+    "ClientError",
+    "Corrupt",
+    "Datasets",
+    "Secrets",
+    "Unreachable",
+    "WaitTimeout",
+    "Wheels",
+    "find_token",
+    "part_size",
+]

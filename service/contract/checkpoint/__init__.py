@@ -1,0 +1,1 @@
+"""What a checkpoint is: its manifest, and how long it is kept."""

@@ -1,0 +1,1 @@
+"""What a job is: its specification and every part of it."""

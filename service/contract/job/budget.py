@@ -1,0 +1,79 @@
+"""When a job ends by itself: at a limit, at a goal, or when it gets no better."""
+
+from collections.abc import Mapping, Set
+from typing import Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.contract.base import Spec
+from service.contract.job.tasks import Task
+
+Mode = Literal["min", "max"]
+
+#: What evaluations tell of each task. Some only where the data allows it: top-5 accuracy with
+#: enough classes, bits per byte of a text whose bytes are known.
+METRICS: Final[Mapping[Task, frozenset[str]]] = {
+    "classification": frozenset({"eval.loss", "eval.accuracy", "eval.top5_accuracy"}),
+    "regression": frozenset({"eval.loss", "eval.mse", "eval.mae"}),
+    "causal_lm": frozenset(
+        {
+            "eval.loss",
+            "eval.accuracy",
+            "eval.bits_per_token",
+            "eval.bits_per_byte",
+            "eval.perplexity",
+        }
+    ),
+}
+
+
+class Until(Spec):
+    """A goal: the job ends when an evaluation finds a metric at a value or beyond it."""
+
+    metric: str = Field(max_length=100, description="as evaluations name it, as in eval.accuracy")
+    value: float
+    mode: Mode = Field(description="min: at most the value; max: at least the value")
+
+
+class Patience(Spec):
+    """The job ends when so many evaluations in a row were no better than the best before them."""
+
+    metric: str = Field("eval.loss", max_length=100)
+    evaluations: int = Field(ge=1, le=10**6)
+    min_delta: float = Field(0.0, ge=0, description="better means better by more than this")
+    mode: Mode = Field("min", description="min: less is better; max: more is better")
+
+
+class BudgetSpec(Spec):
+    """When a job ends by itself: at the first of these limits. No budget: it is open-ended.
+
+    ``until`` and ``patience`` are judged by the evaluations that ``evaluation`` plans; those that a
+    user asks for, or that an end brings, do not count.
+    """
+
+    max_steps: int | None = Field(None, ge=1)
+    max_samples: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_seconds: float | None = Field(None, gt=0, description="seconds in RUNNING, all attempts")
+    max_gpu_seconds: float | None = Field(None, gt=0)
+    until: Until | None = Field(None, description="ends the job when a metric is good enough")
+    patience: Patience | None = Field(None, description="ends the job when it gets no better")
+
+    @model_validator(mode="after")
+    def _names_a_limit(self) -> Self:
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("expected at least one limit; use null for an open-ended job")
+        return self
+
+
+def check_metrics(budget: BudgetSpec, *, known: Set[str]) -> None:
+    """Raise ValueError when a goal names a metric that evaluations do not tell.
+
+    ``known``: those that they do tell, as in ``eval.loss``.
+    """
+    for name, goal in (("until", budget.until), ("patience", budget.patience)):
+        if goal is not None and goal.metric not in known:
+            raise ValueError(
+                f"expected budget.{name}.metric among {', '.join(sorted(known))}, "
+                f"saw {goal.metric!r}"
+            )

@@ -1,0 +1,142 @@
+"""When a job is evaluated, and what is kept of it."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from service.contract.base import Spec
+from service.contract.job.evaluation_sets import (
+    MAX_CUSTOM_METRICS,
+    MAX_SETS,
+    CustomMetric,
+    EvaluationSet,
+    check_names,
+)
+
+#: The forms of a cadence; a job has exactly one.
+_CADENCES: Final = ("share", "every_steps", "every_seconds", "geometric")
+
+
+class GeometricCadence(Spec):
+    """Steps that lie ever farther apart: the first, then each ``factor`` times the one before.
+
+    Rounded to whole steps, and at least one step on.
+    """
+
+    first: int = Field(ge=1, le=2**31)
+    factor: float = Field(ge=1.01, le=1000)
+
+
+class EvaluationSpec(Spec):
+    """When and how the averaged point x is evaluated on held-out data.
+
+    One of ``share``, ``every_steps``, ``every_seconds`` and ``geometric`` says when; another
+    evaluation comes at the end and whenever a user asks for it.
+    """
+
+    share: float | None = Field(
+        0.01,
+        ge=1e-6,
+        le=1,
+        description="of the work of training, which evaluating may cost: the more held-out samples "
+        "there are, the rarer; counted in samples, of which one that is evaluated makes half of "
+        "one that is trained on. A first evaluation comes after step 10",
+    )
+    every_steps: int | None = Field(None, ge=1)
+    every_seconds: float | None = Field(
+        None, gt=0, le=10**9, description="with the first step after so many seconds in RUNNING"
+    )
+    geometric: GeometricCadence | None = None
+    placement: Literal["inline", "async"] = Field(
+        "inline",
+        description="inline: training waits for its evaluations; async: a process of its own "
+        "computes them from the checkpoint's files, on the lead's node, while training goes on",
+    )
+    at_y: bool = Field(
+        False,
+        description="evaluate at the training point y as well, as eval.loss_at_y: on the "
+        "held-out part of the model's data alone",
+    )
+    batch_size: int = Field(256, ge=1, le=10**6)
+    max_batches: int | None = Field(None, ge=1, description="null: the whole held-out set")
+    batchnorm_batches: int = Field(
+        8, ge=1, le=10**4, description="training batches for the batch-norm statistics of x"
+    )
+    sets: tuple[EvaluationSet, ...] = Field(
+        (), max_length=MAX_SETS, description="further held-out sets, evaluated at the same x"
+    )
+    metrics: tuple[CustomMetric, ...] = Field(
+        (), max_length=MAX_CUSTOM_METRICS, description="beside those of the task, on every set"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _another_cadence_replaces_the_default(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "share" in value:
+            return value
+        is_default = all(value.get(name) is None for name in _CADENCES)
+        return value if is_default else {**value, "share": None}
+
+    @model_validator(mode="after")
+    def _has_one_cadence(self) -> Self:
+        named = [name for name in _CADENCES if getattr(self, name) is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"expected one of {', '.join(_CADENCES)}, saw {' and '.join(named) or 'none'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Self:
+        check_names(self.sets, self.metrics)
+        return self
+
+    @model_validator(mode="after")
+    def _has_y_at_hand(self) -> Self:
+        if self.at_y and self.placement == "async":
+            raise ValueError(
+                "expected at_y = false with placement 'async', where the evaluation sees x alone, "
+                "saw true"
+            )
+        return self
+
+
+class CheckpointsSpec(Spec):
+    """Which eval points keep their checkpoint, and how often the training state is saved."""
+
+    keep_last: int = Field(3, ge=1, le=1000)
+    keep_best: int = Field(1, ge=0, le=1000, description="by eval loss, beside the last ones")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="keep each whose step is a multiple of this, beside those"
+    )
+    max_age_seconds: float | None = Field(
+        None,
+        ge=1,
+        le=10**9,
+        description="older eval checkpoints go, whichever of these rules keeps them; never the "
+        "newest one, and none that is pinned",
+    )
+    state_every_seconds: float | None = Field(
+        30.0,
+        gt=0,
+        le=10**6,
+        description="the training state is saved with the first step after so many seconds in "
+        "RUNNING: what a lost rank costs at most; null: state_every_steps says when",
+    )
+    state_every_steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_replace_the_default(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or "state_every_seconds" in value:
+            return value
+        is_default = value.get("state_every_steps") is None
+        return value if is_default else {**value, "state_every_seconds": None}
+
+    @model_validator(mode="after")
+    def _saves_by_seconds_or_by_steps(self) -> Self:
+        if (self.state_every_seconds is None) == (self.state_every_steps is None):
+            seen = "none" if self.state_every_steps is None else "both"
+            raise ValueError(f"expected state_every_seconds or state_every_steps, saw {seen}")
+        return self

@@ -1,0 +1,1 @@
+"""What runners say of clusters and ranks of training, and what they hear."""

@@ -1,0 +1,172 @@
+"""What the theory says of a job: ``GET /v1/jobs/{job_id}/theory``.
+
+``optim/theory/bounds.py`` has the formulas and ``docs/theory.md`` says how to read the answers.
+"""
+
+from enum import StrEnum
+from typing import Final, Literal
+
+from pydantic import Field
+
+from service.contract.base import Resource
+
+#: An extension reaches at most so many times as far as the job has come.
+MAX_EXTENSION: Final = 10
+
+#: Each step's own gradient norm, or one for all, as theory is usually held against Adam.
+Norms = Literal["logged", "even"]
+WayName = Literal["go_on", "stretch", "cooldown", "second_stage", "tuned"]
+
+
+class CaveatCode(StrEnum):
+    """Why a promise is not a proof for this job."""
+
+    NON_CONVEX = "non_convex"
+    ADAPTIVE_OPTIMIZER = "adaptive_optimizer"
+    MOMENTUM = "momentum"
+    WEIGHT_DECAY = "weight_decay"
+    CLIPPING = "clipping"
+    MIXED_BOUNDS = "mixed_bounds"
+    NORMS_AHEAD = "norms_ahead"
+    DISTANCE_ASSUMED = "distance_assumed"
+    SLOPE_ABOVE_ONE = "slope_above_one"
+    POOR_FIT = "poor_fit"
+    FEW_POINTS = "few_points"
+    INTERPOLATED = "interpolated"
+    COARSENED = "coarsened"
+    THINNED = "thinned"
+
+
+class Caveat(Resource):
+    """One thing that the theory does not cover: a stable code, and a sentence for people."""
+
+    code: CaveatCode
+    text: str
+
+
+class BoundTerms(Resource):
+    """The bound as a sum: the way from the start, the noise, and the price of the last iterate."""
+
+    distance: float
+    noise: float
+    last_iterate: float
+
+
+class TheoryPoint(Resource):
+    """The bound beside one evaluation. ``gap``: the loss seen minus the loss predicted."""
+
+    step: int
+    loss: float
+    bound: float | None
+    terms: BoundTerms | None
+    predicted: float | None
+    gap: float | None
+
+
+class BoundFit(Resource):
+    """loss ~ offset + slope * bound, and how well that holds."""
+
+    offset: float
+    slope: float
+    r2: float
+    median_relative_error: float
+    num_points: int
+
+
+class Fits(Resource):
+    """The same line, fitted twice; overlay and promises are those of ``huber``."""
+
+    huber: BoundFit
+    least_squares: BoundFit
+
+
+class Gap(Resource):
+    """How far the losses seen are from those predicted: at the end, and at worst."""
+
+    last: float
+    last_step: int
+    largest: float
+    largest_step: int
+
+
+class Promise(Resource):
+    """What the theory promises of a schedule: a bound, and through the fit a loss."""
+
+    bound: float | None
+    predicted: float | None
+
+
+class Alternative(Promise):
+    """A schedule at its best base rate, over the steps and gradient norms that the job had.
+
+    ``relative_lr``: that rate over the largest one of the job.
+    """
+
+    schedule: str
+    base_lr: float
+    relative_lr: float
+
+
+class ExtensionPoint(Resource):
+    """A point of the way to an extension's end."""
+
+    step: int
+    bound: float | None
+    predicted: float | None
+
+
+class Continuation(Promise):
+    """One way to have ``to_step`` steps.
+
+    ``go_on``: with the last rate; ``stretch``: the same schedule made for all steps; ``cooldown``:
+    the same rate, then a cooldown; ``second_stage``: a lower rate after the old schedule's stable
+    part; ``tuned``: anew at the best rate. ``starts_at``: it needs a training state of that step or
+    before; 0: none. ``cooldown_len``: share of all steps in the last cooldown; ``factor``: of the
+    rate in the second stage. Null where the way has none.
+    """
+
+    name: WayName
+    starts_at: int
+    base_lr: float
+    cooldown_len: float | None = None
+    factor: float | None = None
+
+
+class Extension(Resource):
+    """How to have ``to_step`` steps, the smallest bound first.
+
+    ``made_for``: for how many steps the job's schedule was made; null: for none in particular, and
+    nothing has to be redone. ``advised``: the best that goes on from a training state, if any.
+    ``data``: the way of the advised one, or of the best.
+    """
+
+    from_step: int
+    made_for: int | None
+    to_step: int
+    grad_norm: float = Field(description="what further steps are supposed to have")
+    advised: WayName | None
+    advice: str
+    continuations: list[Continuation]
+    data: list[ExtensionPoint]
+
+
+class Theory(Resource):
+    """The convex theory beside a job's eval curve."""
+
+    object: Literal["theory"] = "theory"
+    job_id: str
+    num_steps: int
+    bounded: Literal["average", "last_iterate"]
+    norms: Norms
+    distance: float
+    distance_source: Literal["given", "fitted", "assumed"]
+    base_lr: float = Field(description="the largest rate used")
+    best_factor: float | None = Field(description="of all rates, for the least bound so far")
+    grad_norm: float = Field(description="root mean square over all steps")
+    data: list[TheoryPoint]
+    fit: Fits | None
+    no_fit_reason: str | None
+    gap: Gap | None
+    alternatives: list[Alternative]
+    extension: Extension
+    caveats: list[Caveat]

@@ -1,0 +1,200 @@
+"""A job's phase changes: which moves are allowed (pure), the row, and what an attempt's end means.
+
+With a move come the job's version, its deadline and a line of history. The end of an attempt is the
+one recovery path: the job ends, waits for its user, or is queued for another attempt.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy.orm import Session
+
+from service.attempts import store as attempts
+from service.contract.states import REACHED, RETRYABLE, TERMINAL, TRANSITIONS, Phase, Reason, Signal
+from service.db.tables import AttemptRow, JobRow
+from service.errors import Conflict
+from service.events import store as events
+from service.settings import Settings
+
+
+class Refused(Conflict):
+    """The job's phase does not allow this."""
+
+    code, title = "phase_refuses", "The job's phase does not allow this"
+
+
+def next_phase(phase: Phase, signal: Signal) -> Phase:
+    """Where ``signal`` leads from ``phase``; raises Refused when the table has no such move."""
+    try:
+        return TRANSITIONS[phase, signal]
+    except KeyError:
+        raise Refused(f"a job that is {phase} does not take {signal!s}") from None
+
+
+def is_allowed(phase: Phase, signal: Signal) -> bool:
+    """Whether the table has the move."""
+    return (phase, signal) in TRANSITIONS
+
+
+def is_terminal(phase: Phase) -> bool:
+    """Whether nothing is held any more and only a user can open the job again."""
+    return phase in TERMINAL
+
+
+#: How long seats may take to be given back before an event says that it is overdue.
+RELEASE_SECONDS = 60.0
+
+_RELEASING = {Phase.FINISHING, Phase.FAILING, Phase.CANCELLING}
+#: Phases in which an attempt still works, and after it only its seats are waited for.
+LEAVING = frozenset({Phase.STOPPING, Phase.PAUSING})
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds that STARTING, STOPPING or PAUSING, and PAUSED may last; None: for ever.
+
+    ``forget_seconds``: silence of a runner after which its attempts count as released.
+    ``grow_seconds``: how long an elastic job keeps its size before it moves to a larger one.
+    """
+
+    start_seconds: float
+    stop_seconds: float
+    pause_seconds: float | None
+    forget_seconds: float | None
+    grow_seconds: float | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Deadlines":
+        """What the operator has set."""
+        return cls(
+            start_seconds=settings.start_seconds,
+            stop_seconds=settings.stop_seconds,
+            pause_seconds=settings.max_pause_seconds,
+            forget_seconds=settings.forget_runner_seconds,
+            grow_seconds=settings.grow_seconds,
+        )
+
+    def of(self, phase: Phase, now: datetime) -> datetime | None:
+        """When a phase entered now must have ended; None: it may last."""
+        seconds = {
+            Phase.STARTING: self.start_seconds,
+            **dict.fromkeys(LEAVING, self.stop_seconds),
+            Phase.PAUSED: self.pause_seconds,
+            **dict.fromkeys(_RELEASING | {Phase.RECOVERING}, RELEASE_SECONDS),
+        }.get(phase)
+        return None if seconds is None else now + timedelta(seconds=seconds)
+
+
+def move(
+    session: Session,
+    job: JobRow,
+    signal: Signal,
+    *,
+    now: datetime,
+    deadlines: Deadlines,
+    reason: Reason | None = None,
+    message: str = "",
+) -> None:
+    """Apply a signal; raises Refused when the phase does not take it.
+
+    A repeated signal that leads nowhere new changes nothing, version included.
+    """
+    before = Phase(job.phase)
+    after = next_phase(before, signal)
+    if after == before:
+        return
+    job.phase = after
+    job.version += 1
+    job.deadline_at = deadlines.of(after, now)
+    job.reason, job.message = _explain(job, after, reason, message)
+    job.ended_at = now if is_terminal(after) else None
+    text = f"{before} -> {after}" + (f": {job.message}" if job.message else "")
+    events.add(session, job, code=f"phase.{after.lower()}", message=text, at=now)
+    settle(session, job, now=now, deadlines=deadlines)
+
+
+def settle(session: Session, job: JobRow, *, now: datetime, deadlines: Deadlines) -> None:
+    """Finish a phase that only waits for seats to be released, when none is held."""
+    session.flush()
+    phase = Phase(job.phase)
+    waits = phase in _RELEASING or (phase in LEAVING and _has_ended(session, job))
+    if waits and not attempts.holds_anything(session, job.id):
+        assert is_allowed(phase, Signal.RELEASE)
+        move(session, job, Signal.RELEASE, now=now, deadlines=deadlines)
+
+
+def _has_ended(session: Session, job: JobRow) -> bool:
+    attempt = attempts.newest(session, job.id)
+    return attempt is None or attempt.ended_at is not None
+
+
+def _explain(
+    job: JobRow, after: Phase, reason: Reason | None, message: str
+) -> tuple[str | None, str | None]:
+    """The reason stays from the -ING phase to the end; a job that runs needs none."""
+    if reason is not None:
+        return reason, message or None
+    if is_terminal(after) or after is Phase.PAUSED:
+        return job.reason, job.message
+    return None, None
+
+
+_SIGNAL_OF = {
+    **dict.fromkeys(REACHED, Signal.BUDGET_REACHED),
+    Reason.STOPPED_BY_USER: Signal.STOP_DONE,
+    Reason.PAUSED_BY_USER: Signal.PAUSE_DONE,
+}
+
+
+def end_attempt(
+    session: Session,
+    job: JobRow,
+    attempt: AttemptRow,
+    *,
+    reason: Reason,
+    message: str,
+    now: datetime,
+    deadlines: Deadlines,
+    goes_on: bool = False,
+) -> None:
+    """Fence the attempt off and move its job on, which must be locked.
+
+    An attempt that has ended stays as it is. ``goes_on``: what ended it holds no more, for instance
+    a budget that was extended at the same time, so another attempt follows.
+    """
+    if attempt.ended_at is not None:
+        return
+    attempt.ended_at, attempt.reason, attempt.message = now, reason, message
+    events.add(
+        session,
+        job,
+        code=f"attempt.{reason}",
+        message=message,
+        at=now,
+        attempt_id=attempt.id,
+    )
+    if goes_on:
+        signal = Signal.LOSE
+    else:
+        signal, reason, message = _consequence(job, reason, message)
+    if is_allowed(Phase(job.phase), signal):
+        move(session, job, signal, now=now, deadlines=deadlines, reason=reason, message=message)
+    if job.phase in LEAVING:  # which may end as it began, and now only waits for its seats
+        job.deadline_at = now + timedelta(seconds=RELEASE_SECONDS)
+    settle(session, job, now=now, deadlines=deadlines)
+
+
+def _consequence(job: JobRow, reason: Reason, message: str) -> tuple[Signal, Reason, str]:
+    """Which signal the ending is to the job: an end, or a loss while tries are left."""
+    if reason in _SIGNAL_OF:
+        return _SIGNAL_OF[reason], reason, message
+    if reason not in RETRYABLE:
+        return Signal.FAIL, reason, message
+    job.losses_in_a_row += 1
+    tries = int(job.spec["retry"]["max_attempts"])
+    if job.losses_in_a_row < tries:
+        return Signal.LOSE, reason, message
+    text = (
+        f"{tries} attempts in a row were lost without a training state gained; the last: {message}"
+    )
+    return Signal.FAIL, Reason.RETRIES_EXHAUSTED, text

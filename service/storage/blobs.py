@@ -1,0 +1,88 @@
+"""Where files live: a tiny protocol, and a fake beside it.
+
+A key names the content's hash (see ``keys.py``), so a blob that exists is complete and right. The
+real stores are ``local_blobs.py``, a folder, and ``s3_blobs.py``, a bucket.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+from service.clock import utc_now
+from service.errors import BlobMissing
+
+#: How long a file must have been left alone: far longer than any upload pauses.
+REST = timedelta(hours=1)
+
+
+#: How long a store may take over one file before what it has of it counts as left behind.
+LONGEST_PUT = timedelta(days=1)
+
+
+#: What a reader gets at a time, and so what a download holds in memory.
+CHUNK_BYTES = 1 << 20
+
+
+class BlobStore(Protocol):
+    """Keys are ``/``-separated names that we made ourselves, never parts of a request.
+
+    A store that is away, or whose disk is full, raises Unavailable; nothing is lost by that.
+    """
+
+    def put(self, key: str, source: Path) -> None:
+        """Move the file ``source`` in; the blob appears whole or not at all. Repeatable."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the blob, or None when there is none."""
+
+    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        """Bytes ``start`` to ``stop`` (exclusive); raises BlobMissing at once if absent."""
+
+    def delete(self, prefix: str) -> None:
+        """Remove every blob below ``prefix/``; absent ones are no error."""
+
+    def folders(self, *, before: datetime) -> Iterator[str]:
+        """Folders of checkpoints (see ``keys.py``) in which nothing was stored since ``before``."""
+
+    def drop_unfinished(self, *, before: datetime) -> int:
+        """Remove what puts that began before then and never ended left; return how many."""
+
+
+class MemoryBlobs:
+    """The fake: same contract, held in a dictionary; for tests."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+        self._stored_at: dict[str, datetime] = {}
+
+    def put(self, key: str, source: Path) -> None:
+        """Take the file's content and remove the file, as a move would."""
+        self._blobs[key] = source.read_bytes()
+        self._stored_at[key.rsplit("/", 2)[0]] = utc_now()
+        source.unlink()
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the content."""
+        blob = self._blobs.get(key)
+        return None if blob is None else len(blob)
+
+    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        """One slice."""
+        if key not in self._blobs:
+            raise BlobMissing(f"{key} is not stored")
+        return iter([self._blobs[key][start:stop]])
+
+    def delete(self, prefix: str) -> None:
+        """Forget the keys below the prefix."""
+        for key in [key for key in self._blobs if key.startswith(f"{prefix}/")]:
+            del self._blobs[key]
+        self._stored_at.pop(prefix, None)
+
+    def folders(self, *, before: datetime) -> Iterator[str]:
+        """Those whose last put was before."""
+        return iter([key for key, at in self._stored_at.items() if at < before])
+
+    def drop_unfinished(self, *, before: datetime) -> int:  # noqa: ARG002  nothing is unfinished
+        """A put ends at once here."""
+        return 0

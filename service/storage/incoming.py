@@ -1,0 +1,95 @@
+"""A file on its way in, on the service's disk: what has arrived outlives connection and service.
+
+It has one writer at a time, who holds its lock; the kernel lets go of the lock with its process.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from service.errors import Unavailable
+from service.storage.blobs import REST
+from service.storage.disk import needing_room
+
+
+def sweep_uploads(folder: Path, *, now: datetime) -> int:
+    """Delete the remains of uploads that nobody goes on with; return how many."""
+    num_deleted, before = 0, (now - REST).timestamp()
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its upload has just ended
+            if path.stat().st_mtime < before and _is_left(path):
+                path.unlink()
+                num_deleted += 1
+    return num_deleted
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody holds the file: one that has arrived may take long to be stored."""
+    with path.open("rb") as file:
+        return is_locked_by(file.fileno(), path)
+
+
+_READ_BYTES = 1 << 20
+
+
+class Incoming:
+    """The file at ``path``, made if it is absent; raises Unavailable while another writes it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        if not is_locked_by(self._file.fileno(), path):
+            self._file.close()
+            raise Unavailable("another connection brings this file; try again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """How much has arrived."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def append(self, chunk: bytes) -> None:
+        """Write behind what is there; a full disk takes what it can and raises Unavailable."""
+        left = memoryview(chunk)
+        with needing_room(self.path.parent):
+            while left:
+                left = left[self._file.write(left) :]
+
+    def sha256(self) -> str:
+        """The hash of all that has arrived, read from the disk."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def remove(self) -> None:
+        """Forget what has arrived."""
+        self.path.unlink(missing_ok=True)
+
+
+def is_locked_by(descriptor: int, path: Path) -> bool:
+    """Take the lock of the open file if nobody has it; whether we do, and it is still at ``path``.
+
+    Its last writer may have moved the file away after we opened it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -1,0 +1,102 @@
+"""Blobs as files below one folder of the service."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from service.errors import BlobMissing
+from service.storage.blobs import CHUNK_BYTES
+from service.storage.disk import needing_room
+
+
+class LocalBlobs:
+    """Blobs as files below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, source: Path) -> None:
+        """Bring the file beside its place, flush it, rename it, and flush the folders above."""
+        target = self._path(key)
+        part = target.with_name(f".{target.name}.part")
+        with needing_room(self._root):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _bring(source, part)
+            _fsync(part)
+            part.replace(target)
+        for folder in target.parents:
+            _fsync(folder)
+            if folder == self._root.resolve():
+                break
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the file."""
+        try:
+            return self._path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+        """Open now, so that absence is known before the answer begins; then read lazily."""
+        try:
+            file = self._path(key).open("rb")
+        except FileNotFoundError as error:
+            raise BlobMissing(f"{key} is not stored") from error
+        return _chunks(file, start, stop)
+
+    def delete(self, prefix: str) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._path(prefix), ignore_errors=True)
+
+    def folders(self, *, before: datetime) -> Iterator[str]:
+        """Each blob lies in a folder of its own, so the checkpoint's folder tells when it came."""
+        for path in self._older(self._root.glob("*/*/*"), before):
+            yield path.relative_to(self._root).as_posix()
+
+    def drop_unfinished(self, *, before: datetime) -> int:
+        """Remove copies from another disk that broke off."""
+        num_dropped = 0
+        for part in self._older(self._root.glob("*/*/*/*/.*.part"), before):
+            part.unlink(missing_ok=True)
+            num_dropped += 1
+        return num_dropped
+
+    def _older(self, paths: Iterator[Path], before: datetime) -> Iterator[Path]:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # removed since
+                if path.stat().st_mtime < before.timestamp():
+                    yield path
+
+    def _path(self, key: str) -> Path:
+        path = (self._root / key).resolve()
+        assert path.is_relative_to(self._root.resolve()), f"key {key!r} leaves the store"
+        return path
+
+
+def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
+            start += len(chunk)
+            yield chunk
+
+
+def _bring(source: Path, part: Path) -> None:
+    try:
+        shutil.move(source, part)  # which copies where blobs are on another disk
+    except OSError:
+        if source.exists():  # a broken copy takes up room that others need
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

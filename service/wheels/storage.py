@@ -1,0 +1,42 @@
+"""From an arrived file to a wheel that jobs may use: checked, announced, stored, listed.
+
+The row comes first, so that whatever ends in between is found and swept.
+"""
+
+from service.db.session import Database
+from service.db.tables import WheelRow
+from service.errors import Unavailable
+from service.storage.blobs import BlobStore
+from service.wheels import actions, store
+from service.wheels.arrival import Arrived
+from service.wheels.inspection import facts_of_name, inspect
+from service.wheels.keys import key_of
+
+
+def keep(
+    arrived: Arrived, *, db: Database, blobs: BlobStore, project: str, file_name: str
+) -> tuple[WheelRow, bool]:
+    """Return the wheel, and whether it is new; raises Invalid for what is none."""
+    facts = facts_of_name(file_name)
+    inspect(arrived.path, file_name=file_name)
+    with db.write() as session:
+        row, is_new = actions.announce(
+            session,
+            facts,
+            project=project,
+            file_name=file_name,
+            size=arrived.size,
+            sha256=arrived.sha256,
+        )
+    if is_new:
+        blobs.put(key_of(row), arrived.path)
+        _list(db, row.id)
+    return row, is_new
+
+
+def _list(db: Database, wheel_id: str) -> None:
+    with db.write() as session:
+        row = store.locked(session, wheel_id)
+        if row is None:
+            raise Unavailable("storing the wheel took too long, and it was swept; try again")
+        row.is_stored = True

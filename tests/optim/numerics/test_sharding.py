@@ -1,0 +1,83 @@
+"""Where the elements of a distributed tensor are, seen on ranks that have no others."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from optim.numerics.precision import keep_low_part, wide
+from optim.numerics.rounding import stochastically_round_into, stochastically_rounded
+from optim.numerics.sharding import blocks, element_index, first_index, local
+
+
+@pytest.fixture(params=range(4))
+def _rank(request: pytest.FixtureRequest) -> Iterator[None]:
+    dist.init_process_group("fake", rank=request.param, world_size=4, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+def cases() -> list[tuple[tuple[int, ...], tuple[int, ...], list[object]]]:
+    return [
+        ((7, 3), (4,), [Shard(0)]),
+        ((2, 3), (4,), [Shard(0)]),
+        ((3, 10), (4,), [Shard(1)]),
+        ((5, 6, 3), (2, 2), [Shard(0), Shard(1)]),
+        ((9, 2), (2, 2), [Shard(0), Shard(0)]),
+        ((5, 6), (2, 2), [Replicate(), Shard(0)]),
+        ((6,), (4,), [Replicate()]),
+    ]
+
+
+@pytest.mark.usefixtures("_rank")
+@pytest.mark.parametrize(("shape", "mesh_shape", "placements"), cases(), ids=str)
+def test_indices_are_those_of_the_whole(
+    shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: list[object]
+) -> None:
+    """A tensor of its own indices, distributed, says which are here."""
+    mesh = init_device_mesh("cpu", mesh_shape)
+    whole = torch.arange(torch.Size(shape).numel()).view(shape)
+    here = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+    assert torch.equal(element_index(here), here.to_local())
+    first = first_index(here)
+    if first is not None and here.to_local().numel():
+        consecutive = torch.arange(first, first + here.to_local().numel())
+        assert torch.equal(here.to_local().flatten(), consecutive)
+    assert (first is None) == any(p.is_shard(1) for p in placements)
+
+
+@pytest.mark.usefixtures("_rank")
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_shard_is_rounded_as_it_is_in_the_whole(dim: int) -> None:
+    mesh = init_device_mesh("cpu", (4,))
+    values = torch.randn(10, 11, generator=torch.Generator().manual_seed(0))
+    expected = stochastically_rounded(values, torch.bfloat16, key=9)
+    point, parameter, rounded = (
+        distribute_tensor(whole, mesh, [Shard(dim)], src_data_rank=None)
+        for whole in (values, torch.zeros(10, 11, dtype=torch.bfloat16), expected)
+    )
+    stochastically_round_into(parameter, point, key=9)
+    assert torch.equal(local(parameter), local(rounded))
+    state: dict[str, torch.Tensor] = {}
+    keep_low_part(point, parameter, state)
+    assert state["low"].placements == parameter.placements
+    assert torch.allclose(local(wide(parameter, state)), local(point), rtol=2**-22, atol=0)
+
+
+def test_a_tensor_on_one_device_is_its_own_local_part() -> None:
+    tensor = torch.zeros(2, 3)
+    assert local(tensor) is tensor
+    assert first_index(tensor) == first_index(torch.zeros(())) == 0
+    assert element_index(torch.zeros(())).item() == 0
+
+
+def test_blocks_share_memory_and_cover_everything() -> None:
+    tensor = torch.zeros(3, 70_000)
+    for i, block in enumerate(blocks(tensor)):
+        block.fill_(i + 1)
+    assert bool((tensor > 0).all())
+    assert len(blocks(torch.zeros(0))) == 1

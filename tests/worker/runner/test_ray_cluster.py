@@ -1,0 +1,100 @@
+"""A private Ray: protected, and gone without a trace; a remote one without a token is refused."""
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from worker_drills import is_alive, wait_until
+
+from worker.runner.ray_cluster import (
+    Head,
+    RayStartError,
+    UnauthenticatedRay,
+    require_authentication,
+    start_head,
+    stop_trees,
+)
+
+
+def first_words(environment: dict[str, str], *, until: str) -> str:
+    """What a driver says when it connects, up to the line with ``until``."""
+    program = "import ray; ray.init(log_to_driver=False); print('connected')"
+    driver = subprocess.Popen(
+        [sys.executable, "-u", "-c", program],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert driver.stdout is not None
+    heard = ""
+    for line in driver.stdout:
+        heard += line
+        if until in line:
+            break
+    driver.kill()
+    driver.communicate()
+    return heard
+
+
+def test_head_lets_in_who_has_the_token_and_nobody_else(ray_head: Head) -> None:
+    assert stat.S_IMODE(Path(ray_head.environment["RAY_AUTH_TOKEN_PATH"]).stat().st_mode) == 0o600
+    assert "connected" in first_words(ray_head.environment, until="connected")
+    without = {"RAY_ADDRESS": ray_head.address, "RAY_AUTH_MODE": "disabled"}
+    assert "InvalidAuthToken" in first_words(without, until="InvalidAuthToken")
+
+
+def test_stopped_head_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    head = start_head(tmp_path, num_cpus=1)
+    folder = head._folder
+    assert _processes_below(folder)
+    head.stop()
+    assert _processes_below(folder) == []
+    assert not folder.exists()
+
+
+def test_head_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RayStartError, match="must be nonnegative"):
+        start_head(tmp_path, num_cpus=-1)
+
+
+def test_tree_is_ended_though_its_members_refuse_and_sit_in_other_sessions() -> None:
+    deaf = "trap '' TERM; setsid sh -c 'trap \"\" TERM; echo $$; sleep 600; sleep 600' & wait; wait"
+    root = subprocess.Popen(["sh", "-c", deaf], stdout=subprocess.PIPE, text=True)
+    assert root.stdout is not None
+    grandchild = int(root.stdout.readline())
+    started = time.monotonic()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.runner.ray_cluster._STOP_SECONDS", 0.3)
+        stop_trees([root.pid])
+    assert time.monotonic() - started < 5
+    assert root.wait(1) == -9
+    wait_until(lambda: not is_alive(grandchild))
+
+
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "localhost:6379", "[::1]:6379"])
+def test_local_ray_needs_no_token(address: str) -> None:
+    require_authentication(address, {})
+
+
+def test_remote_ray_without_a_token_is_refused_unless_waived() -> None:
+    with pytest.raises(UnauthenticatedRay, match=r"RAY_AUTH_MODE=token.*198\.51\.100\.7:6379"):
+        require_authentication("198.51.100.7:6379", {})
+    require_authentication("198.51.100.7:6379", {"RAY_AUTH_MODE": "token"})
+    require_authentication("198.51.100.7:6379", {}, is_waived=True)
+
+
+def _processes_below(folder: Path) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        if str(folder) in text:
+            found.append(text)
+    return found

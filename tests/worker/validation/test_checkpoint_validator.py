@@ -1,0 +1,242 @@
+"""What is made of what a fresh process finds: verdicts, points, and words to the job's owner."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_attempt_service import eval_point, stage
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract.checkpoint.manifest import EvaluationCheck, EvaluationReceipt, Manifest
+from service.contract.reports.events import EvalPoint, Event, Notice
+from worker.errors import CheckpointUnreadable
+from worker.evaluation.evaluate import Checked, EvalResult
+from worker.validation.checkpoint_validator import GPU_TOLERANCE, Examiner, tolerance_on
+from worker.validation.evaluator import EvaluatorFailed
+
+NAN = math.nan
+
+
+class Voice:
+    def __init__(self) -> None:
+        self.said: list[Event] = []
+
+    def say(self, event: Event) -> None:
+        self.said.append(event)
+
+    @property
+    def notices(self) -> list[Notice]:
+        return [event for event in self.said if isinstance(event, Notice)]
+
+
+class Oracle:
+    """Gives the answers that the test has prepared, one after the other."""
+
+    def __init__(self, *answers: EvalResult | Exception) -> None:
+        self.answers = list(answers)
+        self.asked: list[int | None] = []
+
+    def evaluate(
+        self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
+    ) -> EvalResult:
+        self.asked.append(max_batches)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+Make = Callable[..., Examiner]
+
+
+@pytest.fixture
+def voice() -> Voice:
+    return Voice()
+
+
+@pytest.fixture
+def make(voice: Voice) -> Iterator[Make]:
+    made: list[Examiner] = []
+
+    def examiner(*answers: EvalResult | Exception, tolerance: float = 0.0) -> Examiner:
+        made.append(Examiner(Oracle(*answers), voice=voice, batch_size=10, tolerance=tolerance))
+        return made[-1]
+
+    yield examiner
+    for one in made:
+        one._pool.shutdown(cancel_futures=True)
+
+
+def result(loss: float, num_examples: int = 25) -> EvalResult:
+    return EvalResult(loss, {"eval.accuracy": 0.5}, num_examples, Checked(num_examples, loss))
+
+
+def receipt(loss: float) -> EvaluationReceipt:
+    return EvaluationReceipt(
+        loss=loss,
+        num_examples=25,
+        batch_size=10,
+        threads=1,
+        torch_version="2",
+        data_fingerprint="f",
+    )
+
+
+def evaluated(tmp_path: Path, loss: float, step: int = 1) -> tuple[Path, Manifest]:
+    staged = stage(tmp_path, step)
+    return staged.folder, staged.manifest.model_copy(update={"evaluation": receipt(loss)})
+
+
+def check(examiner: Examiner, tmp_path: Path, loss: float) -> Manifest | None:
+    folder, manifest = evaluated(tmp_path, loss)
+    return examiner.check(folder, manifest, checked=Checked(25, loss)).result(10)
+
+
+# ---- checks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [0.1, -0.0, NAN, math.inf, -math.inf, 5e-324])
+def test_the_same_loss_is_noted_in_the_receipt(
+    make: Make, voice: Voice, tmp_path: Path, loss: float
+) -> None:
+    manifest = check(make(result(loss)), tmp_path, loss)
+    assert manifest is not None
+    assert manifest.evaluation is not None
+    assert manifest.evaluation.check is not None
+    assert manifest.evaluation.check.num_examples == 25
+    assert repr(manifest.evaluation.check.seen_loss) == repr(loss)
+    assert Manifest.model_validate_json(manifest.model_dump_json()).evaluation is not None
+    assert voice.said == []
+
+
+@pytest.mark.parametrize(
+    ("expected", "seen"),
+    [(0.1, math.nextafter(0.1, 1)), (1.0, NAN), (NAN, 1.0), (1.0, math.inf), (math.inf, -math.inf)],
+)
+def test_another_loss_is_refused_and_both_are_told(
+    make: Make, voice: Voice, tmp_path: Path, expected: float, seen: float
+) -> None:
+    assert check(make(result(seen)), tmp_path, expected) is None
+    (notice,) = voice.notices
+    assert notice.code == "checkpoint.mismatch"
+    assert f"expected the loss {expected!r}" in notice.message
+    assert f"saw {seen!r}" in notice.message
+
+
+def test_a_loss_over_other_examples_is_refused(make: Make, voice: Voice, tmp_path: Path) -> None:
+    """Data that has shrunk meanwhile, in the node's cache."""
+    assert check(make(result(0.5, num_examples=24)), tmp_path, 0.5) is None
+    assert "over 24" in voice.notices[0].message
+
+
+def test_just_as_many_batches_are_computed_as_it_takes(make: Make, tmp_path: Path) -> None:
+    examiner = make(result(0.5))
+    check(examiner, tmp_path, 0.5)
+    assert examiner._evaluator.asked == [3]  # type: ignore[attr-defined]  25 examples by 10
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (CheckpointUnreadable("model.safetensors: expected a file"), "checkpoint.mismatch"),
+        (EvaluatorFailed("2 processes failed"), "checkpoint.unchecked"),
+        (RuntimeError("a bug" + 10_000 * "!"), "checkpoint.unchecked"),
+    ],
+)
+def test_what_cannot_be_checked_is_refused_and_why_is_told(
+    make: Make, voice: Voice, tmp_path: Path, error: Exception, code: str
+) -> None:
+    assert check(make(error), tmp_path, 0.5) is None
+    (notice,) = voice.notices
+    assert notice.code == code
+    assert "step 1 is not listed" in notice.message
+    assert str(error)[:20] in notice.message
+
+
+@given(
+    loss=st.floats(-1e9, 1e9),
+    relative=st.floats(-2e-2, 2e-2),
+    tolerance=st.sampled_from([0.0, 1e-6, 1e-3]),
+)
+def test_a_check_holds_within_its_tolerance_and_not_beyond(
+    loss: float, relative: float, tolerance: float
+) -> None:
+    seen = loss * (1 + relative)
+    said = EvaluationCheck(num_examples=1, loss=loss, seen_loss=seen, tolerance=tolerance)
+    assert said.holds == (abs(seen - loss) <= tolerance * abs(loss))
+    if tolerance == 0:
+        assert said.holds == (seen == loss)
+
+
+def test_bits_count_where_nothing_is_summed_in_another_order() -> None:
+    assert tolerance_on(torch.device("cpu")) == 0
+    assert tolerance_on(torch.device("cuda", 0)) == GPU_TOLERANCE
+
+
+# ---- evaluations beside training ----------------------------------------------------------------
+
+
+def begin(examiner: Examiner, voice: Voice, tmp_path: Path, step: int) -> Future[Any]:
+    staged = stage(tmp_path, step)
+    return examiner.evaluate(
+        staged.folder,
+        staged.manifest,
+        say=lambda found: voice.say(eval_point(step, found.loss)),
+        receipt_of=lambda found: receipt(found.loss),
+    )
+
+
+def test_points_are_said_in_order_and_before_their_verdict(
+    make: Make, voice: Voice, tmp_path: Path
+) -> None:
+    examiner = make(*(result(float(step)) for step in range(1, 5)))
+    verdicts = [begin(examiner, voice, tmp_path, step) for step in range(1, 5)]
+    manifest = verdicts[-1].result(10)
+    assert [event.step for event in voice.said if isinstance(event, EvalPoint)] == [1, 2, 3, 4]
+    assert manifest.evaluation.loss == manifest.evaluation.check.loss == 4.0
+    assert manifest.evaluation.check.holds
+    assert [step for step, _ in examiner.take()] == [1, 2, 3, 4]
+    assert examiner.take() == []
+    assert examiner.wait(at_most=0, seconds=0)
+
+
+@pytest.mark.parametrize(
+    "error", [EvaluatorFailed("gone"), CheckpointUnreadable("torn"), OSError()]
+)
+def test_a_lost_evaluation_is_told_and_does_not_hold_up_the_next(
+    make: Make, voice: Voice, tmp_path: Path, error: Exception
+) -> None:
+    examiner = make(error, result(2.0))
+    first, second = (begin(examiner, voice, tmp_path, step) for step in (1, 2))
+    assert first.result(10) is None
+    assert second.result(10) is not None
+    assert [notice.code for notice in voice.notices] == ["evaluation.lost"]
+    assert examiner.lost_step == 1
+    assert [step for step, _ in examiner.take()] == [2]
+    assert examiner.wait(at_most=0, seconds=0)
+
+
+def test_a_check_that_waits_can_be_called_off(make: Make, voice: Voice, tmp_path: Path) -> None:
+    """And the one that takes place cannot, since its files are being read."""
+    examiner, is_asked, may_answer = make(), threading.Event(), threading.Event()
+
+    def slow(folder: Path, manifest: Manifest, *, max_batches: int | None = None) -> EvalResult:
+        is_asked.set()
+        assert may_answer.wait(10)
+        return result(0.5)
+
+    examiner._evaluator.evaluate = slow  # type: ignore[method-assign]
+    first, second = (
+        examiner.check(*evaluated(tmp_path, 0.5, step), checked=Checked(25, 0.5)) for step in (1, 2)
+    )
+    assert is_asked.wait(10)
+    assert (first.cancel(), second.cancel()) == (False, True)
+    may_answer.set()
+    assert first.result(10) is not None
+    assert voice.said == []

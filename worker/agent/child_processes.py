@@ -1,0 +1,85 @@
+"""The ranks that one process has made: killed with all that they left behind, reaped at once.
+
+Used by the fork server and by the spawn launcher, and by one thread of each.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from worker.agent.launcher import Exited
+from worker.rank_launch import RankLaunch
+
+#: A killed process may still have to give back the memory of a GPU.
+_GROUP_SECONDS = 5.0
+_POLL_SECONDS = 0.002
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Child:
+    attempt_id: str
+    rank: int
+    pid: int
+    pidfd: int  #: readable once the process is dead
+    wait: Callable[[], int]  #: reaps it and returns its exit code
+
+
+class Children:
+    """Live ranks, by the pidfd that tells their end."""
+
+    def __init__(self) -> None:
+        self._by_pidfd: dict[int, _Child] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(self._by_pidfd))
+
+    def add(self, launch: RankLaunch, *, pid: int, wait: Callable[[], int]) -> int:
+        """Watch a child of this process, and return its pidfd."""
+        pidfd = os.pidfd_open(pid)
+        self._by_pidfd[pidfd] = _Child(
+            attempt_id=launch.attempt_id, rank=launch.rank, pid=pid, pidfd=pidfd, wait=wait
+        )
+        return pidfd
+
+    def kill(self, attempt_id: str) -> None:
+        """Kill the attempt's ranks, and what they have started."""
+        for child in self._by_pidfd.values():
+            if child.attempt_id == attempt_id:
+                _kill(child)
+
+    def kill_all(self) -> None:
+        """Kill every rank, and what it has started."""
+        for child in self._by_pidfd.values():
+            _kill(child)
+
+    def reap(self, pidfd: int) -> Exited:
+        """Let go of a rank that is dead, and say how it ended."""
+        child = self._by_pidfd.pop(pidfd)
+        # A dead leader keeps its pid, and so its group, until it is reaped: what it has left
+        # behind can be killed here and never again.
+        _kill(child)
+        code = child.wait()
+        _wait_for_group(child.pid)
+        os.close(pidfd)
+        return Exited(attempt_id=child.attempt_id, rank=child.rank, code=code)
+
+
+def _wait_for_group(pgid: int) -> None:
+    """Wait until what the rank has left behind is gone, as far as this process has adopted it."""
+    deadline = time.monotonic() + _GROUP_SECONDS
+    with suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if not os.waitpid(-pgid, os.WNOHANG)[0]:
+                time.sleep(_POLL_SECONDS)
+
+
+def _kill(child: _Child) -> None:
+    """Kill the rank and its group. By both names: a newborn has not made its group yet."""
+    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

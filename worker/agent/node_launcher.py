@@ -1,0 +1,61 @@
+"""The launchers of a node, and which of them starts a rank."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from worker.agent.fork_launcher import ForkLauncher
+from worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, Launcher
+from worker.agent.spawn_launcher import SpawnLauncher
+from worker.rank_launch import RankLaunch
+
+#: Makes the environment of a wheel and becomes a rank in it.
+WHEEL_ENTRY = "worker.wheels.entry:main"
+
+
+class NodeLauncher:
+    """Forks ranks from a warm process, and spawns those that cannot be forked.
+
+    What comes after an environment of a wheel is made is the rank's own ``RANK_ENTRY``.
+    """
+
+    def __init__(
+        self,
+        *,
+        scratch: Path,
+        on_exit: Callable[[Exited], None],
+        entry: str = RANK_ENTRY,
+        preload: tuple[str, ...] = PRELOAD,
+    ) -> None:
+        self._forking = ForkLauncher(scratch=scratch, on_exit=on_exit, entry=entry, preload=preload)
+        self._spawning = SpawnLauncher(on_exit=on_exit, entry=entry, preload=preload)
+        self._with_wheel = SpawnLauncher(on_exit=on_exit, entry=WHEEL_ENTRY, preload=())
+
+    def launch(self, launches: Sequence[RankLaunch]) -> None:
+        """Start the ranks, each by the launcher that it needs."""
+        for launcher in self._all:
+            mine = [launch for launch in launches if self._of(launch) is launcher]
+            if mine:
+                launcher.launch(mine)
+
+    def kill(self, attempt_id: str) -> None:
+        """Kill the attempt's ranks, whoever started them."""
+        for launcher in self._all:
+            launcher.kill(attempt_id)
+
+    def wait_ready(self, timeout_seconds: float) -> None:
+        """Wait for the fork server, which alone has something to warm up."""
+        self._forking.wait_ready(timeout_seconds)
+
+    def close(self) -> None:
+        """End all launchers and every rank."""
+        for launcher in self._all:
+            launcher.close()
+
+    @property
+    def _all(self) -> tuple[Launcher, ...]:
+        return self._forking, self._spawning, self._with_wheel
+
+    def _of(self, launch: RankLaunch) -> Launcher:
+        if launch.wheel is not None:
+            return self._with_wheel
+        return self._spawning if launch.method == "spawn" else self._forking

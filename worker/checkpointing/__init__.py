@@ -1,0 +1,1 @@
+"""Training states and eval checkpoints as files, written and read back."""

@@ -1,0 +1,1 @@
+"""File formats: each reads one kind of file in chunks of columns."""

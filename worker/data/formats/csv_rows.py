@@ -1,0 +1,69 @@
+"""Rows of a CSV file in UTF-8 whose first line names the columns; RFC 4180 quotes."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from worker.data.formats.chunk import MAX_RECORD_BYTES, Choose, Chunk, gathered, shown_names
+from worker.errors import DataInvalid
+
+csv.field_size_limit(MAX_RECORD_BYTES)
+
+
+def read(path: Path, *, file: str, choose: Choose, delimiter: str) -> Iterator[Chunk]:
+    """Yield the chosen columns as texts. Raises DataInvalid with the row for what is no CSV.
+
+    ``file``: what messages call it.
+    """
+    with path.open("rb") as content:
+        lines = csv.reader(_lines(content, file=file), delimiter=delimiter, strict=True)
+        records = _records(lines, file=file)
+        header = next(records, None)
+        if header is None:
+            raise DataInvalid(f"{file}: expected a first line that names the columns, saw none")
+        names = choose(_distinct(header, file=file), file)
+        positions = [header.index(name) for name in names]
+        yield from gathered(
+            _rows(records, positions=positions, width=len(header), file=file),
+            names=names,
+            file=file,
+        )
+
+
+def _lines(content: BinaryIO, *, file: str) -> Iterator[str]:
+    for number, line in enumerate(content, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataInvalid(
+                f"{file}, line {number}: expected UTF-8, saw byte {line[error.start]:#04x} "
+                f"at position {error.start}"
+            ) from error
+
+
+def _records(lines: Iterator[list[str]], *, file: str) -> Iterator[list[str]]:
+    try:
+        yield from lines
+    except csv.Error as error:
+        number = getattr(lines, "line_num", 0)
+        raise DataInvalid(f"{file}, line {number}: expected CSV, saw: {error}") from error
+
+
+def _distinct(header: list[str], *, file: str) -> list[str]:
+    if len(set(header)) < len(header):
+        raise DataInvalid(
+            f"{file}: expected a name of its own for each column, saw {shown_names(header)}"
+        )
+    return header
+
+
+def _rows(
+    records: Iterator[list[str]], *, positions: Sequence[int], width: int, file: str
+) -> Iterator[tuple[Sequence[str], int]]:
+    for row, record in enumerate(records, start=1):
+        if not record and not any(records):
+            return  # blank lines may end a file
+        if len(record) != width:
+            raise DataInvalid(f"{file}, row {row}: expected {width} fields, saw {len(record)}")
+        yield [record[at] for at in positions], sum(map(len, record))

@@ -1,0 +1,58 @@
+"""Tokenizers of the ``tokenizers`` library. Imported by ranks that need it only."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+
+from worker.data.prepared.tokenizer import config_beside
+from worker.data.sources.source_file import Identity
+from worker.errors import DataInvalid
+
+
+class Bpe:
+    """A ``tokenizer.json``, used without the special tokens that it may put around a text."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, separator: int, sha256: str) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.separator = separator
+        self.vocabulary = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.identity: Identity = {"tokenizer": sha256, "separator": separator}
+
+    def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
+        """Return the tokens of each text."""
+        decoded = [text.decode() for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
+        return [np.asarray(one.ids, dtype=np.uint32) for one in encoded]
+
+
+def load(file: Path, *, separator: str | None, shown: str) -> Bpe:
+    """Read the file. Raises DataInvalid when it is no tokenizer, or has no such separator."""
+    content = file.read_bytes()
+    try:
+        tokenizer = tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises no narrower one
+        raise DataInvalid(f"expected a tokenizer at {shown}, saw: {error}") from error
+    name = separator or _end_of_text(config_beside(file))
+    if name is None:
+        raise DataInvalid(f"expected data.separator, since {shown} names no end of text; saw none")
+    number = tokenizer.token_to_id(name)
+    if number is None:
+        raise DataInvalid(f"expected the separator to be a token of {shown}, saw {name!r}")
+    return Bpe(tokenizer, separator=number, sha256=hashlib.sha256(content).hexdigest())
+
+
+def _end_of_text(config: Path) -> str | None:
+    try:
+        token = json.loads(config.read_bytes()).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None

@@ -1,0 +1,117 @@
+"""Records become a data set on this node's disk, once for all ranks, and are mapped from there.
+
+The key of an entry is a hash of what identifies the content of the source and of every setting that
+changes what is made of it; so changed files, or another tokenizer, are another entry. What a job
+with secrets reads, no other project's job is given, and no job without secrets.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from service.contract.job.data import HeldOutShare, RecordsData
+from service.contract.job.tasks import Task
+from worker.data.base import DataSet
+from worker.data.prepared import rows, tokenizer, tokens
+from worker.data.prepared.cache import Cache
+from worker.data.prepared.row_writer import Wanted
+from worker.data.prepared.rows import HeldOut
+from worker.data.prepared.token_dataset import TokenWindows
+from worker.data.progress import Tell
+from worker.data.records.base import Records
+from worker.data.sources.access import DataSources
+
+#: Grows when the same sources and settings make other files than before.
+_LAYOUT = 1
+#: How often a growing entry is measured.
+_MEASURE_EVERY_SECONDS = 2.0
+
+
+class Preparation:
+    """The cache of this node, and whom to tell how far it is."""
+
+    def __init__(self, sources: DataSources, *, tell: Tell) -> None:
+        self._sources = sources
+        self._cache = Cache(Path(sources.cache).expanduser(), max_bytes=sources.cache_bytes)
+        self._tell = tell
+
+    def windows(self, spec: RecordsData, records: Records, *, context: int) -> DataSet:
+        """Return the texts as windows of ``context`` tokens."""
+        found = tokenizer.load(spec.tokenizer, separator=spec.separator, sources=self._sources)
+        fraction = spec.eval.fraction if isinstance(spec.eval, HeldOutShare) else None
+
+        def make(work: Path, tell: Tell) -> None:
+            tokens.prepare(work, records, tokenizer=found, fraction=fraction, tell=tell)
+
+        settings = {"text": spec.text, "fraction": fraction, "raw": records.is_raw}
+        folder = self._entry(records, {**settings, **found.identity}, make=make)
+        return TokenWindows(tokens.load(folder), context=context)
+
+    def rows(self, spec: RecordsData, records: Records, *, task: Task) -> DataSet:
+        """Return the rows of numbers or images with their targets."""
+        wanted = _wanted(spec, task=task)
+        share = spec.eval
+        held_out = HeldOut(share.fraction, share.seed) if isinstance(share, HeldOutShare) else None
+
+        def make(work: Path, tell: Tell) -> None:
+            rows.prepare(
+                work,
+                records,
+                wanted=wanted,
+                held_out=held_out,
+                standardise=spec.standardise,
+                tell=tell,
+            )
+
+        settings = {
+            **asdict(wanted),
+            "held_out": held_out and asdict(held_out),
+            "standardise": spec.standardise,
+        }
+        return rows.load(self._entry(records, settings, make=make))
+
+    def _entry(
+        self,
+        records: Records,
+        settings: dict[str, Any],
+        *,
+        make: Callable[[Path, Tell], None],
+    ) -> Path:
+        about = {"layout": _LAYOUT, "settings": settings, "content": records.identity}
+        if self._sources.secrets:
+            about["project"] = self._sources.project
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        waiting = f"{records.name} is being prepared by another rank of this node"
+        return self._cache.entry(
+            key,
+            make=lambda work: make(work, self._teller(work)),
+            wait=lambda: self._tell(waiting),
+        )
+
+    def _teller(self, work: Path) -> Tell:
+        measured_at = time.monotonic()
+
+        def tell(text: str) -> None:
+            nonlocal measured_at
+            self._tell(text)
+            if time.monotonic() - measured_at > _MEASURE_EVERY_SECONDS:
+                self._cache.make_room(work)
+                measured_at = time.monotonic()
+
+        return tell
+
+
+def _wanted(spec: RecordsData, *, task: Task) -> Wanted:
+    assert spec.target is not None, "expected a target, saw none"
+    return Wanted(
+        columns=spec.columns,
+        image=spec.image,
+        image_size=spec.image_size,
+        targets=(spec.target,) if isinstance(spec.target, str) else spec.target,
+        task=task,
+        num_classes=spec.num_classes,
+    )

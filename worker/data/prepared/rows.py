@@ -1,0 +1,176 @@
+"""Rows of numbers become arrays on disk: features side by side, and what to predict from them.
+
+``inputs.bin`` and ``targets.bin`` hold the rows, ``rows.bin`` the numbers of those to train on and
+then of those held out, ``standard.npy`` scale and shift of the inputs, if there are any, and
+``numbers.json`` the rest.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.data.prepared import normalization
+from worker.data.prepared.row_dataset import NumberRows, Standard, Table
+from worker.data.prepared.row_writer import INPUTS_FILE, TARGETS_FILE, RowWriter, Wanted
+from worker.data.progress import Tell
+from worker.data.records.base import Part, Records, parts_of, require_all_filled
+from worker.errors import DataInvalid
+
+#: Apart from every key of ``order.py``, whose second word is the number of an epoch.
+_SECOND_WORD = 2**64 - 1
+
+
+def drawn_rows(num_rows: int, *, num_drawn: int, seed: int) -> NDArray[np.int64]:
+    """Return ``num_drawn`` of the numbers below ``num_rows``, in rising order.
+
+    ``seed``: in [0, 2**63).
+    """
+    key = np.array([seed, _SECOND_WORD], dtype=np.uint64)
+    # Sorting raw words, as in order.py: numpy promises to keep only the raw stream.
+    words = np.random.Philox(key=key).random_raw(num_rows)
+    return np.sort(np.argsort(words, kind="stable")[:num_drawn]).astype(np.int64)
+
+
+_ROWS_FILE, _STANDARD_FILE, _FACTS_FILE = "rows.bin", "standard.npy", "numbers.json"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A share of the rows, drawn by a seed."""
+
+    fraction: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Facts:
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    target_width: int  #: 0: one class number a row
+    num_rows: int
+    num_train: int
+    num_classes: int  #: 0 for regression
+    fingerprint: str
+
+
+def prepare(
+    work: Path,
+    records: Records,
+    *,
+    wanted: Wanted,
+    held_out: HeldOut | None,
+    standardise: bool,
+    tell: Tell,
+) -> None:
+    """Write the rows into the folder ``work``.
+
+    ``held_out``: None when the records have a part for that. ``tell`` hears now and then how far it
+    is. Raises the JobFailed errors named ``Data...``, with file, row and column where there is one.
+    """
+    ends: dict[Part, int] = {}
+    with RowWriter(work, wanted) as writer:
+        for part in parts_of(records):
+            for chunk in records.chunks(part, work=work, choose=writer.choose, tell=tell):
+                writer.write(chunk)
+                tell(f"{records.name}: {writer.num_rows} rows are prepared")
+            ends[part] = writer.num_rows
+    require_all_filled(ends, name=records.name, of="rows")
+    train_rows, eval_rows = _split(ends, held_out, name=records.name)
+    np.concatenate([train_rows, eval_rows]).tofile(work / _ROWS_FILE)
+    inputs = _mapped(work / INPUTS_FILE, writer.input_dtype, writer.num_rows, writer.input_shape)
+    if standardise:
+        _save_standard(work, normalization.of_rows(inputs, train_rows, tell=tell))
+    elif wanted.image is not None:
+        _save_standard(work, normalization.of_images(writer.input_shape))
+    facts = _Facts(
+        input_dtype=writer.input_dtype.str,
+        input_shape=writer.input_shape,
+        target_width=writer.target_width,
+        num_rows=writer.num_rows,
+        num_train=len(train_rows),
+        num_classes=_num_classes(writer, wanted, name=records.name),
+        fingerprint=_fingerprint(work, writer),
+    )
+    (work / _FACTS_FILE).write_text(json.dumps(asdict(facts)))
+
+
+def load(folder: Path) -> NumberRows:
+    """Return the rows of a prepared folder, mapped from disk."""
+    facts = _Facts(**json.loads((folder / _FACTS_FILE).read_bytes()))
+    shape = tuple(facts.input_shape)
+    width = (facts.target_width,) if facts.target_width else ()
+    target_dtype = np.dtype(np.float32 if width else np.int64)
+    rows = _mapped(folder / _ROWS_FILE, np.dtype(np.int64), facts.num_rows, ())
+    table = Table(
+        inputs=_mapped(folder / INPUTS_FILE, np.dtype(facts.input_dtype), facts.num_rows, shape),
+        targets=_mapped(folder / TARGETS_FILE, target_dtype, facts.num_rows, width),
+        train_rows=rows[: facts.num_train],
+        eval_rows=rows[facts.num_train :],
+        num_classes=facts.num_classes,
+        standard=_load_standard(folder),
+        fingerprint=facts.fingerprint,
+    )
+    return NumberRows(table)
+
+
+def _mapped(
+    path: Path, dtype: np.dtype[Any], num_rows: int, shape: tuple[int, ...]
+) -> NDArray[Any]:
+    return np.memmap(path, dtype=dtype, mode="r", shape=(num_rows, *shape))
+
+
+def _split(
+    ends: dict[Part, int], held_out: HeldOut | None, *, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the rows to train on and of those held out, each in rising order."""
+    every = np.arange(max(ends.values()), dtype=np.int64)
+    if held_out is None:
+        return every[: ends["train"]], every[ends["train"] :]
+    num_eval = max(1, int(len(every) * Fraction(str(held_out.fraction))))
+    if num_eval == len(every):
+        raise DataInvalid(
+            f"expected rows of {name} to train on beside {num_eval} held out, saw {len(every)}"
+        )
+    drawn = drawn_rows(len(every), num_drawn=num_eval, seed=held_out.seed)
+    return np.delete(every, drawn), drawn
+
+
+def _num_classes(writer: RowWriter, wanted: Wanted, *, name: str) -> int:
+    if wanted.task == "regression":
+        return 0
+    found = writer.highest_label + 1
+    if wanted.num_classes is None and found < 2:
+        raise DataInvalid(f"expected at least two classes in {name}, saw class 0 only")
+    return wanted.num_classes or found
+
+
+def _save_standard(work: Path, found: Standard) -> None:
+    np.save(work / _STANDARD_FILE, np.stack([found.scale, found.shift]))
+
+
+def _load_standard(folder: Path) -> Standard | None:
+    path = folder / _STANDARD_FILE
+    if not path.exists():
+        return None
+    scale, shift = np.load(path, allow_pickle=False)
+    return Standard(scale, shift)
+
+
+def _fingerprint(work: Path, writer: RowWriter) -> str:
+    """SHA-256 over all that a batch is made of: rows, which are held out, how they are scaled.
+
+    Stored with every attempt: one that finds another does not resume.
+    """
+    about = f"{writer.input_dtype.str} {writer.num_rows} {writer.input_shape}"
+    digest = hashlib.sha256(about.encode() + writer.digest)
+    for name in (_ROWS_FILE, _STANDARD_FILE):
+        if (work / name).exists():
+            with (work / name).open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,73 @@
+"""What texts are cut into: bytes as they are, or the tokens of a ``tokenizer.json``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.data.lazy_import import lazy_import
+from worker.data.sources.access import DataSources
+from worker.data.sources.local_files import allowed_path
+from worker.data.sources.source_file import Identity
+from worker.errors import DataNotFound
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer(Protocol):
+    """Texts to numbers below ``vocabulary``."""
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+
+    @property
+    def separator(self) -> int:
+        """The token behind each text."""
+
+    @property
+    def identity(self) -> Identity:
+        """What tells it from another."""
+
+    def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
+        """Return the tokens of each text, which is UTF-8."""
+
+
+class Bytes:
+    """Every byte is a token. Texts are parted by a zero, which no text holds."""
+
+    vocabulary = 256
+    separator = 0
+    identity: Identity = {"tokenizer": "bytes"}
+
+    def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
+        """Return views of the bytes."""
+        return [np.frombuffer(text, dtype=np.uint8) for text in texts]
+
+
+def load(path: str, *, separator: str | None, sources: DataSources) -> Tokenizer:
+    """Return the tokenizer. Raises the JobFailed errors named ``Data...``.
+
+    ``path``: ``bytes``, a ``tokenizer.json``, or a folder with one, as transformers saves it.
+    ``separator``: the token between texts; None: what the folder names as the end of text.
+    """
+    if path == "bytes":
+        return Bytes()
+    found = allowed_path(path, sources=sources)
+    file = allowed_path(str(found / TOKENIZER_FILE), sources=sources) if found.is_dir() else found
+    if not file.is_file():
+        raise DataNotFound(f"expected a {TOKENIZER_FILE} at {path}, saw none")
+    loaded: Tokenizer = lazy_import("prepared.bpe").load(file, separator=separator, shown=path)
+    return loaded
+
+
+def narrowest(vocabulary: int) -> np.dtype[Any]:
+    """The type that tokens are stored in."""
+    return np.min_scalar_type(vocabulary - 1)
+
+
+def config_beside(file: Path) -> Path:
+    """Where transformers keeps what the tokenizer's tokens are for."""
+    return file.with_name("tokenizer_config.json")

@@ -1,0 +1,170 @@
+"""Texts become one string of tokens on disk, with an index of where each text begins.
+
+``tokens.bin`` holds the tokens in their narrowest unsigned type, ``texts.bin`` for each text the
+number of tokens and of bytes before it, ``tokens.json`` the rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.data.formats.chunk import Piece
+from worker.data.prepared.token_dataset import TokenString
+from worker.data.prepared.tokenizer import Tokenizer, narrowest
+from worker.data.progress import Tell
+from worker.data.records.base import Part, Records, parts_of, require_all_filled
+
+_TOKENS, _TEXTS, _FACTS = "tokens.bin", "texts.bin", "tokens.json"
+#: What is tokenised in one call, by all cores of the rank.
+_BATCH_BYTES = 8 * 2**20
+_BATCH_TEXTS = 10_000
+
+
+@dataclass(frozen=True)
+class _Facts:
+    dtype: str
+    vocabulary: int
+    num_train: int
+    bytes_per_token: float
+    fingerprint: str
+    source: str
+
+
+def prepare(
+    work: Path,
+    records: Records,
+    *,
+    tokenizer: Tokenizer,
+    fraction: float | None,
+    tell: Tell,
+) -> None:
+    """Write the tokens of all texts into the folder ``work``.
+
+    ``fraction``: of the tokens to hold out, or None when the records have a part for that.
+    ``tell`` hears now and then how far it is. Raises the JobFailed errors named ``Data...``.
+    """
+    ends: dict[Part, int] = {}
+    with _Writer(work, tokenizer, is_raw=records.is_raw) as writer:
+        for part in parts_of(records):
+            writer.begin_text()
+            for batch in _batches(records.pieces(part, work=work, tell=tell)):
+                writer.write(batch)
+                tell(f"{records.name}: {writer.num_tokens} tokens are prepared")
+            ends[part] = writer.num_tokens
+    require_all_filled(ends, name=records.name, of="text")
+    texts = np.fromfile(work / _TEXTS, dtype=np.int64).reshape(-1, 2)
+    num_train = ends["train"]
+    if fraction is not None:
+        num_train = _boundary(texts[:, 0], num_tokens=num_train, fraction=fraction)
+    facts = _Facts(
+        dtype=narrowest(tokenizer.vocabulary).str,
+        vocabulary=tokenizer.vocabulary,
+        num_train=num_train,
+        bytes_per_token=writer.bytes_per_token(texts, since=num_train),
+        fingerprint=writer.fingerprint,
+        source=records.name,
+    )
+    (work / _FACTS).write_text(json.dumps(asdict(facts)))
+
+
+def load(folder: Path) -> TokenString:
+    """Return the tokens of a prepared folder, mapped from disk."""
+    facts = _Facts(**json.loads((folder / _FACTS).read_bytes()))
+    return TokenString(
+        tokens=np.memmap(folder / _TOKENS, dtype=np.dtype(facts.dtype), mode="r"),
+        num_train=facts.num_train,
+        vocabulary=facts.vocabulary,
+        bytes_per_token=facts.bytes_per_token,
+        fingerprint=facts.fingerprint,
+        source=facts.source,
+    )
+
+
+def _boundary(starts: NDArray[np.int64], *, num_tokens: int, fraction: float) -> int:
+    """Where the last ``fraction`` of the tokens begins: with a text, if its first half has one.
+
+    ``starts``: where each text begins.
+    """
+    num_eval = max(1, int(num_tokens * Fraction(str(fraction))))
+    cut = num_tokens - num_eval
+    following = int(np.searchsorted(starts, cut))
+    if following < len(starts) and starts[following] - cut <= num_eval // 2:
+        return int(starts[following])
+    return cut
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.content)
+        if size >= _BATCH_BYTES or len(batch) == _BATCH_TEXTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Writer:
+    """Appends tokens and the places of texts, and hashes what it writes."""
+
+    def __init__(self, work: Path, tokenizer: Tokenizer, *, is_raw: bool) -> None:
+        self._tokenizer = tokenizer
+        self._dtype = narrowest(tokenizer.vocabulary)
+        self._separator = np.array([] if is_raw else [tokenizer.separator], dtype=self._dtype)
+        self._paths = work / _TOKENS, work / _TEXTS
+        self._files: list[BinaryIO] = []
+        self._digest = hashlib.sha256()
+        self._begins_text = True
+        self.num_tokens = 0
+        self.num_bytes = 0
+
+    def __enter__(self) -> "_Writer":
+        self._files = [path.open("wb") for path in self._paths]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for file in self._files:
+            file.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all tokens written."""
+        return self._digest.hexdigest()
+
+    def begin_text(self) -> None:
+        """The next piece belongs to another text."""
+        self._begins_text = True
+
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Append the tokens of these pieces."""
+        encoded = self._tokenizer.encode([piece.content for piece in pieces])
+        for piece, tokens in zip(pieces, encoded, strict=True):
+            self._append(tokens, piece)
+
+    def _append(self, tokens: NDArray[Any], piece: Piece) -> None:
+        if self._begins_text and not piece.content:
+            return  # an empty text
+        if self._begins_text:
+            np.array([self.num_tokens, self.num_bytes], dtype=np.int64).tofile(self._files[1])
+        self._begins_text = piece.ends_text
+        ending = self._separator if piece.ends_text else self._separator[:0]
+        content = np.concatenate([tokens.astype(self._dtype), ending]).tobytes()
+        self._files[0].write(content)
+        self._digest.update(content)
+        self.num_tokens += len(content) // self._dtype.itemsize
+        self.num_bytes += len(piece.content)
+
+    def bytes_per_token(self, texts: NDArray[np.int64], *, since: int) -> float:
+        """Of the tokens from number ``since`` on; within a text, bytes are spread evenly."""
+        places = np.vstack([texts, [self.num_tokens, self.num_bytes]])
+        before = float(np.interp(since, places[:, 0], places[:, 1]))
+        held_out = self.num_tokens - since
+        return (self.num_bytes - before) / held_out if held_out else 0.0

@@ -1,0 +1,1 @@
+"""Records of a source, in order: from files or from the Hugging Face hub."""

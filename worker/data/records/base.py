@@ -1,0 +1,59 @@
+"""Where records come from, whatever the source: texts in pieces, or rows in chunks."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, Protocol
+
+from worker.data.formats.chunk import Choose, Chunk, Piece
+from worker.data.progress import Tell
+from worker.data.sources.source_file import Identity
+from worker.errors import DataInvalid
+
+Part = Literal["train", "eval"]
+
+
+class Records(Protocol):
+    """A source, found and allowed, but not read yet."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    @property
+    def identity(self) -> list[Identity]:
+        """What tells its content from another without reading it."""
+
+    @property
+    def has_own_eval(self) -> bool:
+        """Whether what is held out comes from a part of its own."""
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether its texts are bytes that nothing shall be put between."""
+
+    def pieces(self, part: Part, *, work: Path, tell: Tell) -> Iterator[Piece]:
+        """Yield the texts in order.
+
+        ``work``: a folder to use on the way. ``tell`` hears how far what is fetched into it is.
+        """
+
+    def chunks(self, part: Part, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
+        """Yield the rows in order, of the columns that ``choose`` wants."""
+
+
+def parts_of(records: Records) -> tuple[Part, ...]:
+    """The parts that the source has of its own, in the order in which they are prepared."""
+    return ("train", "eval") if records.has_own_eval else ("train",)
+
+
+def require_all_filled(ends: Mapping[Part, int], *, name: str, of: str) -> None:
+    """Raise DataInvalid when a part holds nothing.
+
+    ``ends``: how many rows or tokens there were after each part, in order.
+    """
+    before = 0
+    for part, end in ends.items():
+        if end == before:
+            purpose = {"train": "train on", "eval": "hold out"}[part]
+            raise DataInvalid(f"expected {of} of {name} to {purpose}, saw none")
+        before = end

@@ -1,0 +1,87 @@
+"""Which addresses and URLs a node may be sent to by a user."""
+
+import ipaddress
+import socket
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from worker.data.sources.access import DATA_URLS_VARIABLE
+from worker.errors import DataForbidden
+
+_PORTS = {"http": 80, "https": 443}
+#: Translates to an IPv4 address, which is what counts (RFC 6052).
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address, or the IPv4 address that it stands for, is one of the public internet.
+
+    >>> [is_public(address) for address in ("1.1.1.1", "10.0.0.1", "::ffff:127.0.0.1")]
+    [True, False, False]
+    """
+    found: _Address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        found = _embedded(found) or found
+    return found.is_global and not found.is_multicast
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    teredo = address.teredo[1] if address.teredo else None
+    return address.ipv4_mapped or address.sixtofour or teredo
+
+
+def is_listed(url: str, listed: tuple[str, ...]) -> bool:
+    """Whether the URL is one of those listed, or lies below one.
+
+    >>> is_listed("s3://bucket/corpora/a.parquet", ("s3://bucket/corpora",))
+    True
+    >>> is_listed("s3://bucket/corpora/../secret", ("s3://bucket/corpora",))
+    False
+    """
+    asked = urlsplit(url)
+    if ".." in unquote(asked.path).split("/"):
+        return False
+    return any(_is_below(asked, urlsplit(one)) for one in listed)
+
+
+def _is_below(asked: SplitResult, listed: SplitResult) -> bool:
+    folder = listed.path.rstrip("/")
+    return _origin(asked) == _origin(listed) and (
+        asked.path == folder or asked.path.startswith(f"{folder}/")
+    )
+
+
+def origin_of(url: str) -> tuple[str, str | None, int | None]:
+    """Return scheme, host and port of a URL.
+
+    >>> origin_of("https://Example.org/a") == origin_of("https://example.org:443/b")
+    True
+    """
+    return _origin(urlsplit(url))
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or _PORTS.get(url.scheme)
+
+
+def resolve(url: str, *, listed: tuple[str, ...]) -> str:
+    """Return an IP address to connect to for this http(s) URL.
+
+    Raises DataForbidden when any address of its host is not public and the URL is not ``listed``,
+    and OSError when there is none.
+    """
+    parts = urlsplit(url)
+    found = socket.getaddrinfo(
+        parts.hostname, parts.port or _PORTS[parts.scheme], type=socket.SOCK_STREAM
+    )
+    addresses = [str(entry[4][0]) for entry in found]
+    private = [address for address in addresses if not is_public(address)]
+    if private and not is_listed(url, listed):
+        raise DataForbidden(
+            f"expected public addresses of {parts.hostname}, or {url} below a URL of "
+            f"{DATA_URLS_VARIABLE} on this node; saw {private[0]}"
+        )
+    return addresses[0]

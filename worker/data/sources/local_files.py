@@ -1,0 +1,75 @@
+"""Files of the node that data may be read from, by path or pattern.
+
+The path comes from a user. It is resolved before it is judged, so that neither ``..`` nor a link
+leads out of the opened folders, and it is judged before the disk is looked at, so that nobody
+learns what exists elsewhere.
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from worker.data.sources.access import DATA_ROOTS_VARIABLE, DataSources, is_below
+from worker.data.sources.patterns import before_magic, has_magic
+from worker.data.sources.source_file import MAX_FILES, Identity, SourceFile
+from worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+
+
+def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
+    """Return the regular files that the path or pattern names, by name; at least one.
+
+    Raises DataForbidden outside the opened folders, DataNotFound, and DataUnreadable for anything
+    but a regular file.
+    """
+    if not has_magic(pattern):
+        return [_source_file(pattern, sources=sources)]
+    _require_opened(before_magic(pattern) or ".", sources=sources, shown=pattern)
+    names = sorted(islice(_regular(pattern), MAX_FILES + 1))
+    if not names:
+        raise DataNotFound(f"expected files that match {pattern}, saw none")
+    if len(names) > MAX_FILES:
+        raise DataInvalid(f"expected at most {MAX_FILES} files for {pattern}, saw more")
+    return [_source_file(name, sources=sources) for name in names]
+
+
+def allowed_path(path: str, *, sources: DataSources) -> Path:
+    """Return the path with every link followed; raises DataForbidden outside the opened folders."""
+    if "\0" in path:
+        raise DataNotFound("expected a path, saw one with a null byte")
+    _require_opened(path, sources=sources, shown=path)
+    return Path(os.path.realpath(path))
+
+
+def _require_opened(path: str, *, sources: DataSources, shown: str) -> None:
+    if not is_below(path, sources.roots):
+        raise DataForbidden(
+            f"expected {shown} to lie below a folder of {DATA_ROOTS_VARIABLE} on this node, "
+            f"which lists {', '.join(sources.roots) or 'no folder'}"
+        )
+
+
+def _regular(pattern: str) -> Iterator[str]:
+    # iglob with "**" follows no links, so it cannot run in circles.
+    return (name for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
+
+
+def _source_file(name: str, *, sources: DataSources) -> SourceFile:
+    path = allowed_path(name, sources=sources)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataNotFound(f"expected a file at {name}, saw none") from error
+    except OSError as error:
+        raise DataUnreadable(f"expected to read {name}, saw: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataUnreadable(f"expected {name} to be a regular file, saw another kind")
+    identity: Identity = {
+        "path": str(path),
+        "size": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "changed_ns": status.st_ctime_ns,
+    }
+    return SourceFile(name=name, size=status.st_size, identity=identity, fetch=lambda *_: path)

@@ -1,0 +1,50 @@
+"""From the paths of a specification to files: the one ``match`` over where data can lie."""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from worker.data.lazy_import import lazy_import
+from worker.data.progress import Tell
+from worker.data.sources import http_files, local_files
+from worker.data.sources.access import DataSources
+from worker.data.sources.patterns import has_magic
+from worker.data.sources.source_file import MAX_FILES, SourceFile
+from worker.errors import DataInvalid
+
+
+def find_files(
+    paths: str | Iterable[str],
+    *,
+    sources: DataSources,
+    tell: Tell,
+    bearer: str | None = None,
+) -> list[SourceFile]:
+    """Return the files that the paths name, in the order of the paths, those of a pattern by name.
+
+    ``bearer``: which of the job's secrets is sent to https:// URLs. Raises the JobFailed errors
+    named ``Data...``, or SourceAway.
+    """
+    each = [paths] if isinstance(paths, str) else paths
+    found: list[SourceFile] = []
+    for path in each:
+        found += _find(path, sources=sources, bearer=bearer)
+        tell(f"{len(found)} files are found")
+    if len(found) > MAX_FILES:
+        raise DataInvalid(f"expected at most {MAX_FILES} files, saw {len(found)}")
+    return found
+
+
+def _find(path: str, *, sources: DataSources, bearer: str | None) -> list[SourceFile]:
+    scheme = urlsplit(path).scheme if "://" in path else ""
+    match scheme:
+        case "":
+            return local_files.find(path, sources=sources)
+        case "s3" | "gs":
+            found: list[SourceFile] = lazy_import("sources.object_files").find(
+                path, sources=sources
+            )
+            return found
+        case _:
+            if has_magic(urlsplit(path).path):
+                raise DataInvalid(f"expected the URL of one file, saw a pattern: {path}")
+            return [http_files.find(path, sources=sources, bearer=bearer)]

@@ -1,0 +1,1 @@
+"""Ranks together: process group, parallelism, precision, store."""

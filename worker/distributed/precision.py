@@ -1,0 +1,52 @@
+"""In which dtype parameters live and layers compute.
+
+    fp32      float32 throughout
+    amp_bf16  float32 parameters; training computes in bfloat16 where that is safe
+    bf16      bfloat16 parameters, of which the optimizer keeps what rounding takes away
+
+Whoever evaluates calls the bare model, so amp evaluates in float32, and bf16 as it trains.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from service.contract.job.training import Precision
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """Bring a float32 model's parameters into the precision, in place, before it is wrapped.
+
+    A bf16 model goes on taking float32 inputs and giving float32 outputs. Batch norm stays in
+    float32: a running mean in bfloat16 soon moves no more.
+    """
+    if precision != "bf16":
+        return
+    model.to(torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.float()
+    model.register_forward_pre_hook(_narrow_inputs)
+    model.register_forward_hook(_wide_outputs)
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of a forward pass in training."""
+    if precision != "amp_bf16":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def _narrow_inputs(_model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.bfloat16() if _is_float(value) else value for value in inputs)
+
+
+def _wide_outputs(_model: nn.Module, _inputs: tuple[Any, ...], outputs: Any) -> Any:
+    return outputs.float() if _is_float(outputs) else outputs
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()

@@ -1,0 +1,58 @@
+"""How the ranks that write one training state tell each other of it, beside training.
+
+Through the key-value store that the ranks met by, so that no step waits and no collective is in the
+way. Values are text; the lead alone waits for something, in a thread that is not the training's.
+"""
+
+from collections.abc import Collection
+from typing import Protocol
+
+from pydantic import TypeAdapter
+
+from service.contract.checkpoint.manifest import CheckpointFile
+
+_FILES: TypeAdapter[tuple[CheckpointFile, ...] | None] = TypeAdapter(
+    tuple[CheckpointFile, ...] | None
+)
+
+
+class Store(Protocol):
+    """What is used of ``torch.distributed.Store``; safe to use from several threads."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Write a value, for all ranks."""
+
+    def get(self, key: str, /) -> bytes:
+        """Return the value; waits until there is one."""
+
+    def check(self, keys: list[str], /) -> bool:
+        """Return whether all keys have a value."""
+
+
+class StorePeers:
+    """One rank's view of the others. ``others``: the ranks that write beside the lead."""
+
+    def __init__(self, store: Store, *, rank: int, is_lead: bool, others: Collection[int]) -> None:
+        self._store = store
+        self._rank = rank
+        self._others = sorted(others)
+        self.is_lead = is_lead
+
+    def name(self, number: int, checkpoint_id: str) -> None:
+        """Give the id to the others, of the state that is the job's ``number``-th here."""
+        self._store.set(f"state/{number}", checkpoint_id)
+
+    def name_of(self, number: int) -> str:
+        """Return the id that the lead gives; waits for it."""
+        return self._store.get(f"state/{number}").decode()
+
+    def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
+        """Say that this rank's files are uploaded, or with None that they never will be."""
+        self._store.set(f"files/{checkpoint_id}/{self._rank}", _FILES.dump_json(files).decode())
+
+    def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
+        """Return what each of the others has said; None until all have."""
+        keys = [f"files/{checkpoint_id}/{rank}" for rank in self._others]
+        if not self._store.check(keys):
+            return None
+        return [_FILES.validate_json(self._store.get(key)) for key in keys]

@@ -1,0 +1,106 @@
+"""Goals of a job: a metric that is good enough, or one that gets no better. Pure.
+
+What evaluations have said so far is a value in the training state, so that an attempt that resumes
+ends with the step that an undisturbed one ends with.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from service.contract.job.budget import BudgetSpec, Mode, Patience, Until
+from service.contract.states import Reason
+from worker.errors import DataInvalid
+
+
+@dataclass(frozen=True)
+class GoalRecord:
+    """What the planned evaluations so far say. A NaN is never better and never good enough."""
+
+    watched: str | None = None  #: mode and metric of the patience that the next two are about
+    best: float | None = None
+    evaluations_since_best: int = 0
+    reached: Reason | None = None
+    limits: str | None = None  #: JSON of the budget that was reached
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "GoalRecord":
+        """Build the value from the JSON of a training state."""
+        reached = record.get("reached")
+        return cls(**{**record, "reached": reached and Reason(reached)})
+
+
+#: Before the first planned evaluation.
+NOTHING_JUDGED = GoalRecord()
+
+
+def standing(record: GoalRecord, budget: BudgetSpec | None) -> Reason | None:
+    """Return which goal is reached; one that another budget had is not, for its user let it go on.
+
+    So a job that was extended trains until its next planned evaluation at least.
+    """
+    if record.reached is None or budget is None:
+        return None
+    return record.reached if record.limits == budget.model_dump_json() else None
+
+
+def judge(
+    record: GoalRecord, values: Mapping[str, float], *, budget: BudgetSpec | None
+) -> GoalRecord:
+    """Return the record with one more planned evaluation in it; a goal that stands is kept.
+
+    ``values``: what it found, by metric. Raises DataInvalid when what a goal is about is not there.
+    """
+    if standing(record, budget) is not None:
+        return record  # of an evaluation that was under way beside training by then
+    if record.reached is not None:
+        record = replace(record, evaluations_since_best=0, reached=None, limits=None)
+    if budget is None:
+        return record
+    if budget.patience is not None:
+        record = _waited(record, values, budget.patience)
+    reached = _verdict(record, values, budget)
+    return replace(record, reached=reached, limits=reached and budget.model_dump_json())
+
+
+def _verdict(record: GoalRecord, values: Mapping[str, float], budget: BudgetSpec) -> Reason | None:
+    if budget.until is not None and _is_good_enough(values, budget.until):
+        return Reason.GOAL_REACHED
+    patience = budget.patience
+    if patience is not None and record.evaluations_since_best >= patience.evaluations:
+        return Reason.NO_BETTER
+    return None
+
+
+def _waited(record: GoalRecord, values: Mapping[str, float], patience: Patience) -> GoalRecord:
+    """Compare the evaluation with the best before it; of another metric nothing is known."""
+    watched = f"{patience.mode} {patience.metric}"
+    if record.watched != watched:
+        record = GoalRecord(watched=watched)
+    value = _value(values, patience.metric)
+    if _is_better(value, record.best, patience):
+        return replace(record, best=value, evaluations_since_best=0)
+    return replace(record, evaluations_since_best=record.evaluations_since_best + 1)
+
+
+def _is_better(value: float, best: float | None, patience: Patience) -> bool:
+    if best is None:
+        return not math.isnan(value)
+    return _gain(value, best, mode=patience.mode) > patience.min_delta
+
+
+def _is_good_enough(values: Mapping[str, float], until: Until) -> bool:
+    return _gain(_value(values, until.metric), until.value, mode=until.mode) >= 0
+
+
+def _gain(value: float, other: float, *, mode: Mode) -> float:
+    """By how much a value is better than another."""
+    return other - value if mode == "min" else value - other
+
+
+def _value(values: Mapping[str, float], metric: str) -> float:
+    if metric not in values:
+        seen = ", ".join(sorted(values))
+        raise DataInvalid(f"expected the metric {metric!r} of this data, saw {seen} only")
+    return values[metric]

@@ -1,0 +1,1 @@
+"""Evaluation at the averaged point x: tasks, sets, metrics, exact sums."""

@@ -1,0 +1,102 @@
+"""Metrics of a package on this node: one number for each held-out sample, from a function by name.
+
+What such a function returns is checked every time it is called, since nothing is known of it. It is
+tried out before training starts, so that what does not fit fails at once and by name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from service.contract.job.evaluation_sets import CustomMetric as CustomMetricSpec
+from service.contract.job.tasks import Task
+from worker.data.base import DataSet
+from worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
+from worker.model.entry_point import load
+from worker.model.sources import ModelSources
+
+_FLOATS = (torch.float32, torch.float64)
+#: Two, since a function may forget that there is more than one.
+_TRIAL_SAMPLES = 2
+#: The most outputs of a trial: 256 MiB. A model with more has its metrics tried by an evaluation.
+_TRIAL_OUTPUTS = 2**26
+
+
+@dataclass(frozen=True)
+class CustomMetric:
+    """A function that the job names, with the arguments that it gives."""
+
+    name: str
+    entry_point: str
+    function: Callable[..., object]
+    arguments: Mapping[str, Any]
+
+    def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return float64 of shape (samples,): what the function finds for each sample.
+
+        Shapes as in ``worker.evaluation.task.training_loss``. Values may be NaN or infinite. Raises
+        MetricInvalid when the function fails, returns anything else than one float a sample, or
+        changes what it was given, which is the data set itself.
+        """
+        before = outputs._version, targets._version
+        try:
+            found = self.function(outputs, targets, **self.arguments)
+        except Exception as error:  # whatever a foreign function does with what it cannot read
+            seen = f"{type(error).__name__}: {error}"
+            raise self._refused("to score a batch", seen) from error
+        if (outputs._version, targets._version) != before:
+            raise self._refused("to leave outputs and targets as they are", "a change in place")
+        if not isinstance(found, torch.Tensor):
+            raise self._refused("to return a tensor", type(found).__name__)
+        if found.dtype not in _FLOATS or found.shape != (len(targets),):
+            raise self._refused(
+                f"to return float32 or float64 of shape ({len(targets)},), a number a sample",
+                f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}",
+            )
+        return found.double()
+
+    def _refused(self, expected: str, seen: str) -> MetricInvalid:
+        return MetricInvalid(
+            f"metric {self.name!r}: expected {self.entry_point} {expected}, saw {seen}"
+        )
+
+
+def load_metrics(
+    specs: tuple[CustomMetricSpec, ...], *, sources: ModelSources
+) -> tuple[CustomMetric, ...]:
+    """Return the metrics that a job names, in its order.
+
+    Raises MetricForbidden unless the operator lists each function, by the list that models have
+    too, and MetricNotFound where one is not installed.
+    """
+    return tuple(
+        CustomMetric(
+            spec.name,
+            spec.entry_point,
+            load(
+                spec.entry_point,
+                sources=sources,
+                forbidden=MetricForbidden,
+                not_found=MetricNotFound,
+            ),
+            spec.arguments,
+        )
+        for spec in specs
+    )
+
+
+def try_out(metrics: tuple[CustomMetric, ...], *, data: DataSet, task: Task) -> None:
+    """Call each metric with outputs of zeros and the first targets held out.
+
+    Raises MetricInvalid for one that fails, and for what no metric may return.
+    """
+    targets = data.eval_batch(0, min(_TRIAL_SAMPLES, data.num_eval)).targets
+    samples = targets.shape if task == "causal_lm" else targets.shape[:1]
+    shape = (*samples, data.description.num_outputs)
+    if torch.Size(shape).numel() > _TRIAL_OUTPUTS:
+        return
+    with torch.no_grad():
+        for metric in metrics:
+            metric.scores(torch.zeros(shape), targets)

@@ -1,0 +1,331 @@
+"""Evaluation on held-out data, with a result that does not depend on the number of ranks.
+
+A batch is computed whole by one rank, what it found travels as float64, and sums are taken in the
+order of the data. So one rank, many ranks and a stranger with the downloaded checkpoint get the
+same bits. Putting the averaged point x into the model is the caller's part.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
+from service.contract.checkpoint.manifest import SetReceipt
+from service.contract.job.evaluation import EvaluationSpec
+from service.contract.job.spec import JobSpec
+from service.contract.job.tasks import Task
+from worker.data.base import Batch, DataSet, Description
+from worker.data.sampler import global_indices, reserved_seed
+from worker.errors import DataInvalid
+from worker.evaluation.custom_metrics import CustomMetric
+from worker.evaluation.sets import HeldOutSets, naming
+from worker.evaluation.task import example_scores, score_names, widened
+from worker.evaluation.task import metrics as task_metrics
+from worker.model.base import evaluating
+
+#: Adds a float64 CPU tensor up over all ranks, element by element; for one rank, the identity.
+#: Each element is non-zero on one rank only, which makes the sum exact.
+Gather = Callable[[torch.Tensor], torch.Tensor]
+
+
+def unheard() -> None:
+    """What is called after each batch where nobody wants to know."""
+
+
+#: How many batches of an evaluation a fresh process computes again before a checkpoint is listed.
+CHECKED_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The loss over the first examples of an evaluation: what is cheap to compute again."""
+
+    num_examples: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found; all means over the counted targets of ``num_examples`` examples.
+
+    ``metrics``: by their full names, those of further sets among them.
+    """
+
+    loss: float
+    metrics: dict[str, float]
+    num_examples: int
+    checked: Checked
+
+
+def evaluate_all(
+    model: nn.Module,
+    *,
+    held_out: HeldOutSets,
+    spec: JobSpec,
+    rank: int,
+    world_size: int,
+    gather: Gather,
+    on_batch: Callable[[], None] = unheard,
+) -> EvalResult:
+    """Score the model as it stands on the main held-out set, and then on each further one.
+
+    What a further set tells is among the metrics, under its name: ``eval.shifted.loss``. As with
+    :func:`evaluate`, every rank calls this and gets the same result.
+    """
+    score = partial(
+        evaluate,
+        model,
+        task=spec.task,
+        metrics=held_out.metrics,
+        rank=rank,
+        world_size=world_size,
+        gather=gather,
+        on_batch=on_batch,
+    )
+    result = score(data=held_out.main, spec=spec.evaluation)
+    found = dict(result.metrics)
+    for one in held_out.named:
+        with naming(one.name):
+            of_set = score(data=one.data, spec=one.spec(spec.evaluation))
+        found |= _under(one.name, of_set)
+    return replace(result, metrics=found)
+
+
+def evaluate(
+    model: nn.Module,
+    *,
+    data: DataSet,
+    task: Task,
+    spec: EvaluationSpec,
+    metrics: tuple[CustomMetric, ...] = (),
+    rank: int,
+    world_size: int,
+    gather: Gather,
+    on_batch: Callable[[], None] = unheard,
+) -> EvalResult:
+    """Score the model as it stands on the first ``spec.max_batches`` held-out batches.
+
+    ``model`` is the bare module, not its DDP wrapper. ``metrics``: beside those of the task. Every
+    rank calls this and gets the same result. Draws no random numbers and leaves every module in the
+    mode that it had. Raises DataInvalid when no target counts, and MetricInvalid for a metric that
+    is none.
+    """
+    num_examples = num_evaluated(data, spec=spec)
+    names = score_names(task, num_classes=data.description.num_classes)
+    scores = torch.zeros(1 + len(names) + len(metrics), num_examples, dtype=torch.float64)
+    device = _device(model)
+    num_batches = -(-num_examples // spec.batch_size)
+    with evaluating(model), torch.no_grad():
+        for number, is_mine in _turns(model, num_batches, rank=rank, world_size=world_size):
+            start = number * spec.batch_size
+            stop = min(start + spec.batch_size, num_examples)
+            batch = data.eval_batch(start, stop).to(device)
+            outputs = model(batch.inputs)
+            if is_mine:
+                found = _scores(outputs, batch.targets, names, metrics)
+                scores[:, start:stop] = found + 0.0  # a sum over ranks knows no negative zero
+            on_batch()
+    scores = gather(scores)
+    checked = _checked(scores, batch_size=spec.batch_size)
+    return _result(scores, names, metrics, task=task, description=data.description, checked=checked)
+
+
+def _scores(
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+    names: tuple[str, ...],
+    metrics: tuple[CustomMetric, ...],
+) -> torch.Tensor:
+    """Return float64 of shape (1 + names + metrics, samples) on the CPU."""
+    found = example_scores(outputs, targets, names=names).cpu()
+    if not metrics:
+        return found
+    counts = found[:1] > 0
+    wide = widened(outputs)
+    custom = torch.stack([metric.scores(wide, targets).cpu() for metric in metrics])
+    # Not multiplied: what a sample that does not count was given may be NaN.
+    return torch.cat([found, custom.where(counts, 0.0)])
+
+
+def _result(
+    scores: torch.Tensor,
+    names: tuple[str, ...],
+    metrics: tuple[CustomMetric, ...],
+    *,
+    task: Task,
+    description: Description,
+    checked: Checked,
+) -> EvalResult:
+    """Put the scores of all samples, of shape (1 + names + metrics, samples), into words."""
+    num_examples = scores.shape[1]
+    num_targets, *sums = (_sum_in_order(row) for row in scores)
+    if not num_targets:
+        raise DataInvalid(f"expected targets to score in {num_examples} held-out samples, saw none")
+    means = {name: total / num_targets for name, total in zip(names, sums, strict=False)}
+    num_counted = int((scores[0] > 0).sum())
+    custom = {
+        metric.name: total / num_counted
+        for metric, total in zip(metrics, sums[len(names) :], strict=True)
+    }
+    reported = task_metrics(task, means, bytes_per_token=description.bytes_per_token) | custom
+    named = {f"eval.{name}": value for name, value in reported.items()}
+    return EvalResult(means[names[0]], named, num_examples, checked)
+
+
+def _under(name: str, result: EvalResult) -> dict[str, float]:
+    """What a further set tells, by full names."""
+    told = {"eval.loss": result.loss, **result.metrics}
+    return {key.replace("eval.", f"eval.{name}.", 1): value for key, value in told.items()}
+
+
+def reevaluate(
+    model: nn.Module,
+    *,
+    held_out: HeldOutSets,
+    spec: JobSpec,
+    on_batch: Callable[[], None] = unheard,
+) -> EvalResult:
+    """Evaluate on this process alone, as a receipt asks: the same function, the same bits."""
+    return evaluate_all(
+        model,
+        held_out=held_out,
+        spec=spec,
+        rank=0,
+        world_size=1,
+        gather=lambda scores: scores,
+        on_batch=on_batch,
+    )
+
+
+def num_evaluated(data: DataSet, *, spec: EvaluationSpec) -> int:
+    """Return how many held-out examples an evaluation looks at."""
+    if spec.max_batches is None:
+        return data.num_eval
+    return min(data.num_eval, spec.max_batches * spec.batch_size)
+
+
+def num_passes(model: nn.Module, *, held_out: HeldOutSets, spec: EvaluationSpec) -> int:
+    """Return how many passes of one sample through the model an evaluation of x costs in all.
+
+    One that batch-norm statistics are taken of counts twice: they cost about as much as the pass.
+    """
+    main = held_out.main
+    num_samples = num_evaluated(main, spec=spec) * (2 if spec.at_y else 1)
+    num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in held_out.named)
+    if not _channels_by_layer(model):
+        return num_samples
+    return num_samples + 2 * spec.batchnorm_batches * min(spec.batch_size, main.num_train)
+
+
+def set_receipts(held_out: HeldOutSets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:
+    """Return what a receipt says of each further set."""
+    return {
+        one.name: SetReceipt(
+            num_examples=num_evaluated(one.data, spec=one.spec(spec)),
+            max_batches=one.max_batches,
+            data_fingerprint=one.data.description.fingerprint,
+        )
+        for one in held_out.named
+    }
+
+
+def recalibrated_buffers(
+    model: nn.Module,
+    *,
+    data: DataSet,
+    spec: EvaluationSpec,
+    seed: int,
+    rank: int,
+    world_size: int,
+    gather: Gather,
+    on_batch: Callable[[], None] = unheard,
+) -> dict[str, torch.Tensor]:
+    """Return batch-norm buffers for the parameters as they are, for ``optim.using_buffers``.
+
+    ``model`` is the bare module, not its DDP wrapper; ``seed`` is the job's, in [0, 2**63). Reads
+    ``spec.batchnorm_batches`` batches of ``spec.batch_size`` training samples, or of all there are,
+    in an order that training never uses. Every rank calls this and gets the same float64 values; a
+    model that tracks no statistics gets ``{}`` and nothing is exchanged.
+    """
+    channels = _channels_by_layer(model)
+    if not channels:
+        return {}
+    num_columns = sum(1 + 2 * number for number in channels.values())
+    table = torch.zeros(spec.batchnorm_batches, num_columns, dtype=torch.float64)
+    turns = _turns(model, spec.batchnorm_batches, rank=rank, world_size=world_size)
+    for row, is_mine in turns:
+        batch = _recalibration_batch(row, data=data, spec=spec, seed=seed).to(_device(model))
+        found = _packed(batch_statistics(model, batch.inputs))
+        if is_mine:
+            table[row] = found
+        on_batch()
+    return combine([_unpacked(row, channels) for row in gather(table)])
+
+
+def _turns(
+    model: nn.Module, num_batches: int, *, rank: int, world_size: int
+) -> Iterator[tuple[int, bool]]:
+    """Yield the batches that this rank computes, and whether they are its own.
+
+    Shards are gathered by all ranks together, so where the last round has no batch for a rank, it
+    computes the last one with the others, and for nothing.
+    """
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    for first in range(0, num_batches, world_size):
+        is_mine = first + rank < num_batches
+        if is_mine or is_sharded:
+            yield min(first + rank, num_batches - 1), is_mine
+
+
+def _checked(scores: torch.Tensor, *, batch_size: int) -> Checked:
+    """The mean over the first batches, or over all where no target of those counts."""
+    first = scores[:2, : CHECKED_BATCHES * batch_size]
+    if not first[0].any():
+        first = scores[:2]
+    num_targets, loss = (_sum_in_order(row) for row in first)
+    return Checked(first.shape[1], loss / num_targets if num_targets else math.nan)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _sum_in_order(values: torch.Tensor) -> float:
+    # accumulate adds strictly from left to right; sum() regroups by length and number of threads
+    return float(np.add.accumulate(values.numpy())[-1])
+
+
+def _recalibration_batch(number: int, *, data: DataSet, spec: EvaluationSpec, seed: int) -> Batch:
+    indices = global_indices(
+        number,
+        batch_size=min(spec.batch_size, data.num_train),
+        num_train=data.num_train,
+        seed=reserved_seed(seed),
+    )
+    return data.train_batch(indices)
+
+
+def _channels_by_layer(model: nn.Module) -> dict[str, int]:
+    return {
+        name: module.num_features
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def _packed(statistics: BatchStatistics) -> torch.Tensor:
+    parts = [part for m in statistics.values() for part in (m.count.reshape(1), m.mean, m.var)]
+    return torch.cat(parts).cpu()
+
+
+def _unpacked(row: torch.Tensor, channels: dict[str, int]) -> BatchStatistics:
+    sizes = [size for number in channels.values() for size in (1, number, number)]
+    parts = iter(torch.split(row, sizes))
+    return {name: Moments(next(parts)[0], next(parts), next(parts)) for name in channels}

@@ -1,0 +1,66 @@
+"""Processes that do not outlive who forked them, and who buries those that lost their parent."""
+
+import ctypes
+import os
+import select
+import signal
+from pathlib import Path
+
+_LOG_TAIL_BYTES = 4000
+
+
+def wait_gone(pid: int, *, timeout_seconds: float) -> bool:
+    """Wait until the process is dead; return whether it is. ``pid`` 0 is a process never born."""
+    if pid == 0:
+        return True
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return wait_pidfd(pidfd, timeout_seconds=timeout_seconds)
+    finally:
+        os.close(pidfd)
+
+
+def wait_pidfd(pidfd: int, *, timeout_seconds: float) -> bool:
+    """Wait until the process behind ``pidfd`` is dead; return whether it is."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0.0, timeout_seconds) * 1000))
+
+
+def read_tail(path: Path) -> str:
+    """Return the last 4000 bytes of a log as text; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when ``parent_pid`` dies; leave if it is dead already.
+
+    The kernel means the thread that forked: it must be one that lives as long as its process.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(os.EX_UNAVAILABLE)
+
+
+def adopt_orphans() -> None:
+    """Be the parent of what this process's children leave behind, so that it can be waited for."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")

@@ -1,0 +1,1 @@
+"""One rank from its first line to its exit code."""

@@ -1,0 +1,96 @@
+"""The model that an attempt begins with: from its specification, or from one of our checkpoints."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from service.contract.reports.cluster import AttemptBrief
+from worker.api import AttemptApi
+from worker.checkpointing.model_files import check_file, read_model
+from worker.checkpointing.training_state import Resumed, read_state
+from worker.data.base import Description
+from worker.errors import CheckpointUnreadable, ModelInvalid
+from worker.evaluation.inputs import START_SECONDS
+from worker.model.build import build_model
+from worker.model.sources import ModelSources
+from worker.position import Position
+from worker.retry import insist
+from worker.setup import Built
+
+
+def _resume(brief: AttemptBrief, api: AttemptApi, built: Built, folder: Path) -> Resumed:
+    if brief.resume is None:
+        return Resumed(Position(), None)
+    checkpoint_id = brief.resume.checkpoint_id
+    files = {file.name: file for file in brief.resume.files}
+    _make_empty(folder)
+
+    def fetch(name: str) -> None:
+        _fetch_file(files[name], api, folder, checkpoint_id=checkpoint_id)
+
+    resumed = read_state(folder, model=built.model, optimizer=built.optimizer, fetch=fetch)
+    shutil.rmtree(folder)
+    return resumed
+
+
+def _fetch_files(manifest: Manifest, api: AttemptApi, folder: Path) -> None:
+    _make_empty(folder)
+    for file in manifest.files:
+        _fetch_file(file, api, folder, checkpoint_id=manifest.checkpoint_id)
+
+
+def _fetch_file(file: CheckpointFile, api: AttemptApi, folder: Path, *, checkpoint_id: str) -> None:
+    def fetch() -> None:
+        api.download(folder / file.name, checkpoint_id=checkpoint_id, name=file.name)
+
+    insist(fetch, seconds=START_SECONDS)
+    check_file(folder, file)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+_WEIGHTS_SUFFIX = ".safetensors"
+
+
+def initial_model(
+    brief: AttemptBrief,
+    *,
+    data: Description,
+    sources: ModelSources,
+    fetch: Callable[[Manifest], Path],
+) -> nn.Module:
+    """Return the model on the CPU, with the weights that training starts from.
+
+    ``fetch``: brings a manifest's files, checked, into a folder and returns it. An attempt that
+    resumes needs no weights from there. Raises the JobFailed errors named ``Model...``.
+    """
+    manifest, seed = brief.initial, brief.spec.training.seed
+    if manifest is None:
+        return build_model(brief.spec.model, data=data, seed=seed, sources=sources)
+    starts = brief.resume is None
+    folder = fetch(manifest if starts else _without_weights(manifest))
+    model = build_model(brief.spec.model, data=data, seed=seed, sources=sources, like=folder)
+    if starts:
+        _put_in(model, folder)
+    return model
+
+
+def _without_weights(manifest: Manifest) -> Manifest:
+    files = tuple(file for file in manifest.files if not file.name.endswith(_WEIGHTS_SUFFIX))
+    return manifest.model_copy(update={"files": files})
+
+
+def _put_in(model: nn.Module, folder: Path) -> None:
+    """The files are whole, since ``fetch`` checked them: what does not fit is the data's shape."""
+    try:
+        read_model(folder, model)
+    except CheckpointUnreadable as error:
+        raise ModelInvalid(
+            f"expected data with the shapes that the checkpoint's model was made for, saw: {error}"
+        ) from error

@@ -1,0 +1,79 @@
+"""The Reporter: what a rank says reaches the service once and in order, or waits on disk.
+
+It never raises into the training loop and never makes it wait: a service that is away costs nothing
+but disk, up to a stated bound. Each answer carries what the user wants; the loop reads it from
+``heard``.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from service.contract.reports.events import Event
+from service.contract.states import Desired
+from worker.reporting.checkpoint_uploader import FileApi, Publisher
+from worker.reporting.outbox import SPOOL_BYTES, EventApi, Heard, Outbox, as_it_is
+from worker.reporting.staged_checkpoint import Staged
+
+
+class ReportApi(EventApi, FileApi, Protocol):
+    """The two calls that a reporter makes (``worker.api.AttemptApi``)."""
+
+
+class Reporter:
+    """One rank's voice. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
+
+    Events are said in the order of their calls. A checkpoint is announced once it is looked at and
+    uploaded, so behind everything that was said before it; and ``end`` speaks behind all of them.
+    """
+
+    def __init__(
+        self,
+        api: ReportApi,
+        *,
+        rank: int,
+        folder: Path,
+        spool_bytes: int = SPOOL_BYTES,
+        redact: Callable[[Event], Event] = as_it_is,
+    ) -> None:
+        """``redact``: takes out of an event what nobody may read, before it is kept anywhere."""
+        self._outbox = Outbox(api, rank=rank, folder=folder, spool_bytes=spool_bytes, redact=redact)
+        self._publisher = Publisher(api, self._outbox)
+
+    @property
+    def heard(self) -> Heard:
+        """What the service wants, as last heard."""
+        return self._outbox.heard
+
+    def wish(self, desired: Desired) -> None:
+        """Take what the user wanted when this rank fetched its specification as heard."""
+        self._outbox.wish(desired)
+
+    def say(self, event: Event) -> None:
+        """Put an event in line. Never raises; beyond the bound step points are thinned."""
+        self._outbox.say(event)
+
+    def publish(self, staged: Staged) -> None:
+        """Upload a checkpoint, then announce it, unless a later one makes it superfluous."""
+        self._publisher.publish(staged)
+
+    def end(self, event: Event) -> None:
+        """Say the last word, once every checkpoint published before is announced."""
+        self._publisher.end(event)
+
+    def close(self, *, timeout_seconds: float) -> bool:
+        """Send what is left; return whether all of it was acknowledged."""
+        deadline = time.monotonic() + timeout_seconds
+        outbox = self._outbox
+        outbox.hurry()
+        with outbox.changed:
+            outbox.changed.wait_for(lambda: self._is_delivered() or outbox.is_over, timeout_seconds)
+            is_delivered = self._is_delivered()
+            outbox.stop()
+        self._publisher.join(deadline=deadline)
+        outbox.join(deadline=deadline)
+        return is_delivered
+
+    def _is_delivered(self) -> bool:
+        return self._publisher.is_empty and self._outbox.is_empty

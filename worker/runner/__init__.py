@@ -1,0 +1,1 @@
+"""The long-lived Ray driver of one cluster: capacity, gangs, sync."""

@@ -1,0 +1,64 @@
+"""``python -m worker.runner``: the runner as a process."""
+
+import logging
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import ray
+
+from worker.api import RunnerApi
+from worker.runner.gang import Gangs
+from worker.runner.node_agents import NAMESPACE, Agents
+from worker.runner.ray_cluster import UnauthenticatedRay, require_authentication
+from worker.runner.runner import _AGENTS_SECONDS, Runner
+from worker.settings import RunnerSettings, SettingsError
+
+
+def _serve(settings: RunnerSettings) -> NoReturn:
+    require_authentication(
+        settings.ray_address, os.environ, is_waived=settings.allow_unauthenticated_ray
+    )
+    api = RunnerApi(settings.service_url, token=settings.wait_for_token())
+    ray.init(
+        settings.ray_address,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    # After ray.init, which puts a handler of its own there.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gangs = Gangs(
+        agents=Agents(scratch=settings.scratch),
+        service_url=settings.service_url,
+        data_sources=settings.data_sources,
+        model_sources=settings.model_sources,
+        method=settings.launcher,
+    )
+    gangs.wait_ready(_AGENTS_SECONDS)
+    runner = Runner(
+        api=api, cluster=gangs, service_url=settings.service_url, name=settings.runner_name
+    )
+    try:
+        runner.run()
+    finally:
+        runner.close()
+        api.close()
+        ray.shutdown()
+
+
+def main() -> None:
+    """Serve until SIGTERM or Ctrl-C; exit with a sentence when the settings do not do."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        _serve(RunnerSettings.from_environment(os.environ))
+    except (SettingsError, UnauthenticatedRay) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The node agents of a Ray cluster, as detached actors that outlive whoever made them.
+
+Translates between Ray's futures and plain values; what an agent does is in
+``worker/agent/node_agent.py``.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from worker.agent.launcher import PRELOAD, RANK_ENTRY
+from worker.agent.node_agent import NodeAgent
+from worker.agent.node_launcher import NodeLauncher
+from worker.rank_launch import RankLaunch
+
+_log = logging.getLogger(__name__)
+
+NAMESPACE = "roadless"
+_ANSWER_SECONDS = 2.0
+_LAUNCH_SECONDS = 30.0
+_KILL_SECONDS = 15.0
+_CALLS_AT_ONCE = 16
+
+
+class Agents:
+    """One agent a node, made when the node appears and forgotten when it goes."""
+
+    def __init__(
+        self, *, scratch: str, entry: str = RANK_ENTRY, preload: tuple[str, ...] = PRELOAD
+    ) -> None:
+        self._scratch = scratch
+        self._make_launcher = partial(NodeLauncher, entry=entry, preload=preload)
+        self._handles: dict[str, Any] = {}  #: by node id; an actor handle answers to any method
+        self._attempts: dict[str, list[str]] = {}  #: by node id, as last heard
+
+    def ensure(self, node_ids: Iterable[str]) -> None:
+        """Have one agent on each of these nodes, the cluster's live ones, and on no other."""
+        live = set(node_ids)
+        self._handles = {
+            node_id: self._handles.get(node_id) or self._get_or_create(node_id) for node_id in live
+        }
+        self._attempts = {node: ids for node, ids in self._attempts.items() if node in live}
+
+    def wait_ready(self, timeout_seconds: float) -> None:
+        """Return once all agents are warm and heard, or after that time; a bad node is logged.
+
+        Before its first ``attempts`` a new runner must have heard every agent: it has no last word
+        to fall back on.
+        """
+        calls = {handle.ready.remote(): node for node, handle in self._handles.items()}
+        done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_seconds)
+        for call in late:
+            _log.error("the agent of node %s is not warm yet", calls[call])
+        for call in done:
+            try:
+                ray.get(call)
+            except RayError:
+                _log.exception("the agent of node %s starts no ranks", calls[call])
+        self._hear(timeout_seconds)
+
+    def attempts(self) -> dict[str, list[str]]:
+        """Return the attempts with live ranks, by node id; only nodes whose agent has answered.
+
+        An agent that does not answer for a moment counts with what it said last: to call its ranks
+        dead would end their attempts.
+        """
+        self._hear(_ANSWER_SECONDS)
+        return dict(self._attempts)
+
+    def free_port(self, node_id: str) -> int:
+        """Return a port of the node that nobody listens on at this moment."""
+        port: int = ray.get(self._handles[node_id].free_port.remote(), timeout=_LAUNCH_SECONDS)
+        return port
+
+    def launch(self, attempt_id: str, by_node: Mapping[str, Sequence[RankLaunch]]) -> None:
+        """Start the attempt's ranks on their nodes; raise RayError when that fails."""
+        calls = [
+            self._handles[node_id].launch.remote(attempt_id, launches)
+            for node_id, launches in by_node.items()
+        ]
+        ray.get(calls, timeout=_LAUNCH_SECONDS)
+        for node_id in by_node:
+            self._attempts.setdefault(node_id, []).append(attempt_id)
+
+    def kill(self, attempt_id: str) -> bool:
+        """Kill the attempt's ranks on all nodes; return whether every agent says none is left."""
+        calls = [handle.kill.remote(attempt_id) for handle in self._handles.values()]
+        try:
+            return all(ray.get(calls, timeout=_KILL_SECONDS))
+        except (RayError, GetTimeoutError) as error:
+            _log.warning("an agent did not confirm the end of %s: %s", attempt_id, error)
+            return False
+
+    def _get_or_create(self, node_id: str) -> Any:
+        options: dict[str, Any] = {
+            "name": f"agent:{node_id}",
+            "namespace": NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_concurrency": _CALLS_AT_ONCE,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=False),
+        }
+        actor: Any = ray.remote(NodeAgent)
+        return actor.options(**options).remote(
+            scratch=self._scratch, make_launcher=self._make_launcher
+        )
+
+    def _hear(self, timeout_seconds: float) -> None:
+        calls = {handle.attempts.remote(): node for node, handle in self._handles.items()}
+        done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_seconds)
+        for call in done:
+            self._note(calls[call], call)
+
+    def _note(self, node_id: str, call: Any) -> None:
+        try:
+            self._attempts[node_id] = ray.get(call)
+        except ActorDiedError:
+            # Its ranks died with it, and it never answers again; the next round makes another.
+            _log.exception("the agent of node %s is dead", node_id)
+            self._attempts.pop(node_id, None)
+            del self._handles[node_id]
+        except RayError as error:
+            _log.warning("the agent of node %s is away: %s", node_id, error)

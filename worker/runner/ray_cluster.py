@@ -1,0 +1,227 @@
+"""A private Ray head as processes of our own, for one machine: ``roadless up``, the demo, tests.
+
+Clusters of several machines are started by their operators; see ``deploy/``. One that is started
+here is protected by a token, and stopping it ends exactly the processes that it consists of.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from worker.processes import read_tail, wait_pidfd
+
+#: Ray puts Unix sockets below its temporary folder, and their paths end at 107 bytes.
+_TEMP_ROOT = "/tmp"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.05
+_OBJECT_STORE_BYTES = 100 * 2**20
+_LOCAL_NAMES = frozenset({"auto", "local"})
+
+#: A dead node is noticed within 3 s. Draining a head that is told to leave would take 30 s. Ranks
+#: have their own place with the kernel's memory killer, and Ray's would kill their agent.
+_RAY_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+
+
+class RayStartError(Exception):
+    """A Ray node does not come up; the message carries the end of its log."""
+
+
+class UnauthenticatedRay(Exception):
+    """The Ray cluster is remote and lets anybody in who reaches it."""
+
+
+class Head:
+    """A running head, and the nodes that joined it on this machine."""
+
+    def __init__(self, *, token_file: Path, folder: Path) -> None:
+        self.address = ""  #: host:port; empty until the first node is up
+        self._token_file = token_file
+        self._folder = folder
+        self._nodes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment to connect."""
+        return {"RAY_ADDRESS": self.address, **_authentication(self._token_file)}
+
+    def join(self, *, num_cpus: int, num_gpus: int = 0) -> subprocess.Popen[bytes]:
+        """Start one more node on this machine; return its process once it is up."""
+        return self.start_node([f"--address={self.address}", *_sizes(num_cpus, num_gpus)])
+
+    def start_node(self, options: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Run ``ray start`` with these options, and wait until the node is up."""
+        folder = self._folder / str(len(self._nodes))
+        process = _ray_start(options, folder=folder, token_file=self._token_file)
+        self._nodes.append(process)
+        self.address = _wait_for_address(process, folder=folder)
+        return process
+
+    def stop(self) -> None:
+        """End all nodes with every process below them, and wait until they are gone."""
+        stop_trees([node.pid for node in self._nodes])
+        for node in self._nodes:
+            node.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def start_head(
+    home: Path,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    port: int = 0,
+    node_ip: str | None = None,
+) -> Head:
+    """Start a Ray head whose token lies in ``home``; raise RayStartError when it does not come up.
+
+    ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
+    address that other nodes reach; None: the one that Ray finds.
+    """
+    token_file = home / "ray.token"
+    _ensure_token(token_file)
+    folder = Path(tempfile.mkdtemp(prefix="roadless-", dir=_TEMP_ROOT))
+    head = Head(token_file=token_file, folder=folder)
+    options = [f"--port={port}", "--include-dashboard=false"]
+    options += [] if node_ip is None else [f"--node-ip-address={node_ip}"]
+    try:
+        head.start_node(["--head", *options, *_sizes(num_cpus, num_gpus)])
+    except BaseException:
+        head.stop()
+        raise
+    return head
+
+
+def require_authentication(
+    address: str, environ: Mapping[str, str], *, is_waived: bool = False
+) -> None:
+    """Raise UnauthenticatedRay for a cluster on another machine without a token, unless waived."""
+    if is_waived or environ.get("RAY_AUTH_MODE") == "token" or _is_local(address):
+        return
+    raise UnauthenticatedRay(
+        f"expected RAY_AUTH_MODE=token for the Ray cluster at {address}, which is on another "
+        "machine; set ROADLESS_ALLOW_UNAUTHENTICATED_RAY=1 to connect without"
+    )
+
+
+def stop_trees(pids: Iterable[int]) -> None:
+    """End these processes and all their descendants: SIGTERM to the roots, then SIGKILL to all."""
+    roots = list(pids)
+    # Listed before the first signal: who loses its parent cannot be found afterwards.
+    everyone = [pid for root in roots for pid in (root, *_descendants(root))]
+    pidfds = [fd for pid in everyone if (fd := _open_pid(pid)) is not None]
+    for pid in roots:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    _wait_all(pidfds, timeout_seconds=_STOP_SECONDS)
+    for pidfd in pidfds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    _wait_all(pidfds, timeout_seconds=_STOP_SECONDS)
+    for pidfd in pidfds:
+        os.close(pidfd)
+
+
+def _ray_start(
+    options: Sequence[str], *, folder: Path, token_file: Path
+) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
+    command += ["--disable-usage-stats", "--include-log-monitor=false"]
+    command += [f"--temp-dir={folder}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+    with (folder / "start.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **_RAY_ENVIRONMENT, **_authentication(token_file)},
+            start_new_session=True,
+        )
+
+
+def _wait_for_address(process: subprocess.Popen[bytes], *, folder: Path) -> str:
+    """Ray writes the cluster's address once everything is up."""
+    address_file, deadline = folder / "ray_current_cluster", time.monotonic() + _START_SECONDS
+    while not (address := address_file.read_text() if address_file.exists() else ""):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RayStartError(f"no Ray node: {read_tail(folder / 'start.log')}")
+        time.sleep(_POLL_SECONDS)
+    return address
+
+
+def _sizes(num_cpus: int | None, num_gpus: int | None) -> list[str]:
+    """What Ray shall count with; it finds out by itself what is left out."""
+    sizes = {"--num-cpus": num_cpus, "--num-gpus": num_gpus}
+    return [f"{name}={number}" for name, number in sizes.items() if number is not None]
+
+
+def _authentication(token_file: Path) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+
+
+def _ensure_token(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+
+
+def _is_local(address: str) -> bool:
+    if address in _LOCAL_NAMES:
+        return True
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]")
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return bool(host) and all(_is_own(family, name) for family, _, _, _, name in found)
+
+
+def _is_own(family: int, name: Any) -> bool:
+    """Only an address of this machine can be bound to."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(name)
+        except OSError:
+            return False
+    return True
+
+
+def _descendants(pid: int) -> list[int]:
+    children: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return [found for child in children for found in (child, *_descendants(child))]
+
+
+def _open_pid(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _wait_all(pidfds: Sequence[int], *, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    for pidfd in pidfds:
+        wait_pidfd(pidfd, timeout_seconds=deadline - time.monotonic())

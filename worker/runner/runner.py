@@ -1,0 +1,210 @@
+"""The driver of one Ray cluster: tells the service what is there, brings gangs up and lets them go.
+
+It holds nothing: agents, seats and placement groups are detached, so a runner may die and the next
+one finds all of it again. Training does not notice. Run it with ``python -m worker.runner``.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from ray.exceptions import RayError
+
+from service.contract.reports.cluster import Assignment, AttemptEnded, Sync, SyncReply
+from worker import retry
+from worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi
+from worker.retry import insist
+from worker.runner.capacity import Held, account
+from worker.runner.gang import Group, NotReleased, StartFailed, View, bundle_of
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 10.0
+#: The same while attempts run: a lost node is seen by looking, and nobody else tells.
+_WATCH_SECONDS = 1.0
+#: How long a round waits for its own work before it asks the service again.
+_BUSY_SECONDS = 0.2
+_RELEASE_AGAIN_SECONDS = 1.0
+_TELL_FOR_SECONDS = 30.0
+_WORKERS = 16
+_AGENTS_SECONDS = 60.0
+
+
+class Cluster(Protocol):
+    """What a runner asks of its cluster; ``worker.runner.gang.Gangs`` on Ray."""
+
+    def look(self) -> View:
+        """Return what is there."""
+
+    def start(self, assignment: Assignment) -> None:
+        """Bring a gang up; raise StartFailed."""
+
+    def release(self, attempt_id: str) -> None:
+        """Let everything of the attempt go; raise NotReleased."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    assignment: Assignment
+    future: "Future[None]"
+
+
+class Runner:
+    """Syncs in one thread; starts and releases in others, so that a slow one holds nobody up."""
+
+    def __init__(self, *, api: RunnerApi, cluster: Cluster, service_url: str, name: str) -> None:
+        self._api = api
+        self._cluster = cluster
+        self._service_url = service_url
+        self._name = name
+        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="gang")
+        self._changed = threading.Event()
+        self._lock = threading.Lock()
+        self._starting: dict[str, _Start] = {}
+        self._releasing: set[str] = set()
+        self._released: set[str] = set()  #: until the service has heard it
+        self._homes: dict[str, frozenset[str | None]] = {}  #: attempt -> nodes it started on
+
+    def run(self) -> NoReturn:
+        """Serve the cluster until the process is told to leave."""
+        runner_id, pauses = None, retry.pauses()
+        while True:
+            try:
+                runner_id = runner_id or self._register()
+                self.round(runner_id)
+                pauses = retry.pauses()
+                continue
+            except Away as error:
+                _log.warning("the service is away, training goes on: %s", error)
+            except Refused as error:
+                _log.error("the service refuses this runner: %s", error)
+                runner_id = None
+            except RayError:
+                _log.exception("the cluster does not answer")
+            time.sleep(next(pauses))
+
+    def round(self, runner_id: str) -> None:
+        """Tell what is there, hear what to do, and set it going."""
+        self._changed.clear()
+        seen = self._look()
+        reply = self._api.sync(runner_id, seen=seen)
+        with self._lock:
+            self._released.difference_update(seen.released)
+        self._apply(reply)
+        if self._is_busy():
+            self._changed.wait(_BUSY_SECONDS)
+
+    def close(self) -> None:
+        """Finish what is being started or released, and leave everything else as it is."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _register(self) -> str:
+        registered = self._api.register(self._name)
+        _log.info("registered %s as %s", self._name, registered.runner_id)
+        return registered.runner_id
+
+    def _look(self) -> Sync:
+        # In this order: a gang that comes up in between is then seen twice and not never.
+        with self._lock:
+            starting = {key: start.assignment for key, start in self._starting.items()}
+            released = sorted(self._released)
+        view = self._cluster.look()
+        alive = sorted(starting.keys() | self._whole(view))
+        return Sync(
+            nodes=account(view.nodes, _held(view.groups, starting.values())),
+            alive=alive,
+            released=released,
+            wait_seconds=self._wait_seconds(is_watching=bool(alive)),
+        )
+
+    def _wait_seconds(self, *, is_watching: bool) -> float:
+        if self._is_busy():
+            return 0.0
+        return _WATCH_SECONDS if is_watching else _POLL_SECONDS
+
+    def _whole(self, view: View) -> set[str]:
+        """Return the attempts with live ranks that have lost no node.
+
+        The ranks that outlive a lost node wait for the others, and would wait for ever.
+        """
+        with_ranks = {attempt_id for ids in view.ranks.values() for attempt_id in ids}
+        now = {group.attempt_id: group.node_ids for group in view.groups}
+        self._homes = {key: self._homes.get(key, now[key]) for key in with_ranks & now.keys()}
+        return {
+            attempt_id
+            for attempt_id, home in self._homes.items()
+            if home == now[attempt_id] and home <= view.ranks.keys()
+        }
+
+    def _is_busy(self) -> bool:
+        with self._lock:
+            return bool(self._starting or self._releasing)
+
+    def _apply(self, reply: SyncReply) -> None:
+        with self._lock:
+            for assignment in reply.start:
+                if assignment.attempt_id not in self._starting:
+                    future = self._pool.submit(self._start, assignment)
+                    self._starting[assignment.attempt_id] = _Start(assignment, future)
+            for attempt_id in set(reply.stop) - self._releasing:
+                self._releasing.add(attempt_id)
+                self._pool.submit(self._stop, attempt_id, self._starting.get(attempt_id))
+
+    def _start(self, assignment: Assignment) -> None:
+        attempt_id = assignment.attempt_id
+        try:
+            self._cluster.start(assignment)
+            _log.info("started %s of %s", attempt_id, assignment.job_id)
+        except StartFailed as error:
+            _log.error("cannot start %s: %s", attempt_id, error)
+            self._tell_failed(assignment, error)
+            self._release(attempt_id)
+        finally:
+            with self._lock:
+                del self._starting[attempt_id]
+            self._changed.set()
+
+    def _stop(self, attempt_id: str, start: _Start | None) -> None:
+        try:
+            if start is not None:
+                wait([start.future])
+            self._release(attempt_id)
+        finally:
+            with self._lock:
+                self._releasing.discard(attempt_id)
+            self._changed.set()
+
+    def _release(self, attempt_id: str) -> None:
+        """Release once; while it fails, the service keeps asking for it."""
+        try:
+            self._cluster.release(attempt_id)
+        except NotReleased as error:
+            _log.warning("not released: %s", error)
+            time.sleep(_RELEASE_AGAIN_SECONDS)
+            return
+        _log.info("released %s", attempt_id)
+        with self._lock:
+            self._released.add(attempt_id)
+
+    def _tell_failed(self, assignment: Assignment, error: StartFailed) -> None:
+        ended = AttemptEnded(reason=error.reason, message=str(error)[:10_000])
+        with AttemptApi(
+            self._service_url, attempt_id=assignment.attempt_id, token=assignment.token
+        ) as api:
+            try:
+                insist(lambda: api.ended(ended), seconds=_TELL_FOR_SECONDS)
+            except ApiError as refusal:
+                _log.warning("the end of %s was not taken: %s", assignment.attempt_id, refusal)
+
+
+def _held(groups: Iterable[Group], starting: Iterable[Assignment]) -> list[Held]:
+    """Everything held, with what is about to be: starts that have no group yet."""
+    by_attempt = {group.attempt_id: group.held for group in groups}
+    for assignment in starting:
+        seat = Held(bundle=bundle_of(assignment), node_id=None)
+        by_attempt.setdefault(assignment.attempt_id, (seat,) * assignment.num_workers)
+    return [item for items in by_attempt.values() for item in items]

@@ -1,0 +1,1 @@
+"""The training loop: steps, learning rates, evaluations, diagnostics, usage."""

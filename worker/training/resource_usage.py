@@ -1,0 +1,119 @@
+"""What a rank takes of its machine, looked at now and then: memory, processor time, the GPU.
+
+Looked at by the training loop between two steps, not by a thread: the step that a sample belongs to
+is then known without a lock, and a look takes less than a tenth of a millisecond every few seconds.
+"""
+
+import ctypes
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+log = logging.getLogger(__name__)
+
+_LIBRARY: Final = "libnvidia-ml.so.1"
+_SUCCESS: Final = 0
+
+
+class _Rates(ctypes.Structure):
+    """``nvmlUtilization_t``: percent of the time of the driver's last sample period."""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
+
+
+def busy_meter(device: torch.device) -> Callable[[], float | None] | None:
+    """Return what tells for how many percent of the time the GPU was busy of late, all users of it.
+
+    By the GPU's UUID: the driver counts devices otherwise than a process that sees some of them.
+    None without the library, or when it does not know the device; the meter says None where the
+    driver does not tell, as for a part of a GPU (MIG).
+    """
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+    handle = ctypes.c_void_p()
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+    is_known = (
+        library.nvmlInit_v2() == _SUCCESS
+        and library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) == _SUCCESS
+    )
+    if not is_known:
+        log.info("the driver's library does not know the GPU %s", uuid.decode())
+        return None
+
+    def percent() -> float | None:
+        rates = _Rates()
+        answer = library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(rates))
+        return float(rates.gpu) if answer == _SUCCESS else None
+
+    return percent
+
+
+#: How far two looks are apart at least.
+USAGE_SECONDS: Final = 5.0
+
+_STATM: Final = Path("/proc/self/statm")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+class UsageMeter:
+    """Looks at this process and its device, the first time as soon as it is asked."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        every_seconds: float = USAGE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device = device
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._gpu_percent = busy_meter(device) if device.type == "cuda" else None
+        self._looked_at = clock()
+        self._cpu_seconds = time.process_time()
+        self._due_at = self._looked_at
+
+    def due(self) -> dict[str, float]:
+        """Return what is used now, or {} when the last look was a moment ago.
+
+        ``rss_bytes``: memory of this process; ``cpu_percent``: since the last look, 100 being one
+        core. On a GPU ``gpu_allocated_bytes`` and ``gpu_reserved_bytes`` of PyTorch, and where the
+        driver tells, ``gpu_percent``: for how much of the time the GPU was busy.
+        """
+        now = self._clock()
+        if now < self._due_at:
+            return {}
+        self._due_at = now + self._every_seconds
+        return {
+            "rss_bytes": _resident_bytes(),
+            "cpu_percent": self._cpu_percent(now),
+            **self._gpu(),
+        }
+
+    def _cpu_percent(self, now: float) -> float:
+        """Over the time since the last look; over none, 0."""
+        seconds, cpu_seconds = now - self._looked_at, time.process_time()
+        used, self._looked_at, self._cpu_seconds = cpu_seconds - self._cpu_seconds, now, cpu_seconds
+        return 100.0 * used / seconds if seconds > 0 else 0.0
+
+    def _gpu(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {}
+        percent = None if self._gpu_percent is None else self._gpu_percent()
+        return {
+            "gpu_allocated_bytes": float(torch.cuda.memory_allocated(self._device)),
+            "gpu_reserved_bytes": float(torch.cuda.memory_reserved(self._device)),
+            **({} if percent is None else {"gpu_percent": percent}),
+        }
+
+
+def _resident_bytes() -> float:
+    """The second number of statm: pages of this process that are in memory."""
+    return float(int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES)

@@ -1,0 +1,233 @@
+"""One optimizer step over all ranks, and what the ranks agree on with it."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from optim.numerics.precision import is_narrow
+from optim.numerics.sharding import local, whole
+from service.contract.job.tasks import Task
+from service.contract.job.training import Precision
+from worker.data.base import Batch
+from worker.distributed.precision import computing_in
+from worker.distributed.process_group import Cluster
+from worker.errors import NonFiniteLoss
+from worker.evaluation.task import num_counted, training_loss
+
+#: As in torch: keeps the division defined for a gradient of zero.
+_EPSILON = 1e-6
+
+
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Drop all gradients: ``zero_grad`` without its notes to profilers, most of its time."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def global_norm(optimizer: torch.optim.Optimizer) -> float:
+    """Return the 2-norm of all gradients, sharded ones whole; every rank gets the same number.
+
+    Of narrow gradients the squares are added in float32. Parameters without a gradient count 0.
+    """
+    gradients = _gradients(optimizer)
+    if not gradients:
+        return 0.0
+    has_narrow = any(is_narrow(gradient.dtype) for gradient in gradients)
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32 if has_narrow else None)
+    return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
+
+
+def clip(optimizer: torch.optim.Optimizer, *, norm: float, most: float) -> None:
+    """Scale all gradients so that their norm, which is ``norm``, is at most ``most``, in place."""
+    factor = torch.clamp(most / (torch.tensor(norm) + _EPSILON), max=1.0)
+    scale(optimizer, float(factor))
+
+
+def scale(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply all gradients by a number, in place."""
+    gradients = [local(gradient) for gradient in _gradients(optimizer)]
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+class Orders(NamedTuple):
+    """What the lead rank wants of all of them after this step. A tuple, for each step makes one."""
+
+    stop: bool = False
+    pause: bool = False
+    finish: bool = False
+    leave: bool = False  #: the attempt is over: say nothing more
+    evaluate: bool = False
+    resize: bool = False  #: leave with the next training state, to go on with more ranks
+    due: bool = False  #: the plan asks for an evaluation
+    save: bool = False  #: the plan asks for a training state
+    goal: bool = False  #: an evaluation has found what ends the job
+    no_better: bool = False  #: so many evaluations were no better that the job ends
+    settle: bool = False  #: evaluations under way are judged before a training state is saved
+
+    @property
+    def is_end(self) -> bool:
+        """Whether no further step shall be taken."""
+        has_reached = self.finish or self.goal or self.no_better
+        return has_reached or self.stop or self.pause or self.leave
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """``loss``: mean over the global batch, before the update; ``grad_norm``: before clipping."""
+
+    loss: float
+    grad_norm: float
+    orders: Orders
+    is_skipped: bool = False  #: not finite, and left without an update on every rank
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
+
+    loss: float
+    count: int
+    orders: Orders
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How each step is taken. ``num_parts``: in which a rank computes its samples, one by one."""
+
+    task: Task
+    num_parts: int = 1
+    precision: Precision = "fp32"
+    max_grad_norm: float | None = None
+
+
+def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
+    """Add losses up and hear the lead's orders, in the one small sum that every step has.
+
+    ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
+    non-finite, so every rank sees the same verdict.
+    """
+    mine = orders if cluster.is_lead else Orders()
+    if cluster.world_size == 1:
+        return Agreement(loss_sum / max(count, 1), count, mine)
+    numbers = torch.tensor([loss_sum, float(count), *map(float, mine)], dtype=torch.float64)
+    total, counted, *heard = cluster.sum(numbers).tolist()
+    return Agreement(total / max(counted, 1.0), int(counted), Orders(*(n > 0 for n in heard)))
+
+
+def train_step(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    optimizer: torch.optim.Optimizer,
+    cluster: Cluster,
+    settings: StepSettings,
+    orders: Orders,
+    may_skip: bool = False,
+) -> StepResult:
+    """Forward, backward, agree, update. ``model``: as ``Built`` wraps it to be trained.
+
+    The optimizer gets all but the update as a closure, since some evaluate it at a point of their
+    own. A loss or gradient norm that is not finite leaves model and optimizer as they were on every
+    rank: with ``may_skip`` the result says so, otherwise NonFiniteLoss is raised.
+    """
+    results: list[StepResult] = []
+
+    def closure() -> float:
+        forget(optimizer)
+        loss_sum, count = _backward(model, batch, settings)
+        agreed = agree(cluster, orders, loss_sum=loss_sum, count=count)
+        num_targets = cluster.world_size * batch.targets.numel()
+        if agreed.count != num_targets:
+            scale(optimizer, num_targets / max(agreed.count, 1))
+        norm = global_norm(optimizer)
+        results.append(StepResult(agreed.loss, norm, agreed.orders))
+        _require_finite(agreed.loss, norm)
+        if settings.max_grad_norm is not None:
+            clip(optimizer, norm=norm, most=settings.max_grad_norm)
+        return agreed.loss
+
+    buffers = _copies(model) if may_skip else {}
+    try:
+        optimizer.step(closure)
+    except NonFiniteLoss:
+        if not may_skip:
+            raise
+        _put_back(buffers)
+        return replace(results[-1], is_skipped=True)
+    return results[-1]
+
+
+def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[float, int]:
+    """Fill the gradients of the losses' sum over the number of all targets of the global batch.
+
+    That is their mean where all targets count, which only all ranks together know. Returns the sum
+    of this rank's losses and how many of its targets count.
+    """
+    num_targets = batch.targets.numel()
+    if settings.num_parts == 1:
+        count = num_counted(batch, task=settings.task)
+        loss = _backward_part(model, batch, settings, count=count, num_targets=num_targets)
+        return loss.item() * count, count
+    parts = batch.split(len(batch.targets) // settings.num_parts)
+    counts = [num_counted(part, task=settings.task) for part in parts]
+    losses = []
+    for number, (part, count) in enumerate(zip(parts, counts, strict=True), start=1):
+        with _reducing(model, is_last=number == len(parts)):
+            losses.append(
+                _backward_part(model, part, settings, count=count, num_targets=num_targets)
+            )
+    means = torch.stack(losses).tolist()
+    return sum(m * count for m, count in zip(means, counts, strict=True)), sum(counts)
+
+
+def _backward_part(
+    model: nn.Module, part: Batch, settings: StepSettings, *, count: int, num_targets: int
+) -> torch.Tensor:
+    """Add the gradients of one part; return the mean loss of its ``count`` counted targets.
+
+    ``num_targets``: of all parts together.
+    """
+    with computing_in(settings.precision, part.inputs.device):
+        outputs = model(part.inputs)
+    if outputs.dtype is not torch.float32:
+        outputs = outputs.float()
+    loss = training_loss(outputs, part.targets, task=settings.task, count=count)
+    share = loss if count == num_targets else loss * (count / num_targets)
+    share.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """Replicas exchange gradients once, with the last part; shards must with each, for memory."""
+    if is_last or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
+
+
+def _require_finite(loss: float, grad_norm: float) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteLoss(f"expected a finite training loss, saw {loss}")
+    if not math.isfinite(grad_norm):
+        raise NonFiniteLoss(f"expected a finite gradient norm, saw {grad_norm} (loss {loss:.6g})")
+
+
+def _copies(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
+    """Buffers, such as batch-norm statistics, change in the forward pass, before the verdict."""
+    return {buffer: buffer.clone() for buffer in model.buffers()}
+
+
+def _put_back(copies: dict[torch.Tensor, torch.Tensor]) -> None:
+    for buffer, copy in copies.items():
+        buffer.copy_(copy)

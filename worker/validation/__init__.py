@@ -1,0 +1,1 @@
+"""A fresh process evaluates each eval checkpoint before it is listed."""

@@ -1,0 +1,110 @@
+"""The rank's end of the process that evaluates checkpoints: asks, waits, replaces it when it dies.
+
+The process knows nothing but the files (``worker/validation/evaluator_process.py``); so what it
+finds is what anybody finds who downloads them. It lives as long as it answers; one that dies, fails
+or falls silent is killed, and the question is put once more, to a new one.
+"""
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from service.contract.checkpoint.manifest import Manifest
+from worker.errors import CheckpointUnreadable
+from worker.evaluation.evaluate import EvalResult
+from worker.validation.evaluator_process import (
+    Beat,
+    Beginning,
+    Failure,
+    Found,
+    Question,
+    Unfit,
+    Word,
+)
+from worker.validation.zygote import Newborn, Nursery, NurseryGone
+
+log = logging.getLogger(__name__)
+
+#: Processes that may fail at one question before it is given up.
+TRIES = 2
+
+
+class EvaluatorFailed(Exception):
+    """No process was able to answer; nothing is known of the checkpoint."""
+
+
+class Evaluates(Protocol):
+    """What a checkpoint's files score."""
+
+    def evaluate(
+        self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
+    ) -> EvalResult:
+        """Evaluate; raises CheckpointUnreadable for unfit files, and EvaluatorFailed."""
+
+
+class _Lost(Exception):
+    """The process has not answered, and will not."""
+
+
+class Evaluator:
+    """Used by one thread. ``silence_seconds``: after which a process is given up as hanging."""
+
+    def __init__(self, nursery: Nursery, beginning: Beginning, *, silence_seconds: float) -> None:
+        self._nursery = nursery
+        self._beginning = beginning
+        self._silence_seconds = silence_seconds
+        self._process: Newborn | None = None
+
+    def evaluate(
+        self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
+    ) -> EvalResult:
+        """Return what the model in the files scores.
+
+        ``max_batches``: of the main set alone; None: all that the job evaluates. Raises
+        CheckpointUnreadable when the files are not what the manifest says or do not load, and
+        EvaluatorFailed.
+        """
+        question = Question(folder, manifest, max_batches)
+        losses: list[_Lost] = []
+        while len(losses) < TRIES:
+            try:
+                return self._ask(question)
+            except _Lost as error:
+                log.warning("evaluation of %s: %s", manifest.checkpoint_id, error)
+                losses.append(error)
+                self._end_process()
+            except NurseryGone as error:
+                raise EvaluatorFailed(str(error)) from error
+        raise EvaluatorFailed(f"{TRIES} processes failed, the last: {losses[-1]}")
+
+    def _ask(self, question: Question) -> EvalResult:
+        process = self._process or self._begin()
+        try:
+            process.connection.send(question)
+            while isinstance(word := self._hear(process), Beat):
+                pass
+        except (EOFError, OSError) as error:
+            raise _Lost("expected an answer, saw that the process died") from error
+        match word:
+            case Found(result):
+                return result
+            case Unfit(message):
+                raise CheckpointUnreadable(message)
+            case Failure(message):
+                raise _Lost(message)
+
+    def _begin(self) -> Newborn:
+        self._process = self._nursery.give_birth()
+        self._process.connection.send(self._beginning)
+        return self._process
+
+    def _hear(self, process: Newborn) -> Word:
+        if not process.connection.poll(self._silence_seconds):
+            raise _Lost(f"expected a word within {self._silence_seconds:g} s, saw none")
+        word: Word = process.connection.recv()
+        return word
+
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()

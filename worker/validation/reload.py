@@ -1,0 +1,52 @@
+"""From the files of an eval checkpoint to what its model scores.
+
+The one way from files to a result: for a stranger with a download (``worker/verify.py``) and for
+the process that looks at a checkpoint before it is listed
+(``worker/validation/evaluator_process.py``).
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from service.contract.checkpoint.manifest import Manifest
+from service.contract.job.spec import JobSpec
+from worker.checkpointing.model_files import check_files, read_model
+from worker.data.base import Description
+from worker.distributed.precision import set_precision
+from worker.errors import CheckpointUnreadable
+from worker.model.build import build_model
+from worker.model.sources import ModelSources
+
+MANIFEST_FILE = "manifest.json"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return what a download says of itself; raise CheckpointUnreadable."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointUnreadable(f"{MANIFEST_FILE}: expected a manifest, saw {error}") from error
+
+
+def empty_model(
+    folder: Path, *, spec: JobSpec, data: Description, sources: ModelSources
+) -> nn.Module:
+    """Return a model on the CPU for the weights of ``folder``, an eval checkpoint of ``spec``.
+
+    Raises the JobFailed errors named ``Model...``.
+    """
+    model = build_model(
+        spec.model, data=data, seed=spec.training.seed, sources=sources, like=folder
+    )
+    set_precision(model, spec.training.precision)
+    return model
+
+
+def fill(model: nn.Module, folder: Path, manifest: Manifest) -> None:
+    """Put the files into a model of theirs, once each is what the manifest says.
+
+    Raises CheckpointUnreadable when one is not, or does not fit.
+    """
+    check_files(folder, manifest)
+    read_model(folder, model)

@@ -1,0 +1,1 @@
+"""Environments of uploaded wheels on a node."""
