@@ -64,7 +64,7 @@ bench-soap: setup ## a step of SOAP beside heavyball's, and what its schedule sa
 	$(BIN)/python -m tests.benchmarks.soap
 
 bench-optim: setup ## an optimizer step beside torch's, schedulefree's and heavyball's
-	PYTHONPATH=. $(BIN)/python -m tests.benchmarks.optim
+	$(BIN)/python -m tests.benchmarks.optim
 
 theory: setup ## every simulation of the convex bound: figures and table in docs/theory
 	$(BIN)/pip install -q -c constraints.txt -e '.[lower-bound]'
@@ -77,4 +77,4 @@ pins: ## take up the newest versions of all dependencies into constraints.txt
 	deploy/pin.sh
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info src/*.egg-info

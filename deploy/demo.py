@@ -21,10 +21,10 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from service.client.client import Client
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.resources import CurvePoint, Job
-from service.contract.states import TERMINAL, Phase
+from roadless.service.client.client import Client
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.resources import CurvePoint, Job
+from roadless.service.contract.states import TERMINAL, Phase
 
 ACCURACY_WANTED = 0.97
 NATS_PER_BYTE_WANTED = 2.1
@@ -155,7 +155,7 @@ def verify_download(client: Client, job: Job, home: Path) -> None:
         raise DemoFailed(f"expected the curve's last point to have checkpoint {newest.id}")
     folder = home / "downloads" / newest.id
     client.download(newest.id, folder)
-    command = [sys.executable, "-m", "worker.verify", str(folder)]
+    command = [sys.executable, "-m", "roadless.worker.verify", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode not in (0, 1):
         raise DemoFailed(f"the fresh process failed: {result.stderr[-2000:]}")
@@ -196,7 +196,7 @@ def roadless(home: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     options = ["--home", str(home), "--port", str(port), "--num-cpus", "2"]
-    command = [sys.executable, "-m", "service.cli", "up", *options]
+    command = [sys.executable, "-m", "roadless.service.cli", "up", *options]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         _wait_until_ready(url, process)

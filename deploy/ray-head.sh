@@ -24,7 +24,7 @@ until ray health-check >/dev/null 2>&1; do
     sleep 0.5
 done
 while kill -0 "$head" 2>/dev/null; do
-    python -m worker.runner &
+    python -m roadless.worker.runner &
     runner=$!
     wait -n "$head" "$runner"
     sleep 1

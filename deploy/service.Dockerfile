@@ -3,9 +3,10 @@ FROM python:3.12-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/roadless/bin:$PATH
 RUN python -m venv /opt/roadless
 WORKDIR /src
-# Without its packages the project installs as its dependencies alone: a layer that only changes
-# when they do.
+# Without what its package links to, the project installs as its dependencies alone: a layer that
+# only changes when they do.
 COPY pyproject.toml constraints.txt README.md ./
+COPY src src
 RUN pip install --constraint constraints.txt ".[service]"
 COPY migrations migrations
 COPY optim optim
@@ -27,4 +28,4 @@ VOLUME /var/lib/roadless
 EXPOSE 8700
 HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8700/readyz', timeout=3)"]
-CMD ["python", "-m", "service.main"]
+CMD ["python", "-m", "roadless.service.main"]

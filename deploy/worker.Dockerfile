@@ -1,16 +1,17 @@
 # One image for the three roles of a training cluster, so that versions agree everywhere:
 #   Ray head with the runner   bash deploy/ray-head.sh
 #   Ray worker                 ray start --block --address=HEAD:6379
-#   runner alone               python -m worker.runner   (on a Ray node of somebody else's making)
+#   runner alone               python -m roadless.worker.runner   (on a Ray node of somebody else's making)
 FROM python:3.12-slim AS build
 # CPU wheels. For the CUDA build: https://pypi.org/simple, or .../whl/cu130 for a certain version.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/roadless/bin:$PATH
 RUN python -m venv /opt/roadless
 WORKDIR /src
-# Without its packages the project installs as its dependencies alone: a layer that only changes
-# when they do.
+# Without what its package links to, the project installs as its dependencies alone: a layer that
+# only changes when they do.
 COPY pyproject.toml constraints.txt README.md ./
+COPY src src
 RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" ".[worker,data,transformers]"
 COPY migrations migrations
 COPY optim optim
@@ -29,4 +30,4 @@ WORKDIR /opt/roadless
 COPY deploy/ray-head.sh deploy/
 USER 10001
 VOLUME /var/lib/roadless
-CMD ["python", "-m", "worker.runner"]
+CMD ["python", "-m", "roadless.worker.runner"]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.job.spec import JobSpec
 
 _TARGET = Path(__file__).with_name("spec.md")
 _NULL = {"type": "null"}

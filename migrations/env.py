@@ -3,8 +3,8 @@
 from alembic import context
 from sqlalchemy import Connection, create_engine
 
-from service.db.tables import Table
-from service.settings import Settings
+from roadless.service.db.tables import Table
+from roadless.service.settings import Settings
 
 
 def _run(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
-import service.db.tables
+import roadless.service.db.tables
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}

@@ -8,33 +8,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optim.backends.choose import load_kernels
-    from optim.batchnorm import batch_statistics, recalibrate, using_buffers
-    from optim.core.points import at_average, averaged_point
-    from optim.heavyball import (
+    from roadless.optim.backends.choose import load_kernels
+    from roadless.optim.batchnorm import batch_statistics, recalibrate, using_buffers
+    from roadless.optim.core.points import at_average, averaged_point
+    from roadless.optim.heavyball import (
         ForeachAdamW,
         ForeachADOPT,
         ForeachLaProp,
         ForeachSFAdamW,
         PaLMForeachSFAdamW,
     )
-    from optim.schedule_free.adamw import AdamWScheduleFree
-    from optim.schedule_free.adamw_paper import AdamWScheduleFreePaper
-    from optim.schedule_free.closure import (
+    from roadless.optim.schedule_free.adamw import AdamWScheduleFree
+    from roadless.optim.schedule_free.adamw_paper import AdamWScheduleFreePaper
+    from roadless.optim.schedule_free.closure import (
         AdamWScheduleFreeClosure,
         RAdamScheduleFreeClosure,
         SGDScheduleFreeClosure,
     )
-    from optim.schedule_free.plus import AdamCScheduleFreePlusPaper
-    from optim.schedule_free.radam import RAdamScheduleFree
-    from optim.schedule_free.reference import (
+    from roadless.optim.schedule_free.plus import AdamCScheduleFreePlusPaper
+    from roadless.optim.schedule_free.radam import RAdamScheduleFree
+    from roadless.optim.schedule_free.reference import (
         AdamWScheduleFreeReference,
         RAdamScheduleFreeReference,
         SGDScheduleFreeReference,
     )
-    from optim.schedule_free.sgd import SGDScheduleFree
-    from optim.schedule_free.wrapper import ScheduleFreeWrapper, ScheduleFreeWrapperReference
-    from optim.soap.heavyball import (
+    from roadless.optim.schedule_free.sgd import SGDScheduleFree
+    from roadless.optim.schedule_free.wrapper import (
+        ScheduleFreeWrapper,
+        ScheduleFreeWrapperReference,
+    )
+    from roadless.optim.soap.heavyball import (
         ForeachSOAP,
         PaLMForeachSOAP,
         PrecondScheduleForeachSOAP,
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
         PrecondScheduleSFPaLMSOAP,
         SFPaLMForeachSOAP,
     )
-    from optim.soap.optimizer import SOAP
+    from roadless.optim.soap.optimizer import SOAP
 
 __all__ = [
     "SOAP",
@@ -81,44 +84,44 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AdamCScheduleFreePlusPaper": "optim.schedule_free.plus",
-    "AdamWScheduleFree": "optim.schedule_free.adamw",
-    "AdamWScheduleFreeClosure": "optim.schedule_free.closure",
-    "AdamWScheduleFreePaper": "optim.schedule_free.adamw_paper",
-    "AdamWScheduleFreeReference": "optim.schedule_free.reference",
-    "ForeachADOPT": "optim.heavyball",
-    "ForeachAdamW": "optim.heavyball",
-    "ForeachLaProp": "optim.heavyball",
-    "ForeachSFAdamW": "optim.heavyball",
-    "ForeachSOAP": "optim.soap.heavyball",
-    "PaLMForeachSFAdamW": "optim.heavyball",
-    "PaLMForeachSOAP": "optim.soap.heavyball",
-    "PrecondScheduleForeachSOAP": "optim.soap.heavyball",
-    "PrecondSchedulePaLMForeachSOAP": "optim.soap.heavyball",
-    "PrecondScheduleSFPaLMForeachSOAP": "optim.soap.heavyball",
-    "PrecondScheduleSFPaLMSOAP": "optim.soap.heavyball",
-    "RAdamScheduleFree": "optim.schedule_free.radam",
-    "RAdamScheduleFreeClosure": "optim.schedule_free.closure",
-    "RAdamScheduleFreeReference": "optim.schedule_free.reference",
-    "SFPaLMForeachSOAP": "optim.soap.heavyball",
-    "SGDScheduleFree": "optim.schedule_free.sgd",
-    "SGDScheduleFreeClosure": "optim.schedule_free.closure",
-    "SGDScheduleFreeReference": "optim.schedule_free.reference",
-    "SOAP": "optim.soap.optimizer",
-    "ScheduleFreeWrapper": "optim.schedule_free.wrapper",
-    "ScheduleFreeWrapperReference": "optim.schedule_free.wrapper",
-    "at_average": "optim.core.points",
-    "averaged_point": "optim.core.points",
-    "batch_statistics": "optim.batchnorm",
-    "load_kernels": "optim.backends.choose",
-    "recalibrate": "optim.batchnorm",
-    "using_buffers": "optim.batchnorm",
+    "AdamCScheduleFreePlusPaper": "roadless.optim.schedule_free.plus",
+    "AdamWScheduleFree": "roadless.optim.schedule_free.adamw",
+    "AdamWScheduleFreeClosure": "roadless.optim.schedule_free.closure",
+    "AdamWScheduleFreePaper": "roadless.optim.schedule_free.adamw_paper",
+    "AdamWScheduleFreeReference": "roadless.optim.schedule_free.reference",
+    "ForeachADOPT": "roadless.optim.heavyball",
+    "ForeachAdamW": "roadless.optim.heavyball",
+    "ForeachLaProp": "roadless.optim.heavyball",
+    "ForeachSFAdamW": "roadless.optim.heavyball",
+    "ForeachSOAP": "roadless.optim.soap.heavyball",
+    "PaLMForeachSFAdamW": "roadless.optim.heavyball",
+    "PaLMForeachSOAP": "roadless.optim.soap.heavyball",
+    "PrecondScheduleForeachSOAP": "roadless.optim.soap.heavyball",
+    "PrecondSchedulePaLMForeachSOAP": "roadless.optim.soap.heavyball",
+    "PrecondScheduleSFPaLMForeachSOAP": "roadless.optim.soap.heavyball",
+    "PrecondScheduleSFPaLMSOAP": "roadless.optim.soap.heavyball",
+    "RAdamScheduleFree": "roadless.optim.schedule_free.radam",
+    "RAdamScheduleFreeClosure": "roadless.optim.schedule_free.closure",
+    "RAdamScheduleFreeReference": "roadless.optim.schedule_free.reference",
+    "SFPaLMForeachSOAP": "roadless.optim.soap.heavyball",
+    "SGDScheduleFree": "roadless.optim.schedule_free.sgd",
+    "SGDScheduleFreeClosure": "roadless.optim.schedule_free.closure",
+    "SGDScheduleFreeReference": "roadless.optim.schedule_free.reference",
+    "SOAP": "roadless.optim.soap.optimizer",
+    "ScheduleFreeWrapper": "roadless.optim.schedule_free.wrapper",
+    "ScheduleFreeWrapperReference": "roadless.optim.schedule_free.wrapper",
+    "at_average": "roadless.optim.core.points",
+    "averaged_point": "roadless.optim.core.points",
+    "batch_statistics": "roadless.optim.batchnorm",
+    "load_kernels": "roadless.optim.backends.choose",
+    "recalibrate": "roadless.optim.batchnorm",
+    "using_buffers": "roadless.optim.batchnorm",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'optim' has no attribute {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from optim.numerics.sharding import block_elements
+from roadless.optim.numerics.sharding import block_elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def recalibrate(
         ValueError: there is no batch.
 
     >>> import torch
-    >>> from optim import recalibrate
+    >>> from roadless.optim import recalibrate
     >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
     >>> batches = [torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])]
     >>> {name: buffer.item() for name, buffer in recalibrate(model, batches).items()}

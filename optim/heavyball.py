@@ -1,6 +1,6 @@
 """HeavyBall's first-order optimizers, under its names of 0.7.4 and with its arguments.
 
-All of them use in-place EMAs (`optim.rules.moments.debiased`), the clamped denominator
+All of them use in-place EMAs (`roadless.optim.rules.moments.debiased`), the clamped denominator
 max(√v, ε), and decoupled weight decay. What 0.7.4 gets wrong is right here: decay shrinks weights
 (there it grows them), ``warmup_steps=0`` means none (there it divides by zero).
 """
@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.core.descent import Descent
-from optim.rules.adam import Adam, check_palm
-from optim.rules.adopt import ADOPT
-from optim.rules.base import Group, Rule
-from optim.rules.laprop import LaProp
-from optim.rules.moments import debiased_first, debiased_palm_second, debiased_second
-from optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.core.descent import Descent
+from roadless.optim.rules.adam import Adam, check_palm
+from roadless.optim.rules.adopt import ADOPT
+from roadless.optim.rules.base import Group, Rule
+from roadless.optim.rules.laprop import LaProp
+from roadless.optim.rules.moments import debiased_first, debiased_palm_second, debiased_second
+from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class _FirstOrder(Descent):
@@ -66,7 +66,7 @@ class ForeachAdamW(_FirstOrder):
         ValueError: a setting is out of its range.
 
     >>> import torch
-    >>> from optim import ForeachAdamW
+    >>> from roadless.optim import ForeachAdamW
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ForeachAdamW([w], lr=0.5)
     >>> for _ in range(3):
@@ -92,7 +92,7 @@ class ForeachLaProp(_FirstOrder):
         p ← p - γ (m + λ p)
 
     >>> import torch
-    >>> from optim import ForeachLaProp
+    >>> from roadless.optim import ForeachLaProp
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ForeachLaProp([w], lr=0.5)
     >>> for _ in range(3):
@@ -121,7 +121,7 @@ class ForeachADOPT(_FirstOrder):
     0.7.4 applies each m one step late.
 
     >>> import torch
-    >>> from optim import ForeachADOPT
+    >>> from roadless.optim import ForeachADOPT
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ForeachADOPT([w], lr=0.5)
     >>> for _ in range(3):
@@ -140,10 +140,10 @@ class ForeachADOPT(_FirstOrder):
 class ForeachSFAdamW(FastScheduleFree):
     """Schedule-free AdamW with an unbiased second moment and a clamped denominator.
 
-    As `optim.AdamWScheduleFree`, with the same γ, c, z, x and y, around u = g / max(√v, ε) and
-    v ← β̂₂ v + (1 - β̂₂) g². Other than in HeavyBall, the averaging weights use ``r`` (0.7.4 ignores
-    it) and the largest learning rate so far, so that lowering it does not shrink them; and z moves
-    in bfloat16 too (there it is overwritten by its old value).
+    As `roadless.optim.AdamWScheduleFree`, with the same γ, c, z, x and y, around u = g / max(√v, ε)
+    and v ← β̂₂ v + (1 - β̂₂) g². Other than in HeavyBall, the averaging weights use ``r`` (0.7.4
+    ignores it) and the largest learning rate so far, so that lowering it does not shrink them; and
+    z moves in bfloat16 too (there it is overwritten by its old value).
 
     HeavyBall 3.2.1 counts warmup from zero: its ``SFAdamW(warmup_steps=w)`` is this with w + 1.
 
@@ -156,13 +156,13 @@ class ForeachSFAdamW(FastScheduleFree):
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; see `optim.AdamWScheduleFree`.
+        foreach: false takes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
 
     Raises:
         ValueError: a setting is out of its range.
 
     >>> import torch
-    >>> from optim import ForeachSFAdamW, averaged_point
+    >>> from roadless.optim import ForeachSFAdamW, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ForeachSFAdamW([w], lr=0.5)
     >>> for _ in range(3):
@@ -221,7 +221,7 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         ValueError: a setting is out of its range.
 
     >>> import torch
-    >>> from optim import PaLMForeachSFAdamW, averaged_point
+    >>> from roadless.optim import PaLMForeachSFAdamW, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = PaLMForeachSFAdamW([w], lr=0.5)
     >>> for _ in range(3):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from optim.checks import require_above_zero
-from optim.schedules.parts import DecayType
-from optim.schedules.schedules import SCHEDULES, ScheduleBase
-from optim.theory.bounds import Kind, bound, optimal_base
-from optim.theory.rows import Floats, checked_norms, require_whole_number
+from roadless.optim.checks import require_above_zero
+from roadless.optim.schedules.parts import DecayType
+from roadless.optim.schedules.schedules import SCHEDULES, ScheduleBase
+from roadless.optim.theory.bounds import Kind, bound, optimal_base
+from roadless.optim.theory.rows import Floats, checked_norms, require_whole_number
 
 #: Shares of the steps that `best_cooldown` tries; a hundredth is as fine as the bound can tell.
 COOLDOWN_FRACTIONS: tuple[float, ...] = tuple(n / 100 for n in range(1, 101))
@@ -36,7 +36,7 @@ class Family:
     array([0.1 , 0.1 , 0.1 , 0.05, 0.  ])
     """
 
-    #: A key of `optim.schedules.schedules.SCHEDULES`.
+    #: A key of `roadless.optim.schedules.schedules.SCHEDULES`.
     name: str
     #: What the schedule's class takes besides ``steps`` and ``base_lr``.
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -23,7 +23,7 @@ HTTP headers that go with it.
 
 from collections.abc import Mapping
 
-from service.contract.resources import ProblemError
+from roadless.service.contract.resources import ProblemError
 
 
 class ServiceError(Exception):

@@ -12,42 +12,42 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 
-from service import dashboard
-from service.attempts.leases import LeaseKeeper
-from service.auth.bootstrap import make_first_tokens
-from service.checkpoints import rank_routes as transfer_routes
-from service.checkpoints import routes as checkpoint_routes
-from service.clock import utc_now
-from service.datasets import routes as dataset_routes
-from service.db.migrate import alone, migrate
-from service.db.session import Database
-from service.evaluations import routes as evaluation_routes
-from service.events import routes as event_routes
-from service.http import health, problems
-from service.http.middleware import RequestGuard
-from service.ingest import routes as ingest_routes
-from service.jobs import routes as job_routes
-from service.metrics import routes as metric_routes
-from service.scheduling import loop
-from service.scheduling import routes as scheduling_routes
-from service.scheduling.housekeeping import Housekeeping
-from service.secrets import routes as secret_routes
-from service.secrets.cipher import Cipher, KeyUnusable
-from service.secrets.keys import open_cipher
-from service.secrets.rotation import rotate
-from service.settings import Settings
-from service.storage.blobs import BlobStore
-from service.storage.intake import STORING_THREADS
-from service.storage.local_blobs import LocalBlobs
-from service.storage.s3_blobs import S3Blobs
-from service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
-from service.theory import routes as theory_routes
-from service.theory.concurrency import Turns
-from service.theory.curve import JobBounds
-from service.wakeups import Wakeups
-from service.wheels import routes as wheel_routes
+from roadless.service import dashboard
+from roadless.service.attempts.leases import LeaseKeeper
+from roadless.service.auth.bootstrap import make_first_tokens
+from roadless.service.checkpoints import rank_routes as transfer_routes
+from roadless.service.checkpoints import routes as checkpoint_routes
+from roadless.service.clock import utc_now
+from roadless.service.datasets import routes as dataset_routes
+from roadless.service.db.migrate import alone, migrate
+from roadless.service.db.session import Database
+from roadless.service.evaluations import routes as evaluation_routes
+from roadless.service.events import routes as event_routes
+from roadless.service.http import health, problems
+from roadless.service.http.middleware import RequestGuard
+from roadless.service.ingest import routes as ingest_routes
+from roadless.service.jobs import routes as job_routes
+from roadless.service.metrics import routes as metric_routes
+from roadless.service.scheduling import loop
+from roadless.service.scheduling import routes as scheduling_routes
+from roadless.service.scheduling.housekeeping import Housekeeping
+from roadless.service.secrets import routes as secret_routes
+from roadless.service.secrets.cipher import Cipher, KeyUnusable
+from roadless.service.secrets.keys import open_cipher
+from roadless.service.secrets.rotation import rotate
+from roadless.service.settings import Settings
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.storage.intake import STORING_THREADS
+from roadless.service.storage.local_blobs import LocalBlobs
+from roadless.service.storage.s3_blobs import S3Blobs
+from roadless.service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
+from roadless.service.theory import routes as theory_routes
+from roadless.service.theory.concurrency import Turns
+from roadless.service.theory.curve import JobBounds
+from roadless.service.wakeups import Wakeups
+from roadless.service.wheels import routes as wheel_routes
 
-log = logging.getLogger("service")
+log = logging.getLogger("roadless.service")
 
 ROUTERS = (
     health.router,

@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from service.client.client import Client
-from service.contract.resources import Job
-from service.contract.states import TERMINAL
-from worker.runner.ray_cluster import Head
+from roadless.service.client.client import Client
+from roadless.service.contract.resources import Job
+from roadless.service.contract.states import TERMINAL
+from roadless.worker.runner.ray_cluster import Head
 
 TIMEOUT_SECONDS = 90.0
 
@@ -48,12 +48,12 @@ class Stack:
         self.runner = self.start_runner()
 
     def start_service(self) -> subprocess.Popen[bytes]:
-        self.service = self._start("service.main")
+        self.service = self._start("roadless.service.main")
         wait_until(self._is_ready)
         return self.service
 
     def start_runner(self) -> subprocess.Popen[bytes]:
-        self.runner = self._start("worker.runner")
+        self.runner = self._start("roadless.worker.runner")
         return self.runner
 
     def client(self) -> Client:

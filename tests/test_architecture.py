@@ -4,6 +4,7 @@ Rules among our own packages are import-linter's; these are the ones that it can
 """
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -15,50 +16,41 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("service", "worker", "optim", "migrations")
+FOLDERS = ("service", "worker", "optim", "migrations")
 #: One generated migration is one long list of columns.
 GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
-CLIENT_SIDE = (
-    *(
-        "service.client.client",
-        "service.cli.main",
-        "service.cli.theory",
-        "service.cli.watch",
-        "service.cli.up",
-    ),
-    *("service.cli.checkpoints", "service.client.datasets", "service.cli.datasets"),
-    *("service.client.secrets", "service.cli.secrets"),
-    *("service.client.wheels", "service.cli.wheels"),
-)
+CLIENT_SIDE = ("roadless.service.client", "roadless.service.cli")
 
 #: Room -> the outside packages that it may import, besides the standard library.
 MAY_IMPORT = {
-    "service.contract": {"pydantic"},
-    "optim": {"numpy", "torch"},
-    "optim.backends": {"llvmlite", "numba", "numpy", "torch", "triton"},
-    "migrations": {"alembic", "sqlalchemy", "service"},
-    "worker": {
-        *{"httpx", "numpy", "optim", "pydantic", "ray", "safetensors", "service"},
+    "roadless.service.contract": {"pydantic"},
+    "roadless.optim": {"numpy", "torch"},
+    "roadless.optim.backends": {"llvmlite", "numba", "numpy", "torch", "triton"},
+    "roadless.migrations": {"alembic", "sqlalchemy", "roadless.service"},
+    "roadless.worker": {
+        *{"httpx", "numpy", "roadless.optim", "pydantic", "ray", "safetensors", "roadless.service"},
         *{"packaging", "psutil", "sklearn", "torch"},
     },
-    "worker.model.huggingface": {"huggingface_hub", "service", "torch", "transformers"},
-    "worker.data.formats.arrow_rows": {"numpy", "pyarrow", "service"},
-    "worker.data.prepared.bpe": {"numpy", "service", "tokenizers"},
-    "worker.data.records.hub": {"datasets", "pyarrow", "service"},
-    "worker.data.formats.images": {"PIL", "numpy", "service"},
-    "worker.data.sources.object_files": {"obstore", "service"},
+    "roadless.worker.model.huggingface": {
+        *{"huggingface_hub", "roadless.service", "torch", "transformers"}
+    },
+    "roadless.worker.data.formats.arrow_rows": {"numpy", "pyarrow", "roadless.service"},
+    "roadless.worker.data.prepared.bpe": {"numpy", "roadless.service", "tokenizers"},
+    "roadless.worker.data.records.hub": {"datasets", "pyarrow", "roadless.service"},
+    "roadless.worker.data.formats.images": {"PIL", "numpy", "roadless.service"},
+    "roadless.worker.data.sources.object_files": {"obstore", "roadless.service"},
     **{name: {"click", "httpx", "pydantic", "rich", "typer", "yaml"} for name in CLIENT_SIDE},
 }
 
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file, of every module of ours."""
-    found = {}
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
+    found = {"roadless": ROOT / "src" / "roadless" / "__init__.py"}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts).removesuffix(".__init__")] = path
+            found[".".join(("roadless", *parts)).removesuffix(".__init__")] = path
     return found
 
 
@@ -82,6 +74,12 @@ def imports(node: ast.AST) -> Iterator[tuple[str, str | None]]:
             yield from imports(child)
 
 
+def package_of(module: str) -> str:
+    """The name at the top; of ours, the folder below it."""
+    first, _, rest = module.partition(".")
+    return f"{first}.{rest.partition('.')[0]}" if first == "roadless" and rest else first
+
+
 def is_in(name: str, room: str) -> bool:
     return name == room or name.startswith(f"{room}.")
 
@@ -97,38 +95,38 @@ def modules_of(room: str) -> dict[str, Path]:
 def test_a_room_imports_the_outside_packages_that_it_may(room):
     rooms_of_their_own = [other for other in MAY_IMPORT if other != room and is_in(other, room)]
     seen = {
-        module.partition(".")[0]
+        package_of(f"{module}.{what}" if what else module)
         for name, path in modules_of(room).items()
         if not any(is_in(name, other) for other in rooms_of_their_own)
-        for module, _ in imports(tree_of(path))
+        for module, what in imports(tree_of(path))
     }
-    own = room.partition(".")[0]
+    own = package_of(room)
     assert modules_of(room)
     assert seen - sys.stdlib_module_names - {own} <= MAY_IMPORT[room]
 
 
-@pytest.mark.parametrize("room", ["worker", *CLIENT_SIDE])
+@pytest.mark.parametrize("room", ["roadless.worker", *CLIENT_SIDE])
 def test_of_the_service_only_the_contract_is_seen_from_outside(room):
     seen = {
         f"{module}.{name}"
         for path in modules_of(room).values()
         for module, name in imports(tree_of(path))
-        if is_in(module, "service")
+        if is_in(module, "roadless.service")
     }
     assert {
         name
         for name in seen
-        if not is_in(name, "service.contract") and not name.startswith(CLIENT_SIDE)
+        if not is_in(name, "roadless.service.contract") and not name.startswith(CLIENT_SIDE)
     } == set()
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Top-level names of the modules that a fresh interpreter has after the statement."""
-    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The packages that a fresh interpreter has parts of after the statement."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    names = set(result.stdout.split())
-    assert names & set(PACKAGES)
+    names = {package_of(name) for name in result.stdout.split()}
+    assert "roadless" in names
     return names
 
 
@@ -139,15 +137,22 @@ SERVERS = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "numpy"}
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import service.main", HEAVY | {"worker"}),
-        (f"import {', '.join(CLIENT_SIDE)}", HEAVY | SERVERS | {"worker", "optim"}),
+        ("import roadless.service.main", HEAVY | {"roadless.worker"}),
         (
-            f"import {', '.join(modules_of('service.contract'))}",
-            HEAVY | SERVERS | {"httpx", "worker", "optim"},
+            f"import {', '.join(CLIENT_SIDE)}",
+            HEAVY | SERVERS | {"roadless.worker", "roadless.optim"},
         ),
-        ("import optim", {"torch", "numpy", "ray", "service", "worker"}),
+        (
+            f"import {', '.join(modules_of('roadless.service.contract'))}",
+            HEAVY | SERVERS | {"httpx", "roadless.worker", "roadless.optim"},
+        ),
+        ("import roadless", HEAVY | SERVERS | {f"roadless.{folder}" for folder in FOLDERS}),
+        (
+            "from roadless import optim",
+            {"torch", "numpy", "ray", "roadless.service", "roadless.worker"},
+        ),
     ],
-    ids=["service.main", "client side", "contract", "optim"],
+    ids=["service", "client side", "contract", "roadless", "optim"],
 )
 def test_importing_costs_only_what_is_needed(statement, absent):
     assert loaded_by(statement) & absent == set()
@@ -166,6 +171,21 @@ def targets(module: str, name: str | None) -> set[str]:
     return {one for one in (f"{module}.{name}",) if one in MODULES} or {module} & MODULES.keys()
 
 
+def test_every_module_has_one_name():
+    """A module that is imported by its folder's name, too, is there twice, and so are its classes.
+
+    The root of the repository is on the path where its own tools run. Imports are ruff's (TID251);
+    here are names in strings: of ``python -m``, ``import_module``, patches.
+    """
+    dotted = re.compile(rf"(?:{'|'.join(FOLDERS)})\.\w+(?=$|[.:])")
+    written = ("deploy", "docs", "src/roadless", "tests", *FOLDERS)
+    for path in (path for folder in written for path in sorted((ROOT / folder).rglob("*.py"))):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said = dotted.match(node.value)
+                assert not said or f"roadless.{said[0]}" not in MODULES, (path, node.value)
+
+
 # ---- where SQL is --------------------------------------------------------------------------------
 
 #: What the rest of the service may know of SQLAlchemy: to pass a session on, and its errors.
@@ -173,8 +193,8 @@ SESSION_ONLY = {"sqlalchemy.orm.Session"}
 
 
 def test_sql_is_in_db_and_in_stores_only():
-    for name, path in modules_of("service").items():
-        if not is_in(name, "service.db") and path.name != "store.py":
+    for name, path in modules_of("roadless.service").items():
+        if not is_in(name, "roadless.service.db") and path.name != "store.py":
             seen = {f"{module}.{what}" for module, what in imports(tree_of(path))}
             sql = {one for one in seen if is_in(one, "sqlalchemy")}
             assert {one for one in sql if not is_in(one, "sqlalchemy.exc")} <= SESSION_ONLY, name
@@ -206,7 +226,7 @@ def test_every_module_says_why_it_is_there():
 
 def test_the_service_package_itself_costs_nothing():
     """The contract lives in it, and every rank imports the contract."""
-    assert tree_of(MODULES["service"]).body == []
+    assert tree_of(MODULES["roadless.service"]).body == []
 
 
 def test_functions_are_short():

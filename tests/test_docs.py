@@ -11,17 +11,17 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
-from service.cli.main import app as command_line
-from service.contract.job.spec import JobSpec
-from service.contract.job.tasks import Task
-from service.contract.states import Phase, Reason
-from service.db.tables import Table
-from service.errors import ServiceError
-from service.main import create_app
-from service.settings import Settings
-from worker import settings as runner_settings
-from worker.evaluation.task import metrics, score_names
-from worker.settings import RunnerSettings
+from roadless.service.cli.main import app as command_line
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.job.tasks import Task
+from roadless.service.contract.states import Phase, Reason
+from roadless.service.db.tables import Table
+from roadless.service.errors import ServiceError
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
+from roadless.worker import settings as runner_settings
+from roadless.worker.evaluation.task import metrics, score_names
+from roadless.worker.settings import RunnerSettings
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(

@@ -16,7 +16,7 @@ from typing import BinaryIO, Self
 import httpx
 from pydantic import BaseModel
 
-from service.contract.reports.cluster import (
+from roadless.service.contract.reports.cluster import (
     AttemptBrief,
     AttemptEnded,
     Registered,
@@ -24,8 +24,8 @@ from service.contract.reports.cluster import (
     Sync,
     SyncReply,
 )
-from service.contract.reports.events import ReportReply
-from service.contract.uploads.datasets import DatasetContent
+from roadless.service.contract.reports.events import ReportReply
+from roadless.service.contract.uploads.datasets import DatasetContent
 
 _CONNECT_SECONDS = 3.0
 _READ_SECONDS = 10.0
@@ -122,7 +122,7 @@ class AttemptApi:
         return AttemptBrief.model_validate_json(response.content)
 
     def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
-        """Deliver events, each as JSON (``service.contract.reports.events.Report``), or a
+        """Deliver events, each as JSON (``roadless.service.contract.reports.events.Report``), or a
         heartbeat.
         """
         body = b'{"rank":%d,"events":[%b]}' % (rank, b",".join(events))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.contract.job.budget import BudgetSpec, Mode, Patience, Until
-from service.contract.states import Reason
-from worker.errors import DataInvalid
+from roadless.service.contract.job.budget import BudgetSpec, Mode, Patience, Until
+from roadless.service.contract.states import Reason
+from roadless.worker.errors import DataInvalid
 
 
 @dataclass(frozen=True)

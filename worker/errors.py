@@ -19,7 +19,7 @@
 Any other exception is a fault of ours or of the machine and ends the attempt as ``worker_error``.
 """
 
-from service.contract.states import Reason
+from roadless.service.contract.states import Reason
 
 
 class JobFailed(Exception):

@@ -1,4 +1,4 @@
-"""``python -m worker.head``: a private Ray head in the foreground, for one machine.
+"""``python -m roadless.worker.head``: a private Ray head in the foreground, for one machine.
 
 Prints one JSON line with its address and token file when it is up; on SIGTERM or SIGINT it ends
 with every process that it has started. ``roadless up`` starts it.
@@ -10,7 +10,7 @@ import signal
 import threading
 from pathlib import Path
 
-from worker.runner.ray_cluster import start_head
+from roadless.worker.runner.ray_cluster import start_head
 
 
 def main() -> None:

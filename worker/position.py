@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from service.contract.job.budget import BudgetSpec
-from worker.early_stopping import NOTHING_JUDGED, GoalRecord
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.worker.early_stopping import NOTHING_JUDGED, GoalRecord
 
 
 class Position(NamedTuple):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from worker.api import Away
+from roadless.worker.api import Away
 
 
 def insist(call: Callable[[], None], *, seconds: float) -> None:

@@ -17,9 +17,9 @@ from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import Event, Failed, Notice, Started
-from worker.errors import SecretUnavailable
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import Event, Failed, Notice, Started
+from roadless.worker.errors import SecretUnavailable
 
 HIDDEN = "***"
 #: A shorter line of a long value is no secret by itself, such as a bracket; nor is a shorter text

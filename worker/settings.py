@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, get_args
 
-from worker.data.sources.access import DataSources
-from worker.model.sources import ModelSources
-from worker.rank_launch import LaunchMethod
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import LaunchMethod
 
 _POLL_SECONDS = 0.1
 

@@ -8,16 +8,16 @@ from typing import cast
 import torch
 from torch import nn
 
-import optim
-from optim.core.positions import TwoPositions
-from service.contract.job.optimizers import OptimizerSpec, ScheduleFreeWrapperSpec
-from service.contract.job.spec import JobSpec
-from worker.data.base import DataSet
-from worker.distributed.activation_checkpointing import recompute_activations
-from worker.distributed.parallel import replicate, shard
-from worker.distributed.precision import set_precision
-from worker.distributed.process_group import Cluster
-from worker.evaluation.sets import HeldOutSets
+from roadless import optim
+from roadless.optim.core.positions import TwoPositions
+from roadless.service.contract.job.optimizers import OptimizerSpec, ScheduleFreeWrapperSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.data.base import DataSet
+from roadless.worker.distributed.activation_checkpointing import recompute_activations
+from roadless.worker.distributed.parallel import replicate, shard
+from roadless.worker.distributed.precision import set_precision
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.evaluation.sets import HeldOutSets
 
 
 @dataclass(frozen=True)

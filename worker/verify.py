@@ -1,4 +1,5 @@
-"""``python -m worker.verify FOLDER ...``: does a downloaded model score what its receipt says?
+"""``python -m roadless.worker.verify FOLDER ...``: does a downloaded model score what its receipt
+says?
 
 Loads an eval checkpoint in this process alone, evaluates it on the recorded held-out examples, and
 compares loss and metrics bit for bit. Prints a JSON line for each; exit status 0 only when all are
@@ -15,17 +16,17 @@ from pathlib import Path
 
 import torch
 
-from service.contract.checkpoint.manifest import EvaluationReceipt
-from service.contract.job.spec import JobSpec
-from worker.data.build import build_data
-from worker.data.sources.access import DataSources
-from worker.evaluation.evaluate import EvalResult, reevaluate
-from worker.evaluation.sets import build_held_out
-from worker.model.sources import ModelSources, wheel_of_this_process
-from worker.rank_launch import ENVIRONMENTS
-from worker.settings import RunnerSettings
-from worker.validation.reload import empty_model, fill, read_manifest
-from worker.wheels.environment import run_with_wheel
+from roadless.service.contract.checkpoint.manifest import EvaluationReceipt
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.data.build import build_data
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.evaluation.evaluate import EvalResult, reevaluate
+from roadless.worker.evaluation.sets import build_held_out
+from roadless.worker.model.sources import ModelSources, wheel_of_this_process
+from roadless.worker.rank_launch import ENVIRONMENTS
+from roadless.worker.settings import RunnerSettings
+from roadless.worker.validation.reload import empty_model, fill, read_manifest
+from roadless.worker.wheels.environment import run_with_wheel
 
 _NO_SOURCES = DataSources()
 
@@ -77,7 +78,7 @@ def main() -> None:
         run_with_wheel(
             arguments.wheel,
             root=environments,
-            module="worker.verify",
+            module="roadless.worker.verify",
             arguments=[*folders, *(f"--secret={name}" for name in arguments.secret)],
         )
     verdicts = [_is_equal(folder, settings, sources) for folder in arguments.folders]

@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from service.contract.job.models import ConvnetPreset
-from worker.data.builtin.digits import Digits
-from worker.data.sampler import global_indices, rank_slice
-from worker.model.build import build_model
+from roadless.service.contract.job.models import ConvnetPreset
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.data.sampler import global_indices, rank_slice
+from roadless.worker.model.build import build_model
 
 _SPEC = ConvnetPreset(kind="preset", name="convnet", width=48)
 

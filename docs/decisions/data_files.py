@@ -1,6 +1,6 @@
 """Figures of record 0014: reading an object store, preparing each format, and serving batches.
 
-Run ``PYTHONPATH=. .venv/bin/python docs/decisions/data_files.py``; needs the ``dev`` extra.
+Run ``.venv/bin/python docs/decisions/data_files.py``; needs the ``dev`` extra.
 """
 
 import json
@@ -22,13 +22,13 @@ from obstore.fsspec import register
 from obstore.store import S3Store
 from pydantic import TypeAdapter
 
-from service.contract.job.data import DataSpec
-from service.contract.job.models import ModelSpec
-from worker.data.base import DataSet
-from worker.data.build import build_data
-from worker.data.prefetch import Prefetch
-from worker.data.sampler import global_indices
-from worker.data.sources.access import DataSources
+from roadless.service.contract.job.data import DataSpec
+from roadless.service.contract.job.models import ModelSpec
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.build import build_data
+from roadless.worker.data.prefetch import Prefetch
+from roadless.worker.data.sampler import global_indices
+from roadless.worker.data.sources.access import DataSources
 
 ROWS, COLUMNS = 100_000, 20
 

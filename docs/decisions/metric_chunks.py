@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy import func, select
 
-from service.auth.tokens import Audience, mint
-from service.contract.job.spec import JobSpec
-from service.contract.reports.events import MAX_EVENTS_PER_REPORT
-from service.db.migrate import migrate
-from service.db.session import Database
-from service.db.tables import MetricChunkRow
-from service.jobs import actions
-from service.metrics import store
-from service.metrics.rollup import rollup
+from roadless.service.auth.tokens import Audience, mint
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.events import MAX_EVENTS_PER_REPORT
+from roadless.service.db.migrate import migrate
+from roadless.service.db.session import Database
+from roadless.service.db.tables import MetricChunkRow
+from roadless.service.jobs import actions
+from roadless.service.metrics import store
+from roadless.service.metrics.rollup import rollup
 
 _POINTS = 1_000_000
 _BUCKETS = 1250

@@ -19,12 +19,12 @@ import boto3
 import httpx
 import uvicorn
 
-from service.contract.ids import new_id
-from service.main import create_app
-from service.settings import Settings
-from service.storage.s3_blobs import S3Blobs
-from service.storage.s3_bucket import Bucket
-from worker.api import AttemptApi
+from roadless.service.contract.ids import new_id
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
+from roadless.service.storage.s3_blobs import S3Blobs
+from roadless.service.storage.s3_bucket import Bucket
+from roadless.worker.api import AttemptApi
 
 BLOB_BYTES = 64 << 20
 FILE_BYTES = 1 << 30

@@ -1,6 +1,6 @@
 """What secrets cost: sealing, opening, and hiding them in what a rank writes.
 
-Run: ``PYTHONPATH=. .venv/bin/python docs/decisions/secrets_cost.py``.
+Run: ``.venv/bin/python docs/decisions/secrets_cost.py``.
 """
 
 import secrets
@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from service.secrets.cipher import Cipher, new_key
-from worker.secrets import Redactor
+from roadless.service.secrets.cipher import Cipher, new_key
+from roadless.worker.secrets import Redactor
 
 LINE = "2026-01-01 00:00:00,000 INFO 128 samples of 1.2 MB were read from s3://bucket/data.parquet"
 

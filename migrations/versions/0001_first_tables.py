@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-import service.db.tables
+import roadless.service.db.tables
 
 revision = "0001"
 down_revision = None
@@ -23,7 +23,9 @@ def upgrade() -> None:
             sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
             nullable=False,
         ),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("project", "key", name=op.f("pk_idempotency_keys")),
     )
     op.create_table(
@@ -47,16 +49,24 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("losses_in_a_row", sa.Integer(), nullable=False),
-        sa.Column("deadline_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
+        sa.Column(
+            "deadline_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True
+        ),
         sa.Column("step", sa.BigInteger(), nullable=False),
         sa.Column("samples", sa.BigInteger(), nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
         sa.Column("wall_seconds", sa.Double(), nullable=False),
         sa.Column("gpu_seconds", sa.Double(), nullable=False),
-        sa.Column("last_heard_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("started_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("ended_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
+        sa.Column(
+            "last_heard_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True
+        ),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
+        sa.Column(
+            "started_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True
+        ),
+        sa.Column("ended_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     with op.batch_alter_table("jobs", schema=None) as batch_op:
@@ -72,8 +82,12 @@ def upgrade() -> None:
             sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
             nullable=False,
         ),
-        sa.Column("last_seen_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "last_seen_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runners")),
         sa.UniqueConstraint("name", name=op.f("uq_runners_name")),
     )
@@ -84,7 +98,9 @@ def upgrade() -> None:
         sa.Column("audience", sa.String(length=10), nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tokens")),
         sa.UniqueConstraint("name", name=op.f("uq_tokens_name")),
         sa.UniqueConstraint("sha256", name=op.f("uq_tokens_sha256")),
@@ -107,14 +123,22 @@ def upgrade() -> None:
             sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
             nullable=False,
         ),
-        sa.Column("lease_until", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "lease_until", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.Column("seen_alive", sa.Boolean(), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("first_step_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
-        sa.Column("ended_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
+        sa.Column(
+            "first_step_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True
+        ),
+        sa.Column("ended_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True),
         sa.Column("reason", sa.String(length=40), nullable=True),
         sa.Column("message", sa.Text(), nullable=True),
-        sa.Column("released_at", service.db.tables.UtcDateTime(timezone=True), nullable=True),
+        sa.Column(
+            "released_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=True
+        ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs")),
         sa.ForeignKeyConstraint(
             ["runner_id"], ["runners.id"], name=op.f("fk_attempts_runner_id_runners")
@@ -142,7 +166,9 @@ def upgrade() -> None:
             sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
             nullable=False,
         ),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_eval_points_job_id_jobs")),
         sa.PrimaryKeyConstraint("job_id", "fence", "step", name=op.f("pk_eval_points")),
     )
@@ -157,7 +183,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=40), nullable=False),
         sa.Column("project", sa.String(length=63), nullable=False),
         sa.Column("attempt_id", sa.String(length=40), nullable=True),
-        sa.Column("at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column("at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False),
         sa.Column("code", sa.String(length=100), nullable=False),
         sa.Column("message", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id_jobs")),
@@ -208,7 +234,9 @@ def upgrade() -> None:
             sa.JSON().with_variant(postgresql.JSONB(), "postgresql"),
             nullable=False,
         ),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.ForeignKeyConstraint(
             ["attempt_id"], ["attempts.id"], name=op.f("fk_checkpoints_attempt_id_attempts")
         ),

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-import service.db.tables
+import roadless.service.db.tables
 
 revision = "0002"
 down_revision = "0001"
@@ -19,8 +19,12 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("format", sa.String(length=20), nullable=False),
         sa.Column("state", sa.String(length=10), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("touched_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
+        sa.Column(
+            "touched_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_datasets")),
         sa.UniqueConstraint("project", "name", name=op.f("uq_datasets_project_name")),
     )

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-import service.db.tables
+import roadless.service.db.tables
 
 revision = "0005"
 down_revision = "0004"
@@ -18,8 +18,12 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("sealed", sa.LargeBinary(), nullable=False),
         sa.Column("key_id", sa.String(length=16), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
-        sa.Column("updated_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
+        sa.Column(
+            "updated_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("project", "name", name=op.f("pk_secrets")),
     )
     with op.batch_alter_table("secrets", schema=None) as batch_op:

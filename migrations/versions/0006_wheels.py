@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-import service.db.tables
+import roadless.service.db.tables
 
 revision = "0006"
 down_revision = "0005"
@@ -22,7 +22,9 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("is_stored", sa.Boolean(), nullable=False),
-        sa.Column("created_at", service.db.tables.UtcDateTime(timezone=True), nullable=False),
+        sa.Column(
+            "created_at", roadless.service.db.tables.UtcDateTime(timezone=True), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_wheels")),
     )
     with op.batch_alter_table("wheels", schema=None) as batch_op:

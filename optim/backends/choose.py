@@ -14,9 +14,9 @@ from typing import Protocol, cast
 from torch import Tensor
 from torch.nn import Parameter
 
-from optim.backends.form import Direction, Move, Tensors
-from optim.backends.repeat import Prepared
-from optim.numerics.sharding import local
+from roadless.optim.backends.form import Direction, Move, Tensors
+from roadless.optim.backends.repeat import Prepared
+from roadless.optim.numerics.sharding import local
 
 _log = logging.getLogger(__name__)
 _loaded_devices: set[str] = set()  #: by `load_kernels`
@@ -26,7 +26,7 @@ _loaded_devices: set[str] = set()  #: by `load_kernels`
 MIN_ELEMENTS = 2**20
 
 _PLAIN = frozenset({Tensor, Parameter})
-_HOMES = {"cpu": "optim.backends.numba_cpu", "cuda": "optim.backends.triton_gpu"}
+_HOMES = {"cpu": "roadless.optim.backends.numba_cpu", "cuda": "roadless.optim.backends.triton_gpu"}
 
 
 class Backend(Protocol):

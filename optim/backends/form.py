@@ -63,7 +63,7 @@ class Move:
 
 
 class Rounding(NamedTuple):
-    """Of one tensor's points: what `optim.numerics.rounding` needs to know."""
+    """Of one tensor's points: what `roadless.optim.numerics.rounding` needs to know."""
 
     #: In [0, 2⁶⁴).
     key: int
@@ -89,8 +89,8 @@ class Tensors:
     v: list[Tensor] = field(default_factory=list)
     #: m; written. Empty without a first moment.
     m: list[Tensor] = field(default_factory=list)
-    #: What narrow points lack (`optim.numerics.precision`), int16; written. Empty where nobody
-    #: keeps it.
+    #: What narrow points lack (`roadless.optim.numerics.precision`), int16; written. Empty where
+    #: nobody keeps it.
     low: list[Tensor] = field(default_factory=list)
     #: How narrow points are rounded. Empty for points that need no rounding.
     rounding: list[Rounding] = field(default_factory=list)

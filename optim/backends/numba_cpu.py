@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optim.backends import numba_kernels
-from optim.backends.form import Direction, Move, Tensors, numbers
-from optim.numerics.precision import working_dtype
+from roadless.optim.backends import numba_kernels
+from roadless.optim.backends.form import Direction, Move, Tensors, numbers
+from roadless.optim.numerics.precision import working_dtype
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
     """Do the update for all tensors in one parallel region.
 
     Every element is computed by itself, so the number of threads does not change a bit. Narrow
-    points are computed in float32 and rounded as `optim.numerics.rounding` rounds them.
+    points are computed in float32 and rounded as `roadless.optim.numerics.rounding` rounds them.
 
     Args:
         tensors: of one dtype; each row is one that `takes` accepts.
@@ -75,8 +75,8 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
         direction: how u comes from the gradients.
 
     >>> import torch
-    >>> from optim.backends.numba_cpu import run
-    >>> from optim.backends.form import Gradient, Move, Tensors
+    >>> from roadless.optim.backends.numba_cpu import run
+    >>> from roadless.optim.backends.form import Gradient, Move, Tensors
     >>> y, z, g = torch.ones(2), torch.ones(2), torch.ones(2)
     >>> move = Move(lr=0.5, lr_y=0.25, c=0.5)
     >>> run(Tensors([y], [g], z=[z]), move=move, direction=Gradient())

@@ -1,4 +1,4 @@
-"""The updates of `optim.backends.form` as loops that read and write each element once.
+"""The updates of `roadless.optim.backends.form` as loops that read and write each element once.
 
 A loop is one function for all dtypes; a job of a multi-tensor step is a table of addresses, which
 the threads of one parallel region share. Importing this module compiles nothing.
@@ -14,7 +14,8 @@ from numba.extending import intrinsic, overload
 
 #: Columns of a job: where the counter, the rows, the numbers are, and how many rows there are.
 COUNTER, ROWS, NUMBERS, NUM_ROWS, JOB_LENGTH = range(5)
-#: How many of `optim.backends.form.numbers` there are: s, those of the move, then a, those of Adam.
+#: How many of `roadless.optim.backends.form.numbers` there are: s, those of the move, then a, those
+#: of Adam.
 NUM_NUMBERS = 13
 
 #: The last columns of a row, after the addresses: that of the low part or 0, the key and the first
@@ -137,7 +138,7 @@ def _denominator(v: Any, a: Any) -> Any:
 
 @njit(**_OPTIONS)
 def _random_bits(key: Any, index: Any) -> Any:
-    """The 16 bits of `optim.numerics.rounding` for one element: a quarter of an output of
+    """The 16 bits of `roadless.optim.numerics.rounding` for one element: a quarter of an output of
     SplitMix64.
     """
     word = np.uint64(key) + np.uint64((index >> 2) + 1) * np.uint64(0x9E3779B97F4A7C15)

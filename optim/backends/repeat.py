@@ -11,11 +11,11 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from optim.backends.form import Direction, Move
+from roadless.optim.backends.form import Direction, Move
 
 
 class Prepared(Protocol):
-    """An update of tensors that stay where they are (``optim.backends.numba_cpu.Job``)."""
+    """An update of tensors that stay where they are (``roadless.optim.backends.numba_cpu.Job``)."""
 
     def run(self, gradients: Sequence[int], *, move: Move, direction: Direction) -> None:
         """Do it with the gradients at these addresses."""

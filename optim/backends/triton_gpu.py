@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optim.backends.form import Direction, Move, Tensors, numbers
+from roadless.optim.backends.form import Direction, Move, Tensors, numbers
 
 #: Elements of a block, and the warps that share them: eight elements a thread, so that every
 #: access is two of 16 bytes in float32 and enough of them are under way to fill the memory bus.

@@ -12,9 +12,9 @@ import torch
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optim.averaging import Counters, Pace
-from optim.core.positions import TwoPositions
-from optim.rules.base import Group, TensorList
+from roadless.optim.averaging import Counters, Pace
+from roadless.optim.core.positions import TwoPositions
+from roadless.optim.rules.base import Group, TensorList
 
 
 class AveragedOptimizer(TwoPositions):

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from optim.averaging import Counters, Pace, warmed_up
-from optim.backends.form import Move
-from optim.checks import require_at_least_zero
-from optim.core.engine import Engine
-from optim.rules.base import Batch, Group, State, TensorList
+from roadless.optim.averaging import Counters, Pace, warmed_up
+from roadless.optim.backends.form import Move
+from roadless.optim.checks import require_at_least_zero
+from roadless.optim.core.engine import Engine
+from roadless.optim.rules.base import Batch, Group, State, TensorList
 
 
 class Descent(Engine):

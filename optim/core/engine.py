@@ -2,16 +2,16 @@
 
 How the parts meet, for who adds one:
 
-* A **rule** (`optim.rules.base.Rule`, one small file) says how u comes from a gradient.
-* An optimizer **chooses its averaging by its base class**: `optim.core.descent.Descent` moves the
-  parameter itself, `optim.schedule_free.fast.FastScheduleFree` moves y and z around the average x.
-  Both are engines; they differ in `_move` and in where x is.
+* A **rule** (`roadless.optim.rules.base.Rule`, one small file) says how u comes from a gradient.
+* An optimizer **chooses its averaging by its base class**: `roadless.optim.core.descent.Descent`
+  moves the parameter itself, `roadless.optim.schedule_free.fast.FastScheduleFree` moves y and z
+  around the average x. Both are engines; they differ in `_move` and in where x is.
 * A named optimizer is a thin declaration: signature, ``rule``, and a docstring.
-* A **backend** (`optim.backends`) may take over the whole update of parameters: rule, decay and
-  averaging in one pass over memory. It is given tensors and the numbers of the step, from the
-  rule's ``kernel`` and the engine's ``_kernel_move``, and does what `_update_batch` does.
-* **Precision** (`optim.numerics.precision`) widens narrow parameters before, and rounds them after,
-  by the group's ``rounding_seed``.
+* A **backend** (`roadless.optim.backends`) may take over the whole update of parameters: rule,
+  decay and averaging in one pass over memory. It is given tensors and the numbers of the step, from
+  the rule's ``kernel`` and the engine's ``_kernel_move``, and does what `_update_batch` does.
+* **Precision** (`roadless.optim.numerics.precision`) widens narrow parameters before, and rounds
+  them after, by the group's ``rounding_seed``.
 """
 
 from abc import abstractmethod
@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.averaging import Pace
-from optim.backends.choose import is_worth_a_kernel, prepared, run_where_possible
-from optim.backends.form import Direction, Move, Rounding, Tensors
-from optim.backends.repeat import Repeat
-from optim.core.averaged_optimizer import AveragedOptimizer
-from optim.numerics.precision import is_narrow, keep_low_part, low_of, wide, working_dtype
-from optim.numerics.rounding import rounding_key, stochastically_round_into
-from optim.numerics.sharding import first_index
-from optim.rules.base import Batch, Group, Rule, State, TensorList
+from roadless.optim.averaging import Pace
+from roadless.optim.backends.choose import is_worth_a_kernel, prepared, run_where_possible
+from roadless.optim.backends.form import Direction, Move, Rounding, Tensors
+from roadless.optim.backends.repeat import Repeat
+from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.numerics.precision import is_narrow, keep_low_part, low_of, wide, working_dtype
+from roadless.optim.numerics.rounding import rounding_key, stochastically_round_into
+from roadless.optim.numerics.sharding import first_index
+from roadless.optim.rules.base import Batch, Group, Rule, State, TensorList
 
 #: Elements that one list operation touches per operand. On a CPU operands then stay in its cache;
 #: elsewhere temporaries stay small next to the parameters. A larger tensor goes alone.

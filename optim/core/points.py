@@ -55,7 +55,7 @@ def averaged_point(
         ValueError: a buffer is missing or has another shape.
 
     >>> import torch
-    >>> from optim import SGDScheduleFree, averaged_point
+    >>> from roadless.optim import SGDScheduleFree, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SGDScheduleFree([w], lr=0.5, momentum=0.5)
     >>> for _ in range(2):
@@ -90,7 +90,7 @@ def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterat
         ValueError: parameters are sharded and there is no model.
 
     >>> import torch
-    >>> from optim import SGDScheduleFree, at_average
+    >>> from roadless.optim import SGDScheduleFree, at_average
     >>> w = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SGDScheduleFree([w], lr=0.5, momentum=0.5)
     >>> for _ in range(2):

@@ -1,7 +1,7 @@
 """The two positions of the live parameters: y, where gradients are taken, and x, the average.
 
 Each group says in ``train_mode`` which of the two its parameters hold, so that the position is part
-of the state and is checked group by group. `optim.core.points` has the forms that need no
+of the state and is checked group by group. `roadless.optim.core.points` has the forms that need no
 remembering.
 """
 

@@ -1,8 +1,9 @@
 """Narrow parameters, wide arithmetic: steps are computed in float32, whatever the parameter is.
 
 A float16 or bfloat16 parameter is too coarse to remember a small step. What it shows is rounded
-stochastically (`optim.numerics.rounding`), so that gradients are right on average; where more must
-be remembered, the part that the rounding took away is kept beside it, in 16 bits per element.
+stochastically (`roadless.optim.numerics.rounding`), so that gradients are right on average; where
+more must be remembered, the part that the rounding took away is kept beside it, in 16 bits per
+element.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from optim.numerics.sharding import blocks, local
+from roadless.optim.numerics.sharding import blocks, local
 
 _NARROW = frozenset({torch.float16, torch.bfloat16})
 #: Parts that a unit in the last place is divided into; int16 holds just less than one unit.

@@ -7,7 +7,7 @@ repeats bit for bit on resume and for any split of the tensor over ranks.
 import torch
 from torch import Tensor
 
-from optim.numerics.sharding import blocks, element_index, first_index, local
+from roadless.optim.numerics.sharding import blocks, element_index, first_index, local
 
 _MASK = 2**64 - 1
 #: SplitMix64's constants: the increment (2⁶⁴ over the golden ratio) and the two multipliers.

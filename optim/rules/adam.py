@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 import torch
 
-from optim.backends import form
-from optim.checks import (
+from roadless.optim.backends import form
+from roadless.optim.checks import (
     require_above_zero,
     require_at_least_zero,
     require_ema_coefficient,
     require_inside_unit_interval,
     require_pair,
 )
-from optim.rules.base import Batch, Group, Rule, TensorList
-from optim.rules.moments import Ema, Policy, corrected_second
+from roadless.optim.rules.base import Batch, Group, Rule, TensorList
+from roadless.optim.rules.moments import Ema, Policy, corrected_second
 
 
 def check_betas(group: Group) -> None:

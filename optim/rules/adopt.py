@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from optim.rules.adam import check_betas, reciprocal_roots, remember_squares
-from optim.rules.base import Batch, Group, Rule, State, TensorList
-from optim.rules.moments import Ema, debiased_first, debiased_second
+from roadless.optim.rules.adam import check_betas, reciprocal_roots, remember_squares
+from roadless.optim.rules.base import Batch, Group, Rule, State, TensorList
+from roadless.optim.rules.moments import Ema, debiased_first, debiased_second
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a base rule is: how a direction u comes from a gradient and from what the rule remembers.
 
 One rule is one small file in this room. A rule knows nothing of averaging, precision or execution;
-`optim.core.engine` brings them together, and a backend may replace a rule's tensors by a kernel.
+`roadless.optim.core.engine` brings them together, and a backend may replace a rule's tensors by a
+kernel.
 """
 
 from abc import ABC, abstractmethod
@@ -11,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from optim.averaging import Pace
-from optim.backends.form import Direction
+from roadless.optim.averaging import Pace
+from roadless.optim.backends.form import Direction
 
 #: A parameter group of torch: its parameters, settings and counters.
 Group = dict[str, Any]
@@ -46,7 +47,8 @@ class Batch:
 class Rule(ABC):
     """A base update rule. Frozen: all memory is in the batch's states, all settings in its group.
 
-    To declare one: name the buffers, check the settings, compute u. See `optim.rules.adam`.
+    To declare one: name the buffers, check the settings, compute u. See
+    `roadless.optim.rules.adam`.
     """
 
     #: A parameter's first gradient only fills the buffers (`start`) and moves nothing.

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from optim.rules.adam import check_betas, reciprocal_roots, remember_squares
-from optim.rules.base import Batch, Group, Rule, TensorList
-from optim.rules.moments import debiased_first, debiased_second
+from roadless.optim.rules.adam import check_betas, reciprocal_roots, remember_squares
+from roadless.optim.rules.base import Batch, Group, Rule, TensorList
+from roadless.optim.rules.moments import debiased_first, debiased_second
 
 
 @dataclass(frozen=True, slots=True)

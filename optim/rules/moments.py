@@ -6,7 +6,7 @@ All are plain arithmetic on the settings of a group and the step number; no tens
 from collections.abc import Callable
 from typing import NamedTuple
 
-from optim.rules.base import Group
+from roadless.optim.rules.base import Group
 
 
 class Ema(NamedTuple):

@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
-from optim.backends.form import Direction
-from optim.rules.adam import Adam
-from optim.rules.base import Batch, Group, Rule, TensorList
-from optim.rules.moments import corrected_second
+from roadless.optim.backends.form import Direction
+from roadless.optim.rules.adam import Adam
+from roadless.optim.rules.base import Batch, Group, Rule, TensorList
+from roadless.optim.rules.moments import corrected_second
 
 _ADAM = Adam(second=corrected_second)
 #: The length of the moving average from which its variance can be computed at all.

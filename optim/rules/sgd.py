@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from optim.backends.form import Direction, Gradient
-from optim.rules.base import Batch, Group, Rule, TensorList
+from roadless.optim.backends.form import Direction, Gradient
+from roadless.optim.rules.base import Batch, Group, Rule, TensorList
 
 
 @dataclass(frozen=True, slots=True)

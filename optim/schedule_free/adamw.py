@@ -5,16 +5,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.rules.adam import Adam, check_inner_momentum, inner_first
-from optim.rules.base import Rule
-from optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.rules.adam import Adam, check_inner_momentum, inner_first
+from roadless.optim.rules.base import Rule
+from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class AdamWScheduleFree(FastScheduleFree):
     """AdamW that needs no schedule and no known end; x, the result, is good at every step.
 
     With g the gradient at y, λ = ``weight_decay``, (β, β₂) = ``betas``, t the step from 1, and γ, c
-    as in `optim.averaging.advance`::
+    as in `roadless.optim.averaging.advance`::
 
         v ← β₂ v + (1 - β₂) g²
         z ← z - γ (g / (√(v / (1 - β₂ᵗ)) + ε) + λ y)
@@ -26,9 +26,9 @@ class AdamWScheduleFree(FastScheduleFree):
 
         m ← μ m + (1 - μ) g,  m̂ = m / (1 - μᵗ)
 
-    The parameters hold y, where gradients are taken. Read x with `optim.averaged_point`, or put it
-    into the parameters for a while with `optim.at_average`. State per parameter: z, v
-    (``exp_avg_sq``) and, with μ above 0, m (``exp_avg``).
+    The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
+    or put it into the parameters for a while with `roadless.optim.at_average`. State per parameter:
+    z, v (``exp_avg_sq``) and, with μ above 0, m (``exp_avg``).
 
     Args:
         params: parameters, or dicts of groups, each with settings of its own.
@@ -52,7 +52,7 @@ class AdamWScheduleFree(FastScheduleFree):
     Example: the minimum of (w - 3)²/2, from 0. The first step has length γ, as in Adam.
 
     >>> import torch
-    >>> from optim import AdamWScheduleFree, averaged_point
+    >>> from roadless.optim import AdamWScheduleFree, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = AdamWScheduleFree([w], lr=0.5)
     >>> for _ in range(3):

@@ -5,26 +5,27 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.rules.adam import Adam, root_of_bias
-from optim.rules.base import Rule
-from optim.rules.moments import uncorrected_second
-from optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.rules.adam import Adam, root_of_bias
+from roadless.optim.rules.base import Rule
+from roadless.optim.rules.moments import uncorrected_second
+from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class AdamWScheduleFreePaper(FastScheduleFree):
-    """`optim.AdamWScheduleFree` with the bias correction in the learning rate, to repeat old runs.
+    """`roadless.optim.AdamWScheduleFree` with the bias correction in the learning rate, to repeat
+    old runs.
 
     With γ = ``lr`` · min(1, t / ``warmup_steps``) · √(1 - β₂ᵗ), in the decay and in the averaging
     weights too, which both are shrunk early on::
 
         z ← z - γ (g / (√v + ε) + λ y)
 
-    Arguments and errors are those of `optim.AdamWScheduleFree`.
+    Arguments and errors are those of `roadless.optim.AdamWScheduleFree`.
 
     Example: the minimum of (w - 3)²/2, from 0.
 
     >>> import torch
-    >>> from optim import AdamWScheduleFreePaper, averaged_point
+    >>> from roadless.optim import AdamWScheduleFreePaper, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = AdamWScheduleFreePaper([w], lr=0.5)
     >>> for _ in range(3):

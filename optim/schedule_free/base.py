@@ -1,18 +1,18 @@
 """What all schedule-free optimizers share: β and its changes, the pace, the way back from x to y.
 
-Nothing here knows whether x is stored (`optim.schedule_free.reference`) or not
-(`optim.schedule_free.fast`).
+Nothing here knows whether x is stored (`roadless.optim.schedule_free.reference`) or not
+(`roadless.optim.schedule_free.fast`).
 """
 
 from abc import abstractmethod
 
 from torch import Tensor
 
-from optim.averaging import Counters, Pace, advance
-from optim.checks import require_at_least_zero
-from optim.core.averaged_optimizer import AveragedOptimizer
-from optim.rules.base import Group as Group
-from optim.rules.base import TensorList as TensorList
+from roadless.optim.averaging import Counters, Pace, advance
+from roadless.optim.checks import require_at_least_zero
+from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.rules.base import Group as Group
+from roadless.optim.rules.base import TensorList as TensorList
 
 _SETTINGS = ("lr", "weight_decay", "warmup_steps", "r", "weight_lr_power")
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.core.points import is_at_average
-from optim.numerics.precision import is_narrow
-from optim.rules.base import Group, TensorList
-from optim.schedule_free.adamw import AdamWScheduleFree
-from optim.schedule_free.fast import FastScheduleFree
-from optim.schedule_free.radam import RAdamScheduleFree
-from optim.schedule_free.sgd import SGDScheduleFree
+from roadless.optim.core.points import is_at_average
+from roadless.optim.numerics.precision import is_narrow
+from roadless.optim.rules.base import Group, TensorList
+from roadless.optim.schedule_free.adamw import AdamWScheduleFree
+from roadless.optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.schedule_free.radam import RAdamScheduleFree
+from roadless.optim.schedule_free.sgd import SGDScheduleFree
 
 
 class _ClosureForm(FastScheduleFree):
@@ -49,7 +49,7 @@ class _ClosureForm(FastScheduleFree):
 
         Raises:
             ValueError: there is no closure, or a gradient is sparse.
-            RuntimeError: inside `optim.at_average`.
+            RuntimeError: inside `roadless.optim.at_average`.
         """
         if closure is None and any(float(group["lr"]) for group in self.param_groups):
             raise ValueError("step(): expected a closure, seen None")
@@ -103,7 +103,7 @@ class SGDScheduleFreeClosure(_ClosureForm, SGDScheduleFree):
 
     Equations and arguments are those of `SGDScheduleFree`; the published order is kept, in which
     ``weight_decay`` comes before ``momentum``. ``eval`` and ``train`` need not be called, and
-    `optim.averaged_point` returns the parameters as they are. State per parameter: z.
+    `roadless.optim.averaged_point` returns the parameters as they are. State per parameter: z.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -111,7 +111,7 @@ class SGDScheduleFreeClosure(_ClosureForm, SGDScheduleFree):
     Example: the minimum of (w - 3)²/2, from 0.
 
     >>> import torch
-    >>> from optim import SGDScheduleFreeClosure
+    >>> from roadless.optim import SGDScheduleFreeClosure
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = SGDScheduleFreeClosure([w], lr=0.5, momentum=0.9)
     >>> def closure():
@@ -154,13 +154,13 @@ class AdamWScheduleFreeClosure(_ClosureForm, AdamWScheduleFree):
     """`AdamWScheduleFree`, whose parameters hold x between steps; ``step`` must be given a closure.
 
     Equations, arguments and errors are those of `AdamWScheduleFree`. ``eval`` and ``train`` need
-    not be called, and `optim.averaged_point` returns the parameters as they are. State per
+    not be called, and `roadless.optim.averaged_point` returns the parameters as they are. State per
     parameter: z and v (``exp_avg_sq``).
 
     Example: the minimum of (w - 3)²/2, from 0.
 
     >>> import torch
-    >>> from optim import AdamWScheduleFreeClosure
+    >>> from roadless.optim import AdamWScheduleFreeClosure
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = AdamWScheduleFreeClosure([w], lr=0.5)
     >>> def closure():
@@ -180,14 +180,14 @@ class RAdamScheduleFreeClosure(_ClosureForm, RAdamScheduleFree):
     """`RAdamScheduleFree`, whose parameters hold x between steps; ``step`` must be given a closure.
 
     Equations, arguments and errors are those of `RAdamScheduleFree`. ``eval`` and ``train`` need
-    not be called, and `optim.averaged_point` returns the parameters as they are. State per
+    not be called, and `roadless.optim.averaged_point` returns the parameters as they are. State per
     parameter: z and v (``exp_avg_sq``).
 
     Example: the minimum of (w - 3)²/2, from 0; with ``silent_sgd_phase``, the first steps only
     measure v.
 
     >>> import torch
-    >>> from optim import RAdamScheduleFreeClosure
+    >>> from roadless.optim import RAdamScheduleFreeClosure
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = RAdamScheduleFreeClosure([w], lr=0.5)
     >>> def closure():

@@ -1,7 +1,7 @@
 """Schedule-free without storing x: y in the live parameter, z beside it, and nothing more.
 
-An engine (`optim.core.engine`) around any rule; the averaging is written once, below. Equations are
-spelled out in `optim.schedule_free.reference`.
+An engine (`roadless.optim.core.engine`) around any rule; the averaging is written once, below.
+Equations are spelled out in `roadless.optim.schedule_free.reference`.
 """
 
 from typing import ClassVar
@@ -9,19 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from optim.averaging import Pace
-from optim.backends.form import Move
-from optim.core.engine import Engine
-from optim.numerics.precision import keep_low_part, wide, working_dtype
-from optim.numerics.sharding import local
-from optim.rules.base import Batch, Group, State, TensorList
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim.averaging import Pace
+from roadless.optim.backends.form import Move
+from roadless.optim.core.engine import Engine
+from roadless.optim.numerics.precision import keep_low_part, wide, working_dtype
+from roadless.optim.numerics.sharding import local
+from roadless.optim.rules.base import Batch, Group, State, TensorList
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 
 class FastScheduleFree(Engine, ScheduleFreeOptimizer):
     """Schedule-free averaging around the direction of a base rule, x recovered on demand.
 
-    With u the rule's direction at y, λ the weight decay and γ, c from `optim.averaging`::
+    With u the rule's direction at y, λ the weight decay and γ, c from `roadless.optim.averaging`::
 
         z ← z - γ (u + λ y)
         y ← (1 - c) (y - (1-β) γ (u + λ y)) + c z

@@ -1,7 +1,7 @@
 """ScheduleFree+: schedule-free Adam whose learning rate is set by Polyak's rule, from the loss.
 
 It needs the value of the loss in every step. Written for reading, like
-`optim.schedule_free.reference`.
+`roadless.optim.schedule_free.reference`.
 """
 
 import math
@@ -15,16 +15,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.averaging import Counters, Pace, advance
-from optim.checks import (
+from roadless.optim.averaging import Counters, Pace, advance
+from roadless.optim.checks import (
     require_at_least_zero,
     require_ema_coefficient,
     require_inside_unit_interval,
     require_pair,
 )
-from optim.core.averaged_optimizer import AveragedOptimizer
-from optim.numerics.precision import working_dtype
-from optim.rules.base import Group, State, TensorList
+from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.numerics.precision import working_dtype
+from roadless.optim.rules.base import Group, State, TensorList
 
 
 class AdamCScheduleFreePlusPaper(AveragedOptimizer):
@@ -43,9 +43,10 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         y ← (1 - b) z + b x
 
     c is 1 for the first ``c_warmup`` steps, which are then forgotten, and after them as in
-    `optim.averaging.advance`. f - 0 stands for the distance to the optimum, so the loss should be
-    one whose least value is near 0. The parameters hold y; read x with `optim.averaged_point`.
-    State per parameter: x, z, m (``exp_avg``) and v (``exp_avg_sq``), at least in float32.
+    `roadless.optim.averaging.advance`. f - 0 stands for the distance to the optimum, so the loss
+    should be one whose least value is near 0. The parameters hold y; read x with
+    `roadless.optim.averaged_point`. State per parameter: x, z, m (``exp_avg``) and v
+    (``exp_avg_sq``), at least in float32.
 
     Args:
         params: parameters, or dicts of groups, each with settings of its own.
@@ -68,7 +69,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
     Example: the minimum of (w - 3)²/2, from 0, with no learning rate to choose.
 
     >>> import torch
-    >>> from optim import AdamCScheduleFreePlusPaper, averaged_point
+    >>> from roadless.optim import AdamCScheduleFreePlusPaper, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = AdamCScheduleFreePlusPaper([w])
     >>> for _ in range(30):

@@ -5,17 +5,17 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.rules.base import Rule
-from optim.rules.radam import RAdam
-from optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.rules.base import Rule
+from roadless.optim.rules.radam import RAdam
+from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class RAdamScheduleFree(FastScheduleFree):
     """Schedule-free AdamW whose learning rate is rectified instead of warmed up.
 
-    As `optim.AdamWScheduleFree` with γ = ``lr`` · rectification(β₂, t), in the step, the decay and
-    the averaging weights alike. While the rectification is not defined (for β₂ = 0.999 the first 4
-    steps), v is gathered and nothing moves.
+    As `roadless.optim.AdamWScheduleFree` with γ = ``lr`` · rectification(β₂, t), in the step, the
+    decay and the averaging weights alike. While the rectification is not defined (for β₂ = 0.999
+    the first 4 steps), v is gathered and nothing moves.
 
     Args:
         params: parameters, or dicts of groups, each with settings of its own.
@@ -25,7 +25,7 @@ class RAdamScheduleFree(FastScheduleFree):
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest γ so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; see `optim.AdamWScheduleFree`.
+        foreach: false takes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
         silent_sgd_phase: false takes plain gradient steps of the full ``lr`` while the
             rectification is not defined. Their weight in the average is that of the full rate, so
             that all later steps weigh as much as they.
@@ -36,7 +36,7 @@ class RAdamScheduleFree(FastScheduleFree):
     Example: the minimum of (w - 3)²/2, from 0. Step 5 is the first to move.
 
     >>> import torch
-    >>> from optim import RAdamScheduleFree, averaged_point
+    >>> from roadless.optim import RAdamScheduleFree, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = RAdamScheduleFree([w], lr=0.5)
     >>> for t in range(7):

@@ -1,8 +1,8 @@
 """Schedule-free spelled out, with x, y and z all stored: the text to read, the oracle to test by.
 
 Letters are those of the paper: z takes the steps, x is the average and the result, y is where
-gradients are taken. Slower and twice as large as `optim.schedule_free.sgd` and
-`optim.schedule_free.adamw`, which must agree.
+gradients are taken. Slower and twice as large as `roadless.optim.schedule_free.sgd` and
+`roadless.optim.schedule_free.adamw`, which must agree.
 
 Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682.
 """
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.averaging import Pace
-from optim.checks import require_inside_unit_interval
-from optim.numerics.precision import working_dtype
-from optim.rules.adam import check_betas, check_inner_momentum
-from optim.rules.base import Group, State, TensorList
-from optim.rules.radam import rectification
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim.averaging import Pace
+from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.numerics.precision import working_dtype
+from roadless.optim.rules.adam import check_betas, check_inner_momentum
+from roadless.optim.rules.base import Group, State, TensorList
+from roadless.optim.rules.radam import rectification
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 
 class _Reference(ScheduleFreeOptimizer):
@@ -71,12 +71,12 @@ class _Reference(ScheduleFreeOptimizer):
 
 
 class SGDScheduleFreeReference(_Reference):
-    """SGD around x, y, z: equations, arguments and errors of `optim.SGDScheduleFree`.
+    """SGD around x, y, z: equations, arguments and errors of `roadless.optim.SGDScheduleFree`.
 
     With u = g. ``foreach`` is accepted and has no effect. State per parameter: x, y, z.
 
     >>> import torch
-    >>> from optim import SGDScheduleFreeReference
+    >>> from roadless.optim import SGDScheduleFreeReference
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = SGDScheduleFreeReference([w], lr=0.5, momentum=0.9)
     >>> for _ in range(3):
@@ -121,14 +121,14 @@ class SGDScheduleFreeReference(_Reference):
 
 
 class AdamWScheduleFreeReference(_Reference):
-    """AdamW around x, y, z: equations, arguments and errors of `optim.AdamWScheduleFree`.
+    """AdamW around x, y, z: equations, arguments and errors of `roadless.optim.AdamWScheduleFree`.
 
     With u = g / (√(v / (1 - β₂ᵗ)) + ε). With ``decay_at_z`` the weight decay is evaluated at z: λ z
     in place of λ y. ``foreach`` is accepted and has no effect. State per parameter: x, y, z, v
     (``exp_avg_sq``) and, with ``inner_momentum``, m (``exp_avg``).
 
     >>> import torch
-    >>> from optim import AdamWScheduleFreeReference
+    >>> from roadless.optim import AdamWScheduleFreeReference
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = AdamWScheduleFreeReference([w], lr=0.5)
     >>> for _ in range(3):
@@ -197,13 +197,13 @@ def _mean(g: Tensor, state: State, mu: float, t: int) -> Tensor:
 
 
 class RAdamScheduleFreeReference(_Reference):
-    """RAdam around x, y, z: equations, arguments and errors of `optim.RAdamScheduleFree`.
+    """RAdam around x, y, z: equations, arguments and errors of `roadless.optim.RAdamScheduleFree`.
 
     ``foreach`` is accepted and has no effect. State per parameter: x, y, z and v (``exp_avg_sq``).
     The authors' library has no such form.
 
     >>> import torch
-    >>> from optim import RAdamScheduleFreeReference
+    >>> from roadless.optim import RAdamScheduleFreeReference
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = RAdamScheduleFreeReference([w], lr=0.5)
     >>> for _ in range(7):

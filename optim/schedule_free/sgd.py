@@ -5,24 +5,25 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.checks import require_inside_unit_interval
-from optim.rules.base import Group, Rule
-from optim.rules.sgd import SGD
-from optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.rules.base import Group, Rule
+from roadless.optim.rules.sgd import SGD
+from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class SGDScheduleFree(FastScheduleFree):
     """SGD that needs no schedule and no known end; x, the result, is good at every step.
 
     With g the gradient at y, λ = ``weight_decay``, β = ``momentum``, and γ, c as in
-    `optim.averaging.advance`::
+    `roadless.optim.averaging.advance`::
 
         z ← z - γ (g + λ y)
         x ← (1 - c) x + c z
         y ← (1 - β) z + β x
 
-    The parameters hold y, where gradients are taken. Read x with `optim.averaged_point`, or put it
-    into the parameters for a while with `optim.at_average`. State per parameter: z.
+    The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
+    or put it into the parameters for a while with `roadless.optim.at_average`. State per parameter:
+    z.
 
     Args:
         params: parameters, or dicts of groups, each with settings of its own.
@@ -44,7 +45,7 @@ class SGDScheduleFree(FastScheduleFree):
     all z.
 
     >>> import torch
-    >>> from optim import SGDScheduleFree, averaged_point
+    >>> from roadless.optim import SGDScheduleFree, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = SGDScheduleFree([w], lr=0.5, momentum=0.9)
     >>> for _ in range(3):

@@ -1,7 +1,7 @@
 """The frame of the wrappers: groups shared with a base, the order of a step, one state to save.
 
 The base keeps a state of its own, which nothing of ours is put into; the groups are shared, so that
-schedulers reach both. `optim.schedule_free.wrapper` says what is done with x, y and z.
+schedulers reach both. `roadless.optim.schedule_free.wrapper` says what is done with x, y and z.
 """
 
 import inspect
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from optim.averaging import Counters, advance
-from optim.checks import require_at_least_zero, require_inside_unit_interval
-from optim.core.descent import Descent
-from optim.core.positions import Group, TwoPositions
+from roadless.optim.averaging import Counters, advance
+from roadless.optim.checks import require_at_least_zero, require_inside_unit_interval
+from roadless.optim.core.descent import Descent
+from roadless.optim.core.positions import Group, TwoPositions
 
 State = dict[str, Any]
 Member = tuple[Tensor, Group]

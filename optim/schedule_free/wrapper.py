@@ -1,16 +1,17 @@
 """Schedule-free averaging around any torch optimizer: the base steps z, gradients are taken at y.
 
-The forms with the averaging built in (`optim.schedule_free.sgd`, `optim.schedule_free.adamw`, ...)
-are faster; this one goes around everything else, and around what is not written yet.
+The forms with the averaging built in (`roadless.optim.schedule_free.sgd`,
+`roadless.optim.schedule_free.adamw`, ...) are faster; this one goes around everything else, and
+around what is not written yet.
 """
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from optim.core.positions import Group
-from optim.numerics.sharding import local
-from optim.schedule_free.wrapped_base import AveragedBase, State
+from roadless.optim.core.positions import Group
+from roadless.optim.numerics.sharding import local
+from roadless.optim.schedule_free.wrapped_base import AveragedBase, State
 
 
 class ScheduleFreeWrapper(AveragedBase):
@@ -18,16 +19,16 @@ class ScheduleFreeWrapper(AveragedBase):
 
     With B one step of the base from z with the gradient at y, λ = ``weight_decay_at_y``,
     β = ``momentum``, γ the group's ``lr`` (times its ``d``, where the base keeps one, as Prodigy
-    does), and c as in `optim.averaging.advance`::
+    does), and c as in `roadless.optim.averaging.advance`::
 
         z ← B(z - lr λ y)
         x ← (1 - c) x + c z
         y ← (1 - β) z + β x
 
-    The parameters hold y, where gradients are taken. Read x with `optim.averaged_point`, or put it
-    into the parameters for a while with `optim.at_average`. The base's own momentum may be turned
-    off, as β takes its place. State per parameter: z, beside the base's own; in a step one
-    temporary as large as the largest parameter.
+    The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
+    or put it into the parameters for a while with `roadless.optim.at_average`. The base's own
+    momentum may be turned off, as β takes its place. State per parameter: z, beside the base's own;
+    in a step one temporary as large as the largest parameter.
 
     Args:
         base: any optimizer whose ``step`` needs no closure, with ``lr`` in its groups. It is the
@@ -43,7 +44,7 @@ class ScheduleFreeWrapper(AveragedBase):
     Example: the minimum of (w - 3)²/2, from 0, under RMSprop.
 
     >>> import torch
-    >>> from optim import ScheduleFreeWrapper, averaged_point
+    >>> from roadless.optim import ScheduleFreeWrapper, averaged_point
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ScheduleFreeWrapper(torch.optim.RMSprop([w], lr=0.1), momentum=0.9)
     >>> for _ in range(3):
@@ -136,7 +137,7 @@ class ScheduleFreeWrapperReference(AveragedBase):
     gradient rests, as in all optimizers here; the published reference averages it all the same.
 
     >>> import torch
-    >>> from optim import ScheduleFreeWrapperReference
+    >>> from roadless.optim import ScheduleFreeWrapperReference
     >>> w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     >>> optimizer = ScheduleFreeWrapperReference(torch.optim.RMSprop([w], lr=0.1), momentum=0.9)
     >>> for _ in range(3):

@@ -1,7 +1,7 @@
 """Learning-rate schedules as arrays, by class and by name; numpy only."""
 
-from optim.schedules.by_name import named_schedule, rates
-from optim.schedules.schedules import (
+from roadless.optim.schedules.by_name import named_schedule, rates
+from roadless.optim.schedules.schedules import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,

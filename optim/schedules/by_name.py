@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optim.schedules.schedules import (
+from roadless.optim.schedules.schedules import (
     ConstantSchedule,
     CosineSchedule,
     PiecewiseConstantSchedule,

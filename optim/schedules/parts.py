@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from optim.checks import require_above_zero, require_at_least_zero
-from optim.theory.rows import Floats, require_whole_number
+from roadless.optim.checks import require_above_zero, require_at_least_zero
+from roadless.optim.theory.rows import Floats, require_whole_number
 
 DecayType = Literal["linear", "sqrt"]
 PartT = TypeVar("PartT", "Warmup", "Cooldown")

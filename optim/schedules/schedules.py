@@ -17,10 +17,10 @@ from typing import Any, ClassVar, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from optim.checks import require_above_zero, require_at_least_zero
-from optim.schedules.parts import Cooldown, DecayType, End, Warmup, read_part
-from optim.theory.bounds import Kind, bounds_at, optimal_base, split_bound
-from optim.theory.rows import (
+from roadless.optim.checks import require_above_zero, require_at_least_zero
+from roadless.optim.schedules.parts import Cooldown, DecayType, End, Warmup, read_part
+from roadless.optim.theory.bounds import Kind, bounds_at, optimal_base, split_bound
+from roadless.optim.theory.rows import (
     Floats,
     Horizons,
     checked_horizons,
@@ -128,7 +128,8 @@ class ScheduleBase(ABC):
         type: Kind = "refined",
         return_split: bool = False,
     ) -> Any:
-        """Bound the loss after T steps of this schedule (`optim.theory.bounds.split_bound`).
+        """Bound the loss after T steps of this schedule
+        (`roadless.optim.theory.bounds.split_bound`).
 
         Args:
             grad_norms: G_t, >= 0; one for all steps or one a rate.

@@ -1,11 +1,11 @@
 """Checks of SOAP's settings: each says what was expected and what was seen."""
 
-from optim.checks import (
+from roadless.optim.checks import (
     require_at_least_zero,
     require_ema_coefficient,
     require_pair,
 )
-from optim.rules.base import Group
+from roadless.optim.rules.base import Group
 
 _CHOICES = {
     "data_format": ("channels_first", "channels_last"),

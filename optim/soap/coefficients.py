@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from optim.rules.base import Group
-from optim.rules.moments import debiased, palm_beta2
+from roadless.optim.rules.base import Group
+from roadless.optim.rules.moments import debiased, palm_beta2
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""HeavyBall's six SOAP optimizers by name: `optim.SOAP` with the arguments and defaults of 0.7.4.
+"""HeavyBall's six SOAP optimizers by name: `roadless.optim.SOAP` with the arguments and defaults of
+0.7.4.
 
 Each says what it is; all share what is right here and was wrong there, measured on 0.7.4:
 
@@ -10,8 +11,8 @@ Each says what it is; all share what is right here and was wrong there, measured
 * ``warmup_steps=0`` there divides by zero; here it is no warmup.
 * The generator of scheduled updates there is not saved. Here they are spread evenly, without one.
 * Where a gradient leaves the basis open (a null space, equal eigenvalues) a rule chooses it here,
-  there LAPACK; and where rotation leaves nothing but rounding nothing moves: `optim.SOAP`.
-* Merged dimensions there can be out of order: `optim.soap.layout.merged`.
+  there LAPACK; and where rotation leaves nothing but rounding nothing moves: `roadless.optim.SOAP`.
+* Merged dimensions there can be out of order: `roadless.optim.soap.layout.merged`.
 * ``r``, ``normalize_grads``, ``data_format`` and ``correct_bias`` there have no effect.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.soap.optimizer import SOAP, ScheduleFreeSOAP, arguments_of
+from roadless.optim.soap.optimizer import SOAP, ScheduleFreeSOAP, arguments_of
 
 #: β, or β and a second number that is not used, as in HeavyBall.
 Betas = tuple[float | None, float | None]
@@ -29,11 +30,11 @@ Betas = tuple[float | None, float | None]
 class ForeachSOAP(SOAP):
     """SOAP with constant β₂, its bases refreshed every ``precondition_frequency`` steps.
 
-    Equations, arguments and errors are those of `optim.SOAP`; differences from HeavyBall 0.7.4 are
-    listed in `optim.soap.heavyball`.
+    Equations, arguments and errors are those of `roadless.optim.SOAP`; differences from HeavyBall
+    0.7.4 are listed in `roadless.optim.soap.heavyball`.
 
     >>> import torch
-    >>> from optim import ForeachSOAP
+    >>> from roadless.optim import ForeachSOAP
     >>> w = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
     >>> optimizer = ForeachSOAP([w], lr=0.5)
     >>> for _ in range(4):
@@ -66,7 +67,7 @@ class ForeachSOAP(SOAP):
 
 
 class PrecondScheduleForeachSOAP(SOAP):
-    """`ForeachSOAP`, its bases refreshed ever more rarely: `optim.soap.schedule`.
+    """`ForeachSOAP`, its bases refreshed ever more rarely: `roadless.optim.soap.schedule`.
 
     ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
     """

@@ -11,12 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from optim.rules.base import State
-from optim.soap.basis import eigenbasis, refreshed
-from optim.soap.coefficients import Coefficients
-from optim.soap.factors import update_factors
-from optim.soap.layout import Layout
-from optim.soap.rotation import carry, rotate, rotate_back
+from roadless.optim.rules.base import State
+from roadless.optim.soap.basis import eigenbasis, refreshed
+from roadless.optim.soap.coefficients import Coefficients
+from roadless.optim.soap.factors import update_factors
+from roadless.optim.soap.layout import Layout
+from roadless.optim.soap.rotation import carry, rotate, rotate_back
 
 
 def begin(g: Tensor, layout: Layout, *, has_momentum: bool) -> State:

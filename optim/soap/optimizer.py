@@ -6,12 +6,12 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optim.core.descent import Descent
-from optim.rules.base import Group, Rule
-from optim.schedule_free.base import ScheduleFreeOptimizer
-from optim.schedule_free.fast import FastScheduleFree
-from optim.soap.rule import SoapRule
-from optim.soap.schedule import timing_of
+from roadless.optim.core.descent import Descent
+from roadless.optim.rules.base import Group, Rule
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim.schedule_free.fast import FastScheduleFree
+from roadless.optim.soap.rule import SoapRule
+from roadless.optim.soap.schedule import timing_of
 
 
 class SOAP(Descent):
@@ -27,9 +27,10 @@ class SOAP(Descent):
         L ← β L + (1 - β) g gᵀ,  R ← β R + (1 - β) gᵀ g
         now and then: Q_L, Q_R ← one power iteration nearer to the eigenvectors of L, R
 
-    All averages are unbiased at every step (`optim.rules.moments.debiased`). A tensor's first
-    gradient starts its bases and moves nothing; steps of a group count from the next one. Moments
-    and bases are float32, or float64 for float64 parameters. State per rotated dimension of size n:
+    All averages are unbiased at every step (`roadless.optim.rules.moments.debiased`). A tensor's
+    first gradient starts its bases and moves nothing; steps of a group count from the next one.
+    Moments and bases are float32, or float64 for float64 parameters. State per rotated dimension of
+    size n:
     two matrices n x n; and per parameter m and v.
 
     Other CPUs, thread counts and numbers of ranks add up in another order, so their gradients and
@@ -54,22 +55,23 @@ class SOAP(Descent):
         weight_decay: λ, >= 0, decoupled, multiplied by γ.
         precondition_frequency: steps from one refresh of the bases to the next, >= 1.
         max_precond_dim: dimensions larger than this are not rotated, >= 1.
-        merge_dims: merge small dimensions first: `optim.soap.layout.merged`.
+        merge_dims: merge small dimensions first: `roadless.optim.soap.layout.merged`.
         precondition_1d: rotate vectors too; otherwise they get plain Adam.
         normalize_grads: divide each direction by its root mean square.
         data_format: "channels_last" when 4-D weights are stored as (out, height, width, in).
         correct_bias: make the averages of moments unbiased; false starts them at 0, as they are.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         gradient_clip_val: clip each tensor's gradient at this fraction of the tensor's norm, >= 0;
-            0 does not clip: `optim.soap.clipping`.
-        schedule_free: average as `optim.AdamWScheduleFree` does: z moves by the direction with ĝ in
-            place of m̂, parameters hold y, the result is x.
+            0 does not clip: `roadless.optim.soap.clipping`.
+        schedule_free: average as `roadless.optim.AdamWScheduleFree` does: z moves by the direction
+            with ĝ in place of m̂, parameters hold y, the result is x.
         r: power of the step in the averaging weight, >= 0.
         weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
-        palm_beta2: let β₂ grow with the age of the tensor: `optim.rules.moments.palm_beta2`.
+        palm_beta2: let β₂ grow with the age of the tensor:
+            `roadless.optim.rules.moments.palm_beta2`.
         beta2_scale: its exponent, >= 0.
-        precond_schedule: refresh ever more rarely, by `optim.soap.schedule`, in place of every
-            ``precondition_frequency`` steps.
+        precond_schedule: refresh ever more rarely, by `roadless.optim.soap.schedule`, in place of
+            every ``precondition_frequency`` steps.
         precond_scheduler: power and exponent of that schedule.
         precond_timing: "even" spreads refreshes evenly, "chance" draws lots.
         precond_seed: of the lots.
@@ -81,7 +83,7 @@ class SOAP(Descent):
     cannot see its axes. With the same rate ``torch.optim.AdamW`` is at 0.078.
 
     >>> import torch
-    >>> from optim import SOAP
+    >>> from roadless.optim import SOAP
     >>> w = torch.nn.Parameter(torch.tensor([[3.0, -2.0], [1.0, 2.0]], dtype=torch.float64))
     >>> valley = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=torch.float64)
     >>> optimizer = SOAP([w], lr=0.1, weight_decay=0)

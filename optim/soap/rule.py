@@ -6,22 +6,23 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from optim.checks import require_inside_unit_interval
-from optim.numerics.sharding import part_of, whole
-from optim.rules.base import Batch, Group, Rule, State, TensorList
-from optim.soap.checks import check_soap
-from optim.soap.clipping import clip_adaptively
-from optim.soap.coefficients import coefficients_of
-from optim.soap.layout import Layout, layout_of
-from optim.soap.matrix import begin, direction, learn, turn
-from optim.soap.schedule import timing_of
+from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.numerics.sharding import part_of, whole
+from roadless.optim.rules.base import Batch, Group, Rule, State, TensorList
+from roadless.optim.soap.checks import check_soap
+from roadless.optim.soap.clipping import clip_adaptively
+from roadless.optim.soap.coefficients import coefficients_of
+from roadless.optim.soap.layout import Layout, layout_of
+from roadless.optim.soap.matrix import begin, direction, learn, turn
+from roadless.optim.soap.schedule import timing_of
 
 _layout_of = cache(layout_of)
 
 
 @dataclass(frozen=True, slots=True)
 class SoapRule(Rule):
-    """Adam in the eigenbasis of Shampoo's factors; the equations are those of `optim.soap.matrix`.
+    """Adam in the eigenbasis of Shampoo's factors; the equations are those of
+    `roadless.optim.soap.matrix`.
 
     A tensor's first gradient teaches its basis and moves nothing. In each later step the direction
     is found in the basis of before, then the factors learn the gradient, and the basis is refreshed

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-from optim.rules.base import Group
+from roadless.optim.rules.base import Group
 
 #: Of 1/f(s) summed up: less than this much behind the count of steps is no reason to skip one.
 #: Already 1/f(2) is 1 - 1e-9, which a bare floor takes for a missed update, as HeavyBall 3 does.

@@ -1,6 +1,6 @@
 """The convex bound on the loss under a schedule, and its fit to a run; numpy only."""
 
-from optim.theory.bounds import (
+from roadless.optim.theory.bounds import (
     BoundTerms,
     averaged_bounds_at,
     averaging_weights,
@@ -13,7 +13,7 @@ from optim.theory.bounds import (
     split_schedule_free_bound,
     tuned_schedule_free,
 )
-from optim.theory.fitting import DistanceFit, LossFit, fit_distance, fit_losses
+from roadless.optim.theory.fitting import DistanceFit, LossFit, fit_distance, fit_losses
 
 __all__ = [
     "BoundTerms",

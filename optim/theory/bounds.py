@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from optim.checks import require_above_zero, require_at_least_zero
-from optim.theory.rows import (
+from roadless.optim.checks import require_above_zero, require_at_least_zero
+from roadless.optim.theory.rows import (
     Floats,
     Horizons,
     checked_horizons,

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from optim.checks import require_above_zero
-from optim.theory.rows import Floats, checked_row
+from roadless.optim.checks import require_above_zero
+from roadless.optim.theory.rows import Floats, checked_row
 
 Method = Literal["least-squares", "huber"]
 METHODS: tuple[Method, ...] = ("least-squares", "huber")

@@ -7,13 +7,13 @@ import anyio.to_thread
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from service.attempts import store
-from service.attempts.leases import LeaseKeeper
-from service.auth.dependencies import bearer_token
-from service.db.session import Database
-from service.db.tables import AttemptRow
-from service.errors import Fenced, Unauthenticated
-from service.http.dependencies import Db, ReportLimiter
+from roadless.service.attempts import store
+from roadless.service.attempts.leases import LeaseKeeper
+from roadless.service.auth.dependencies import bearer_token
+from roadless.service.db.session import Database
+from roadless.service.db.tables import AttemptRow
+from roadless.service.errors import Fenced, Unauthenticated
+from roadless.service.http.dependencies import Db, ReportLimiter
 
 
 async def require_attempt(request: Request, db: Db, limiter: ReportLimiter) -> str:

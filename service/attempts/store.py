@@ -6,10 +6,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, delete, select
 from sqlalchemy.orm import Session
 
-from service.attempts.supersede import cutoffs
-from service.auth.tokens import digest
-from service.db.tables import AttemptRow, CheckpointRow, EvalPointRow, JobRow, RankRow
-from service.errors import NotFound
+from roadless.service.attempts.supersede import cutoffs
+from roadless.service.auth.tokens import digest
+from roadless.service.db.tables import AttemptRow, CheckpointRow, EvalPointRow, JobRow, RankRow
+from roadless.service.errors import NotFound
 
 
 def insert(

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from service.auth import store
-from service.auth.tokens import Audience, mint
-from service.db.session import Database
+from roadless.service.auth import store
+from roadless.service.auth.tokens import Audience, mint
+from roadless.service.db.session import Database
 
 #: Token name -> (audience, file in the home folder).
 FIRST_TOKENS = {

@@ -7,10 +7,10 @@ import anyio
 import anyio.to_thread
 from fastapi import Depends, Request
 
-from service.auth import store
-from service.auth.tokens import Audience
-from service.errors import Unauthenticated
-from service.http.dependencies import Db, ReportLimiter
+from roadless.service.auth import store
+from roadless.service.auth.tokens import Audience
+from roadless.service.errors import Unauthenticated
+from roadless.service.http.dependencies import Db, ReportLimiter
 
 COOKIE = "roadless_token"
 _SAFE_METHODS = {"GET", "HEAD"}

@@ -3,10 +3,10 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.auth.tokens import Audience, digest
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.db.tables import TokenRow
+from roadless.service.auth.tokens import Audience, digest
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.db.tables import TokenRow
 
 
 def project_of_token(session: Session, token: str, audience: Audience) -> str | None:

@@ -4,11 +4,11 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.checkpoints import store
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.db.tables import CheckpointRow, JobRow
-from service.errors import Conflict
-from service.events import store as events
+from roadless.service.checkpoints import store
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.db.tables import CheckpointRow, JobRow
+from roadless.service.errors import Conflict
+from roadless.service.events import store as events
 
 
 def pin(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
-from service.errors import RangeNotSatisfiable
+from roadless.service.errors import RangeNotSatisfiable
 
 _SINGLE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 

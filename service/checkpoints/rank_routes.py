@@ -6,15 +6,15 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.attempts.access import AttemptToken, open_attempt
-from service.checkpoints import store
-from service.checkpoints.keys import blob_key
-from service.contract.checkpoint.manifest import FILE_NAME_PATTERN, Manifest
-from service.contract.ids import CHECKPOINT_ID_PATTERN
-from service.db.session import Database
-from service.errors import Invalid, NotFound
-from service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter
-from service.storage.intake import Arrived, Intake, Target
+from roadless.service.attempts.access import AttemptToken, open_attempt
+from roadless.service.checkpoints import store
+from roadless.service.checkpoints.keys import blob_key
+from roadless.service.contract.checkpoint.manifest import FILE_NAME_PATTERN, Manifest
+from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN
+from roadless.service.db.session import Database
+from roadless.service.errors import Invalid, NotFound
+from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter
+from roadless.service.storage.intake import Arrived, Intake, Target
 
 router = APIRouter(
     prefix="/internal/v1/attempts/{attempt_id}/checkpoints/{checkpoint_id}/files/{name}",

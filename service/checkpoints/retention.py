@@ -11,14 +11,14 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.attempts.store import require_job
-from service.checkpoints import store
-from service.checkpoints.keys import folder, ids_of
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.db.session import Database
-from service.db.tables import CheckpointRow
-from service.errors import NotFound, Unavailable
-from service.storage.blobs import LONGEST_PUT, REST, BlobStore
+from roadless.service.attempts.store import require_job
+from roadless.service.checkpoints import store
+from roadless.service.checkpoints.keys import folder, ids_of
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.db.session import Database
+from roadless.service.db.tables import CheckpointRow
+from roadless.service.errors import NotFound, Unavailable
+from roadless.service.storage.blobs import LONGEST_PUT, REST, BlobStore
 
 log = logging.getLogger(__name__)
 

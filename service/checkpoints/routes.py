@@ -5,22 +5,22 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from service.attempts.store import require_job
-from service.auth.dependencies import Project
-from service.checkpoints import actions, store
-from service.checkpoints.download import parse_range, tar_size, tar_stream
-from service.checkpoints.keys import blob_key
-from service.checkpoints.retention import delete_files, folder_of
-from service.checkpoints.views import checkpoint_resource
-from service.clock import utc_now
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.resources import Checkpoint, Page
-from service.db.session import Database
-from service.db.tables import CheckpointRow
-from service.errors import Invalid, NotFound
-from service.http.dependencies import Blobs, Db
-from service.http.paging import Limit, page_of
-from service.storage.blobs import BlobStore
+from roadless.service.attempts.store import require_job
+from roadless.service.auth.dependencies import Project
+from roadless.service.checkpoints import actions, store
+from roadless.service.checkpoints.download import parse_range, tar_size, tar_stream
+from roadless.service.checkpoints.keys import blob_key
+from roadless.service.checkpoints.retention import delete_files, folder_of
+from roadless.service.checkpoints.views import checkpoint_resource
+from roadless.service.clock import utc_now
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.resources import Checkpoint, Page
+from roadless.service.db.session import Database
+from roadless.service.db.tables import CheckpointRow
+from roadless.service.errors import Invalid, NotFound
+from roadless.service.http.dependencies import Blobs, Db
+from roadless.service.http.paging import Limit, page_of
+from roadless.service.storage.blobs import BlobStore
 
 router = APIRouter(tags=["checkpoints"])
 

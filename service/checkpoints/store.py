@@ -9,14 +9,18 @@ from datetime import datetime
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.attempts.store import is_live
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.checkpoint.retention import Stored, superfluous_evals, superfluous_states
-from service.contract.job.evaluation import CheckpointsSpec
-from service.contract.reports.events import CheckpointSaved
-from service.contract.states import TERMINAL, Reason
-from service.db.tables import AttemptRow, CheckpointRow, JobRow
-from service.errors import Invalid, NotFound
+from roadless.service.attempts.store import is_live
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.checkpoint.retention import (
+    Stored,
+    superfluous_evals,
+    superfluous_states,
+)
+from roadless.service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.reports.events import CheckpointSaved
+from roadless.service.contract.states import TERMINAL, Reason
+from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
+from roadless.service.errors import Invalid, NotFound
 
 
 def insert(session: Session, event: CheckpointSaved, *, attempt: AttemptRow, now: datetime) -> None:

@@ -1,9 +1,9 @@
 """Rows to resources."""
 
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.spec import JobSpec
-from service.contract.resources import Checkpoint
-from service.db.tables import CheckpointRow
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.resources import Checkpoint
+from roadless.service.db.tables import CheckpointRow
 
 
 def checkpoint_resource(row: CheckpointRow, *, with_spec: bool = False) -> Checkpoint:

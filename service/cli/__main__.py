@@ -1,5 +1,5 @@
-"""``python -m service.cli``."""
+"""``python -m roadless.service.cli``."""
 
-from service.cli.main import main
+from roadless.service.cli.main import main
 
 main()

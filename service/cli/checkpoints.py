@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from service.client.client import Client, ClientError
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.resources import Checkpoint
+from roadless.service.client.client import Client, ClientError
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.resources import Checkpoint
 
 app = typer.Typer(help="List, pin, delete and export checkpoints.", no_args_is_help=True)
 err = Console(stderr=True)
@@ -115,7 +115,7 @@ def _export(folder: Path, out: Path, *, to: Format, wheel: Path | None) -> int:
     arguments = [str(folder), str(out), "--to", to]
     if wheel is not None:
         arguments += ["--wheel", str(wheel)]
-    command = [sys.executable, "-m", "worker.export", *arguments]
+    command = [sys.executable, "-m", "roadless.worker.export", *arguments]
     return subprocess.run(command, check=False).returncode
 
 

@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from service.client.client import Client
-from service.client.datasets import Datasets
-from service.contract.job.data import Format
-from service.contract.uploads.datasets import Dataset
+from roadless.service.client.client import Client
+from roadless.service.client.datasets import Datasets
+from roadless.service.contract.job.data import Format
+from roadless.service.contract.uploads.datasets import Dataset
 
 app = typer.Typer(help="Upload data for jobs to train on.", no_args_is_help=True)
 err = Console(stderr=True)

@@ -16,18 +16,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.cli import checkpoints, datasets, secrets, wheels
-from service.cli import up as local
-from service.cli.checkpoints import download
-from service.cli.theory import plan_tables, theory_tables
-from service.cli.watch import watch as watch_job
-from service.client import client as sdk
-from service.client.client import ApiError, Client, ClientError
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.requests import Extend
-from service.contract.resources import Job
-from service.contract.states import Phase
-from service.contract.theory.analysis import Norms
+from roadless.service.cli import checkpoints, datasets, secrets, wheels
+from roadless.service.cli import up as local
+from roadless.service.cli.checkpoints import download
+from roadless.service.cli.theory import plan_tables, theory_tables
+from roadless.service.cli.watch import watch as watch_job
+from roadless.service.client import client as sdk
+from roadless.service.client.client import ApiError, Client, ClientError
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.requests import Extend
+from roadless.service.contract.resources import Job
+from roadless.service.contract.states import Phase
+from roadless.service.contract.theory.analysis import Norms
 
 FAILED, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from service.client.client import Client
-from service.client.secrets import Secrets
-from service.contract.secrets import Secret
+from roadless.service.client.client import Client
+from roadless.service.client.secrets import Secrets
+from roadless.service.contract.secrets import Secret
 
 app = typer.Typer(help="Keep credentials for jobs that name them.", no_args_is_help=True)
 

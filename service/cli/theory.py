@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.contract.theory.analysis import Extension, Theory, TheoryPoint
-from service.contract.theory.plan import Candidate, Plan
+from roadless.service.contract.theory.analysis import Extension, Theory, TheoryPoint
+from roadless.service.contract.theory.plan import Candidate, Plan
 
 #: The most evaluations in a table; of more, an even choice with the first and the last one.
 MAX_ROWS = 12

@@ -42,9 +42,9 @@ Say = Callable[[str], None]
 class Modules:
     """What is started, as names for ``python -m``."""
 
-    ray: str = "worker.head"
-    service: str = "service.main"
-    runner: str = "worker.runner"
+    ray: str = "roadless.worker.head"
+    service: str = "roadless.service.main"
+    runner: str = "roadless.worker.runner"
 
 
 @dataclass(frozen=True, kw_only=True)

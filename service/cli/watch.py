@@ -15,9 +15,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from service.client.client import ApiError, Client, Unreachable
-from service.contract.resources import CurvePoint, Job
-from service.contract.states import TERMINAL, Phase
+from roadless.service.client.client import ApiError, Client, Unreachable
+from roadless.service.contract.resources import CurvePoint, Job
+from roadless.service.contract.states import TERMINAL, Phase
 
 POLL_SECONDS = 0.5
 #: How long the service may be away before watching ends.

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from service.client.client import Client
-from service.client.wheels import Wheels
-from service.contract.uploads.wheels import Wheel
+from roadless.service.client.client import Client
+from roadless.service.client.wheels import Wheels
+from roadless.service.contract.uploads.wheels import Wheel
 
 app = typer.Typer(help="Upload wheels for models of your own.", no_args_is_help=True)
 

@@ -1,6 +1,6 @@
 """The Python SDK: the REST interface as methods."""
 
-from service.client.client import (
+from roadless.service.client.client import (
     ApiError,
     Client,
     ClientError,
@@ -9,9 +9,9 @@ from service.client.client import (
     WaitTimeout,
     find_token,
 )
-from service.client.datasets import Datasets, part_size
-from service.client.secrets import Secrets
-from service.client.wheels import Wheels
+from roadless.service.client.datasets import Datasets, part_size
+from roadless.service.client.secrets import Secrets
+from roadless.service.client.wheels import Wheels
 
 __all__ = [
     "ApiError",

@@ -22,10 +22,10 @@ from typing import Any, Literal, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend, JobPatch
-from service.contract.resources import (
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend, JobPatch
+from roadless.service.contract.resources import (
     Checkpoint,
     CurvePoint,
     EvalCurve,
@@ -37,9 +37,9 @@ from service.contract.resources import (
     Problem,
     ProblemError,
 )
-from service.contract.states import TERMINAL, Phase
-from service.contract.theory.analysis import Norms, Theory
-from service.contract.theory.plan import Plan, PlanRequest
+from roadless.service.contract.states import TERMINAL, Phase
+from roadless.service.contract.theory.analysis import Norms, Theory
+from roadless.service.contract.theory.plan import Plan, PlanRequest
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 TIMEOUT_SECONDS = 30.0

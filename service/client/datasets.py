@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 
-from service.client.client import ApiError, Client, ClientError
-from service.contract.job.data import Format
-from service.contract.resources import Page
-from service.contract.uploads.datasets import (
+from roadless.service.client.client import ApiError, Client, ClientError
+from roadless.service.contract.job.data import Format
+from roadless.service.contract.resources import Page
+from roadless.service.contract.uploads.datasets import (
     MAX_PART_BYTES,
     MAX_PARTS,
     Dataset,

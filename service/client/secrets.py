@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from service.client.client import Client
-from service.contract.resources import Page
-from service.contract.secrets import Secret
+from roadless.service.client.client import Client
+from roadless.service.contract.resources import Page
+from roadless.service.contract.secrets import Secret
 
 
 class Secrets:

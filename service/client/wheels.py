@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from service.client.client import Client, ClientError
-from service.contract.resources import Page
-from service.contract.uploads.wheels import MAX_WHEEL_BYTES, Wheel
+from roadless.service.client.client import Client, ClientError
+from roadless.service.contract.resources import Page
+from roadless.service.contract.uploads.wheels import MAX_WHEEL_BYTES, Wheel
 
 #: The service checks a wheel and brings it to its store before it answers.
 UPLOAD_SECONDS = 300.0

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from service.contract.base import Spec
-from service.contract.job.budget import BudgetSpec
-from service.contract.job.extensions import ExtensionPlan
-from service.contract.job.spec import Label
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.job.extensions import ExtensionPlan
+from roadless.service.contract.job.spec import Label
 
 #: The largest amount that a budget grows by at once; every sum of two stays exact as a float.
 _MOST = 2**52

@@ -5,10 +5,14 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from service.contract.base import Resource
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
-from service.contract.job.spec import JobSpec
-from service.contract.states import Desired, Phase
+from roadless.service.contract.base import Resource
+from roadless.service.contract.checkpoint.manifest import (
+    CheckpointFile,
+    CheckpointKind,
+    EvaluationReceipt,
+)
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.states import Desired, Phase
 
 Item = TypeVar("Item")
 

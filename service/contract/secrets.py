@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
 
-from service.contract.base import Resource, Spec
+from roadless.service.contract.base import Resource, Spec
 
 #: Secrets of a project, and names in a job.
 MAX_SECRETS = 100

@@ -4,6 +4,6 @@ The pages carry no data of their own, so there is one way to read a job, and one
 who may. They look and never touch: the cookie opens GET requests only.
 """
 
-from service.dashboard.pages import mount
+from roadless.service.dashboard.pages import mount
 
 __all__ = ["mount"]

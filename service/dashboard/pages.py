@@ -10,12 +10,12 @@ from fastapi.templating import Jinja2Templates
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from service.auth import store
-from service.auth.dependencies import COOKIE
-from service.auth.tokens import Audience
-from service.contract.ids import PATTERN_TAIL
-from service.db.session import Database
-from service.http.dependencies import AppSettings, Db
+from roadless.service.auth import store
+from roadless.service.auth.dependencies import COOKIE
+from roadless.service.auth.tokens import Audience
+from roadless.service.contract.ids import PATTERN_TAIL
+from roadless.service.db.session import Database
+from roadless.service.http.dependencies import AppSettings, Db
 
 
 class Assets(StaticFiles):

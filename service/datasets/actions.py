@@ -3,9 +3,9 @@
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.clock import utc_now
-from service.contract.resources import ProblemError
-from service.contract.uploads.datasets import (
+from roadless.service.clock import utc_now
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.uploads.datasets import (
     MAX_FILES,
     MAX_PARTS,
     DatasetFile,
@@ -13,10 +13,10 @@ from service.contract.uploads.datasets import (
     DatasetState,
     NewDataset,
 )
-from service.datasets import store
-from service.datasets.tiling import is_whole, received
-from service.db.tables import DatasetRow
-from service.errors import Conflict, Invalid, TooLarge
+from roadless.service.datasets import store
+from roadless.service.datasets.tiling import is_whole, received
+from roadless.service.db.tables import DatasetRow
+from roadless.service.errors import Conflict, Invalid, TooLarge
 
 #: Of all files of a data set: 6.4 TB, and a list that one answer can hold.
 MAX_PARTS_OF_ALL = 100_000

@@ -7,12 +7,12 @@ import anyio
 import anyio.to_thread
 from fastapi import Request
 
-from service.contract.uploads.datasets import MAX_PART_BYTES, DatasetPart
-from service.datasets.keys import part_key
-from service.errors import Invalid
-from service.storage.blobs import BlobStore
-from service.storage.incoming import Incoming
-from service.storage.intake import append
+from roadless.service.contract.uploads.datasets import MAX_PART_BYTES, DatasetPart
+from roadless.service.datasets.keys import part_key
+from roadless.service.errors import Invalid
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.storage.incoming import Incoming
+from roadless.service.storage.intake import append
 
 
 async def receive(

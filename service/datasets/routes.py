@@ -8,12 +8,12 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from sqlalchemy.orm import Session
 
-from service.attempts.access import AttemptToken, open_attempt
-from service.auth.dependencies import Project
-from service.contract.checkpoint.manifest import FILE_NAME_PATTERN
-from service.contract.ids import DATASET_ID_PATTERN
-from service.contract.resources import Page
-from service.contract.uploads.datasets import (
+from roadless.service.attempts.access import AttemptToken, open_attempt
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.checkpoint.manifest import FILE_NAME_PATTERN
+from roadless.service.contract.ids import DATASET_ID_PATTERN
+from roadless.service.contract.resources import Page
+from roadless.service.contract.uploads.datasets import (
     Dataset,
     DatasetContent,
     DatasetFile,
@@ -22,16 +22,16 @@ from service.contract.uploads.datasets import (
     FileSummary,
     NewDataset,
 )
-from service.datasets import actions, parts, store
-from service.datasets.keys import dataset_folder, part_key
-from service.datasets.views import dataset_resource, file_summary
-from service.db.session import Database
-from service.db.tables import DatasetRow
-from service.errors import NotFound
-from service.http.dependencies import AppSettings, DatasetBlobs, Db
-from service.http.paging import Limit, page_of
-from service.idempotency.once import REPLAYED, IdempotencyKey, once
-from service.storage.blobs import BlobStore
+from roadless.service.datasets import actions, parts, store
+from roadless.service.datasets.keys import dataset_folder, part_key
+from roadless.service.datasets.views import dataset_resource, file_summary
+from roadless.service.db.session import Database
+from roadless.service.db.tables import DatasetRow
+from roadless.service.errors import NotFound
+from roadless.service.http.dependencies import AppSettings, DatasetBlobs, Db
+from roadless.service.http.paging import Limit, page_of
+from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
+from roadless.service.storage.blobs import BlobStore
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/datasets", tags=["ranks"])

@@ -7,13 +7,18 @@ from itertools import groupby
 from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.contract.ids import new_id
-from service.contract.job.evaluation_sets import MAX_SETS
-from service.contract.states import TERMINAL
-from service.contract.uploads.datasets import DatasetFile, DatasetPart, DatasetState, NewDataset
-from service.datasets.tiling import file_of
-from service.db.tables import DatasetPartRow, DatasetRow, JobRow
-from service.errors import NotFound
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.evaluation_sets import MAX_SETS
+from roadless.service.contract.states import TERMINAL
+from roadless.service.contract.uploads.datasets import (
+    DatasetFile,
+    DatasetPart,
+    DatasetState,
+    NewDataset,
+)
+from roadless.service.datasets.tiling import file_of
+from roadless.service.db.tables import DatasetPartRow, DatasetRow, JobRow
+from roadless.service.errors import NotFound
 
 
 def insert(session: Session, asked: NewDataset, *, project: str, now: datetime) -> DatasetRow:

@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from service.datasets import store
-from service.datasets.keys import dataset_folder, ids_of
-from service.db.session import Database
-from service.storage.blobs import LONGEST_PUT, BlobStore
+from roadless.service.datasets import store
+from roadless.service.datasets.keys import dataset_folder, ids_of
+from roadless.service.db.session import Database
+from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
 
 #: For how long an upload that was cut can be gone on with.
 OPEN_FOR = timedelta(days=7)

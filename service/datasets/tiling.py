@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from service.contract.uploads.datasets import DatasetFile, DatasetPart
+from roadless.service.contract.uploads.datasets import DatasetFile, DatasetPart
 
 
 def received(parts: Iterable[DatasetPart]) -> int:

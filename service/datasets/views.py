@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
-from service.contract.uploads.datasets import Dataset, DatasetFile, DatasetState, FileSummary
-from service.datasets.tiling import received
-from service.db.tables import DatasetRow
+from roadless.service.contract.uploads.datasets import (
+    Dataset,
+    DatasetFile,
+    DatasetState,
+    FileSummary,
+)
+from roadless.service.datasets.tiling import received
+from roadless.service.db.tables import DatasetRow
 
 
 def dataset_resource(

@@ -9,8 +9,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, text
 
-import migrations
-from service.db.session import Database
+from roadless import migrations
+from roadless.service.db.session import Database
 
 #: Any number, the same in every replica.
 _ADVISORY_LOCK = 0x0AD1E55

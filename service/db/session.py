@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from service.errors import Invalid, Locked, Unavailable
+from roadless.service.errors import Invalid, Locked, Unavailable
 
 #: How long a writer waits for its turn on SQLite.
 BUSY_SECONDS = 10

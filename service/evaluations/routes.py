@@ -7,13 +7,13 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service.attempts.store import require_job
-from service.auth.dependencies import Project
-from service.contract.resources import CurvePoint, EvalCurve
-from service.db.session import Database
-from service.db.tables import EvalPointRow
-from service.evaluations import store
-from service.http.dependencies import Db
+from roadless.service.attempts.store import require_job
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.resources import CurvePoint, EvalCurve
+from roadless.service.db.session import Database
+from roadless.service.db.tables import EvalPointRow
+from roadless.service.evaluations import store
+from roadless.service.http.dependencies import Db
 
 
 class CurveBounds(Protocol):

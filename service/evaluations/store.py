@@ -7,10 +7,10 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.attempts.store import is_live
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.reports.events import EvalPoint
-from service.db.tables import CheckpointRow, EvalPointRow
+from roadless.service.attempts.store import is_live
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.reports.events import EvalPoint
+from roadless.service.db.tables import CheckpointRow, EvalPointRow
 
 
 def insert(session: Session, point: EvalPoint, *, job_id: str, fence: int, now: datetime) -> None:

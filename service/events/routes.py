@@ -4,13 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.attempts.store import require_job
-from service.auth.dependencies import Project
-from service.contract.resources import JobEvent, Page
-from service.db.tables import EventRow
-from service.events import store
-from service.http.dependencies import Db
-from service.http.paging import Limit, page_of
+from roadless.service.attempts.store import require_job
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.resources import JobEvent, Page
+from roadless.service.db.tables import EventRow
+from roadless.service.events import store
+from roadless.service.http.dependencies import Db
+from roadless.service.http.paging import Limit, page_of
 
 
 def event_resource(row: EventRow) -> JobEvent:

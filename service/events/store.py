@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from service.db.tables import EventRow, JobRow
+from roadless.service.db.tables import EventRow, JobRow
 
 MESSAGE_LENGTH = 10_000
 

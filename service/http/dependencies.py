@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import anyio
 from fastapi import Depends, Request
 
-from service.db.session import Database
-from service.settings import Settings
-from service.storage.blobs import BlobStore
-from service.wakeups import Wakeups
+from roadless.service.db.session import Database
+from roadless.service.settings import Settings
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.wakeups import Wakeups
 
 
 async def _database(request: Request) -> Database:

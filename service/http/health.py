@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from service.http.dependencies import Db
+from roadless.service.http.dependencies import Db
 
 router = APIRouter(tags=["health"])
 

@@ -5,7 +5,7 @@ import secrets
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TooLarge
+from roadless.service.errors import TooLarge
 
 _HEADERS = {
     "x-content-type-options": "nosniff",

@@ -5,7 +5,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Query
 
-from service.contract.resources import Page
+from roadless.service.contract.resources import Page
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")

@@ -9,8 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.contract.resources import Problem, ProblemError
-from service.errors import Invalid, ServiceError
+from roadless.service.contract.resources import Problem, ProblemError
+from roadless.service.errors import Invalid, ServiceError
 
 log = logging.getLogger(__name__)
 

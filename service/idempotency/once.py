@@ -8,10 +8,10 @@ from fastapi import Header
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.clock import utc_now
-from service.db.session import Database
-from service.errors import IdempotencyKeyReused, KeyInUse, Locked
-from service.idempotency import store
+from roadless.service.clock import utc_now
+from roadless.service.db.session import Database
+from roadless.service.errors import IdempotencyKeyReused, KeyInUse, Locked
+from roadless.service.idempotency import store
 
 IdempotencyKey = Annotated[
     str | None, Header(alias="Idempotency-Key", min_length=1, max_length=255)

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from service.db.tables import IdempotencyRow
+from roadless.service.db.tables import IdempotencyRow
 
 
 def take_key(

@@ -6,15 +6,15 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.attempts import store as attempts
-from service.attempts.access import open_attempt
-from service.attempts.leases import LeasePolicy
-from service.checkpoints import store as checkpoints
-from service.checkpoints.retention import folder_of
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.job.budget import BudgetSpec
-from service.contract.job.evaluation import CheckpointsSpec
-from service.contract.reports.events import (
+from roadless.service.attempts import store as attempts
+from roadless.service.attempts.access import open_attempt
+from roadless.service.attempts.leases import LeasePolicy
+from roadless.service.checkpoints import store as checkpoints
+from roadless.service.checkpoints.retention import folder_of
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.reports.events import (
     DATA_PREPARING,
     BudgetNow,
     CheckpointSaved,
@@ -29,14 +29,14 @@ from service.contract.reports.events import (
     StepMetrics,
     Usage,
 )
-from service.contract.states import REACHED, Desired, Phase, Reason, Signal
-from service.db.tables import AttemptRow, JobRow
-from service.errors import Conflict, Invalid
-from service.evaluations import store as evaluations
-from service.events import store as history
-from service.jobs import store as jobs
-from service.jobs.transitions import Deadlines, end_attempt, move
-from service.metrics import store as metrics
+from roadless.service.contract.states import REACHED, Desired, Phase, Reason, Signal
+from roadless.service.db.tables import AttemptRow, JobRow
+from roadless.service.errors import Conflict, Invalid
+from roadless.service.evaluations import store as evaluations
+from roadless.service.events import store as history
+from roadless.service.jobs import store as jobs
+from roadless.service.jobs.transitions import Deadlines, end_attempt, move
+from roadless.service.metrics import store as metrics
 
 
 @dataclass

@@ -6,29 +6,34 @@ from collections.abc import Mapping
 import anyio
 from fastapi import APIRouter
 
-from service.attempts import store as attempts
-from service.attempts.access import AttemptToken, Leases, open_attempt
-from service.checkpoints import store as checkpoints
-from service.checkpoints.keys import blob_key
-from service.checkpoints.retention import delete_files
-from service.clock import utc_now
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.ids import CHECKPOINT_ID_PATTERN
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import AttemptBrief, AttemptEnded
-from service.contract.reports.events import SET_FINGERPRINT, CheckpointSaved, Report, ReportReply
-from service.contract.states import Desired
-from service.db.session import Database
-from service.db.tables import AttemptRow
-from service.errors import Invalid
-from service.http.dependencies import AppSettings, Bell, Blobs, Db, ReportLimiter
-from service.ingest.apply import apply_report, lock_open_attempt
-from service.jobs import store as jobs
-from service.jobs.references import initial_manifest
-from service.jobs.transitions import Deadlines, end_attempt
-from service.secrets.actions import hand_over
-from service.secrets.incoming import SecretCipher
-from service.storage.blobs import BlobStore
+from roadless.service.attempts import store as attempts
+from roadless.service.attempts.access import AttemptToken, Leases, open_attempt
+from roadless.service.checkpoints import store as checkpoints
+from roadless.service.checkpoints.keys import blob_key
+from roadless.service.checkpoints.retention import delete_files
+from roadless.service.clock import utc_now
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import AttemptBrief, AttemptEnded
+from roadless.service.contract.reports.events import (
+    SET_FINGERPRINT,
+    CheckpointSaved,
+    Report,
+    ReportReply,
+)
+from roadless.service.contract.states import Desired
+from roadless.service.db.session import Database
+from roadless.service.db.tables import AttemptRow
+from roadless.service.errors import Invalid
+from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db, ReportLimiter
+from roadless.service.ingest.apply import apply_report, lock_open_attempt
+from roadless.service.jobs import store as jobs
+from roadless.service.jobs.references import initial_manifest
+from roadless.service.jobs.transitions import Deadlines, end_attempt
+from roadless.service.secrets.actions import hand_over
+from roadless.service.secrets.incoming import SecretCipher
+from roadless.service.storage.blobs import BlobStore
 
 router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"])
 

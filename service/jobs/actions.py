@@ -8,26 +8,33 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.attempts import store as attempts
-from service.checkpoints import store as checkpoints
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.contract.job.spec import JobSpec, uploads_of
-from service.contract.requests import Extend, JobPatch, Pause
-from service.contract.resources import ProblemError
-from service.contract.states import Desired, Phase, Reason, Signal
-from service.datasets.actions import require_sealed
-from service.db.tables import JobRow
-from service.errors import Conflict, Invalid
-from service.evaluations import store as evaluations
-from service.events import store as events
-from service.jobs import store
-from service.jobs.extension import changed, extended, moves_horizon, needs_plan
-from service.jobs.references import require_wheel, with_architecture, with_wheel
-from service.jobs.transitions import Deadlines, Refused, end_attempt, is_terminal, move, next_phase
-from service.jobs.views import progress_of
-from service.metrics import store as metrics
-from service.secrets.actions import require_known
+from roadless.service.attempts import store as attempts
+from roadless.service.checkpoints import store as checkpoints
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.spec import JobSpec, uploads_of
+from roadless.service.contract.requests import Extend, JobPatch, Pause
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.states import Desired, Phase, Reason, Signal
+from roadless.service.datasets.actions import require_sealed
+from roadless.service.db.tables import JobRow
+from roadless.service.errors import Conflict, Invalid
+from roadless.service.evaluations import store as evaluations
+from roadless.service.events import store as events
+from roadless.service.jobs import store
+from roadless.service.jobs.extension import changed, extended, moves_horizon, needs_plan
+from roadless.service.jobs.references import require_wheel, with_architecture, with_wheel
+from roadless.service.jobs.transitions import (
+    Deadlines,
+    Refused,
+    end_attempt,
+    is_terminal,
+    move,
+    next_phase,
+)
+from roadless.service.jobs.views import progress_of
+from roadless.service.metrics import store as metrics
+from roadless.service.secrets.actions import require_known
 
 #: Phases of a job that trains, or will as soon as it can.
 _GOING_ON = frozenset({Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.RECOVERING})

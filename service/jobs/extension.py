@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from service.contract.job.budget import BudgetSpec
-from service.contract.job.schedules import has_horizon
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend
-from service.contract.resources import ProblemError, Progress
-from service.errors import Invalid
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.job.schedules import has_horizon
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend
+from roadless.service.contract.resources import ProblemError, Progress
+from roadless.service.errors import Invalid
 
 #: The number of a job's progress that each limit bounds.
 _USED = {

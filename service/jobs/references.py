@@ -9,15 +9,15 @@ from datetime import datetime
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.checkpoints import actions, store
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.job.models import ArchitectureSpec, CheckpointModel, wheel_of
-from service.contract.job.spec import JobSpec
-from service.contract.resources import ProblemError
-from service.db.tables import CheckpointRow
-from service.errors import Conflict, Invalid, NotFound
-from service.wheels import actions as wheel_actions
-from service.wheels import store as wheel_store
+from roadless.service.checkpoints import actions, store
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.job.models import ArchitectureSpec, CheckpointModel, wheel_of
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.resources import ProblemError
+from roadless.service.db.tables import CheckpointRow
+from roadless.service.errors import Conflict, Invalid, NotFound
+from roadless.service.wheels import actions as wheel_actions
+from roadless.service.wheels import store as wheel_store
 
 _POINTER = "/model/checkpoint_id"
 

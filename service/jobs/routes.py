@@ -9,24 +9,24 @@ from fastapi import APIRouter, Body, Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
-from service.attempts import store as attempts
-from service.auth.dependencies import Project
-from service.checkpoints.keys import job_folder
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend, JobPatch, Pause
-from service.contract.resources import Job, Page
-from service.contract.states import Phase
-from service.db.session import Database
-from service.db.tables import JobRow
-from service.errors import PreconditionFailed, PreconditionRequired, Unavailable
-from service.http.dependencies import AppSettings, Bell, Blobs, Db
-from service.http.paging import Limit, page_of
-from service.idempotency.once import REPLAYED, IdempotencyKey, once
-from service.jobs import actions, store
-from service.jobs.actions import Act
-from service.jobs.transitions import Deadlines
-from service.jobs.views import job_resource
-from service.wakeups import Wakeups
+from roadless.service.attempts import store as attempts
+from roadless.service.auth.dependencies import Project
+from roadless.service.checkpoints.keys import job_folder
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend, JobPatch, Pause
+from roadless.service.contract.resources import Job, Page
+from roadless.service.contract.states import Phase
+from roadless.service.db.session import Database
+from roadless.service.db.tables import JobRow
+from roadless.service.errors import PreconditionFailed, PreconditionRequired, Unavailable
+from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
+from roadless.service.http.paging import Limit, page_of
+from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
+from roadless.service.jobs import actions, store
+from roadless.service.jobs.actions import Act
+from roadless.service.jobs.transitions import Deadlines
+from roadless.service.jobs.views import job_resource
+from roadless.service.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.db.tables import CheckpointRow, JobRow
-from service.errors import NotFound
+from roadless.service.db.tables import CheckpointRow, JobRow
+from roadless.service.errors import NotFound
 
 
 def get(session: Session, job_id: str, project: str, *, lock: bool = False) -> JobRow:

@@ -9,12 +9,20 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from service.attempts import store as attempts
-from service.contract.states import REACHED, RETRYABLE, TERMINAL, TRANSITIONS, Phase, Reason, Signal
-from service.db.tables import AttemptRow, JobRow
-from service.errors import Conflict
-from service.events import store as events
-from service.settings import Settings
+from roadless.service.attempts import store as attempts
+from roadless.service.contract.states import (
+    REACHED,
+    RETRYABLE,
+    TERMINAL,
+    TRANSITIONS,
+    Phase,
+    Reason,
+    Signal,
+)
+from roadless.service.db.tables import AttemptRow, JobRow
+from roadless.service.errors import Conflict
+from roadless.service.events import store as events
+from roadless.service.settings import Settings
 
 
 class Refused(Conflict):

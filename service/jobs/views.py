@@ -1,9 +1,9 @@
 """Rows to resources."""
 
-from service.contract.job.spec import JobSpec
-from service.contract.resources import Attempt, Job, Progress
-from service.contract.states import Desired, Phase
-from service.db.tables import AttemptRow, JobRow
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.resources import Attempt, Job, Progress
+from roadless.service.contract.states import Desired, Phase
+from roadless.service.db.tables import AttemptRow, JobRow
 
 
 def job_resource(job: JobRow, attempt: AttemptRow | None) -> Job:

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.attempts.store import live_cutoffs
-from service.auth.dependencies import Project
-from service.contract.resources import MetricBuckets, MetricSummary, Page
-from service.http.dependencies import Db
-from service.metrics import views
-from service.metrics.rollup import MAX_BUCKETS
+from roadless.service.attempts.store import live_cutoffs
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
+from roadless.service.http.dependencies import Db
+from roadless.service.metrics import views
+from roadless.service.metrics.rollup import MAX_BUCKETS
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["metrics"])
 

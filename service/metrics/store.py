@@ -17,10 +17,10 @@ import numpy as np
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
-from service.contract.reports.events import StepMetrics, Usage
-from service.db.tables import MetricChunkRow
-from service.metrics import chunks
-from service.metrics.chunks import Points
+from roadless.service.contract.reports.events import StepMetrics, Usage
+from roadless.service.db.tables import MetricChunkRow
+from roadless.service.metrics import chunks
+from roadless.service.metrics.chunks import Points
 
 #: So many chunks of one level are merged into one of the next.
 FAN_IN = 32

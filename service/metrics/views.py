@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.contract.resources import MetricBuckets, MetricSummary, Page
-from service.errors import NotFound
-from service.metrics import chunks, store
-from service.metrics.chunks import Points
-from service.metrics.rollup import Buckets, Floats, rollup
-from service.metrics.store import Cutoffs
+from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
+from roadless.service.errors import NotFound
+from roadless.service.metrics import chunks, store
+from roadless.service.metrics.chunks import Points
+from roadless.service.metrics.rollup import Buckets, Floats, rollup
+from roadless.service.metrics.store import Cutoffs
 
 Axis = Literal["step", "samples", "tokens", "wall_seconds", "gpu_seconds"]
 

@@ -2,13 +2,13 @@
 
 from datetime import timedelta
 
-from service.attempts import store as attempts
-from service.contract.states import Desired, Phase, Reason, Signal
-from service.db.tables import JobRow
-from service.events import store as events
-from service.jobs.transitions import end_attempt, move, settle
-from service.scheduling import store
-from service.scheduling.sync import Tick
+from roadless.service.attempts import store as attempts
+from roadless.service.contract.states import Desired, Phase, Reason, Signal
+from roadless.service.db.tables import JobRow
+from roadless.service.events import store as events
+from roadless.service.jobs.transitions import end_attempt, move, settle
+from roadless.service.scheduling import store
+from roadless.service.scheduling.sync import Tick
 
 #: How many rows one tick handles of each kind; the next tick takes the rest.
 BATCH = 100

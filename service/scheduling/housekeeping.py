@@ -9,14 +9,14 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from service.checkpoints.retention import remove_superfluous, sweep_blobs
-from service.clock import utc_now
-from service.datasets.sweep import sweep_datasets
-from service.db.session import Database
-from service.idempotency import store as idempotency
-from service.storage.blobs import BlobStore
-from service.storage.incoming import sweep_uploads
-from service.wheels.sweep import sweep_wheels
+from roadless.service.checkpoints.retention import remove_superfluous, sweep_blobs
+from roadless.service.clock import utc_now
+from roadless.service.datasets.sweep import sweep_datasets
+from roadless.service.db.session import Database
+from roadless.service.idempotency import store as idempotency
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.storage.incoming import sweep_uploads
+from roadless.service.wheels.sweep import sweep_wheels
 
 log = logging.getLogger(__name__)
 

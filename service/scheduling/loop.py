@@ -5,20 +5,20 @@ import logging
 
 import anyio
 
-from service.attempts.leases import LeaseKeeper
-from service.clock import utc_now
-from service.db.session import Database
-from service.errors import Unavailable
-from service.jobs.transitions import Deadlines
-from service.scheduling.deadlines import (
+from roadless.service.attempts.leases import LeaseKeeper
+from roadless.service.clock import utc_now
+from roadless.service.db.session import Database
+from roadless.service.errors import Unavailable
+from roadless.service.jobs.transitions import Deadlines
+from roadless.service.scheduling.deadlines import (
     end_overdue_phases,
     expire_leases,
     explain_waiting,
     forget_runners,
 )
-from service.scheduling.sync import Tick
-from service.settings import Settings
-from service.wakeups import Wakeups
+from roadless.service.scheduling.sync import Tick
+from roadless.service.settings import Settings
+from roadless.service.wakeups import Wakeups
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ import anyio
 from fastapi import APIRouter, Depends
 from sqlalchemy.exc import IntegrityError
 
-from service.attempts.access import Leases
-from service.auth.dependencies import require_runner
-from service.clock import utc_now
-from service.contract.reports.cluster import Registered, RegisterRunner, Sync, SyncReply
-from service.db.session import Database
-from service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
-from service.jobs.transitions import Deadlines
-from service.scheduling import store
-from service.scheduling.sync import Tick, View, sync
-from service.wakeups import heard_within
+from roadless.service.attempts.access import Leases
+from roadless.service.auth.dependencies import require_runner
+from roadless.service.clock import utc_now
+from roadless.service.contract.reports.cluster import Registered, RegisterRunner, Sync, SyncReply
+from roadless.service.db.session import Database
+from roadless.service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
+from roadless.service.jobs.transitions import Deadlines
+from roadless.service.scheduling import store
+from roadless.service.scheduling.sync import Tick, View, sync
+from roadless.service.wakeups import heard_within
 
 router = APIRouter(
     prefix="/internal/v1/runners", tags=["runners"], dependencies=[Depends(require_runner)]

@@ -6,11 +6,11 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from service.contract.ids import new_id
-from service.contract.reports.cluster import Node
-from service.contract.states import CLAIMABLE, Desired, Phase, Reason
-from service.db.tables import AttemptRow, JobRow, RunnerRow
-from service.errors import NotFound
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import Node
+from roadless.service.contract.states import CLAIMABLE, Desired, Phase, Reason
+from roadless.service.db.tables import AttemptRow, JobRow, RunnerRow
+from roadless.service.errors import NotFound
 
 #: How many queued jobs one claim looks at.
 QUEUE_WINDOW = 200

@@ -6,22 +6,22 @@ from datetime import datetime, timedelta
 
 from sqlalchemy.orm import Session
 
-from service.attempts import store as attempts
-from service.attempts.leases import LeasePolicy
-from service.auth.tokens import Audience, digest, mint
-from service.checkpoints import store as checkpoints
-from service.contract.ids import new_id
-from service.contract.job.training import ParallelismSpec, gang_sizes
-from service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
-from service.contract.states import Reason, Signal
-from service.db.tables import AttemptRow, CheckpointRow, JobRow
-from service.events import store as events
-from service.jobs import store as jobs
-from service.jobs.transitions import Deadlines, end_attempt, move, settle
-from service.scheduling import store
-from service.scheduling.policy import Ask, Room, choose, grow, seat
-from service.wheels import store as wheels
-from service.wheels.views import assigned_wheel
+from roadless.service.attempts import store as attempts
+from roadless.service.attempts.leases import LeasePolicy
+from roadless.service.auth.tokens import Audience, digest, mint
+from roadless.service.checkpoints import store as checkpoints
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.training import ParallelismSpec, gang_sizes
+from roadless.service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
+from roadless.service.contract.states import Reason, Signal
+from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
+from roadless.service.events import store as events
+from roadless.service.jobs import store as jobs
+from roadless.service.jobs.transitions import Deadlines, end_attempt, move, settle
+from roadless.service.scheduling import store
+from roadless.service.scheduling.policy import Ask, Room, choose, grow, seat
+from roadless.service.wheels import store as wheels
+from roadless.service.wheels.views import assigned_wheel
 
 #: How many attempts of other runners one call may release; the next call takes the rest.
 RELEASES_PER_SYNC = 1000

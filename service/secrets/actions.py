@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pydantic import SecretStr
 from sqlalchemy.orm import Session
 
-from service.clock import utc_now
-from service.contract.resources import ProblemError
-from service.contract.secrets import MAX_SECRETS, NewSecret
-from service.errors import Conflict, Invalid
-from service.secrets import store
-from service.secrets.cipher import Cipher, Sealed, SecretUnreadable
+from roadless.service.clock import utc_now
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.secrets import MAX_SECRETS, NewSecret
+from roadless.service.errors import Conflict, Invalid
+from roadless.service.secrets import store
+from roadless.service.secrets.cipher import Cipher, Sealed, SecretUnreadable
 
 
 def put(session: Session, asked: NewSecret, *, project: str, name: str, cipher: Cipher) -> bool:

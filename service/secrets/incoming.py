@@ -5,10 +5,10 @@ from typing import Annotated
 from fastapi import Depends, Request
 from pydantic import ValidationError
 
-from service.contract.resources import ProblemError
-from service.contract.secrets import NewSecret
-from service.errors import Invalid, TooLarge
-from service.secrets.cipher import Cipher
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.secrets import NewSecret
+from roadless.service.errors import Invalid, TooLarge
+from roadless.service.secrets.cipher import Cipher
 
 
 async def _cipher(request: Request) -> Cipher:

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from service.secrets.cipher import Cipher, KeyUnusable, new_key
-from service.settings import Settings
+from roadless.service.secrets.cipher import Cipher, KeyUnusable, new_key
+from roadless.service.settings import Settings
 
 KEY_FILE = "secrets.key"
 

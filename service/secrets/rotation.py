@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from service.db.session import Database
-from service.db.tables import SecretRow
-from service.secrets import store
-from service.secrets.cipher import Cipher, Sealed, SecretUnreadable
+from roadless.service.db.session import Database
+from roadless.service.db.tables import SecretRow
+from roadless.service.secrets import store
+from roadless.service.secrets.cipher import Cipher, Sealed, SecretUnreadable
 
 _BATCH = 100
 

@@ -5,15 +5,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
-from service.auth.dependencies import Project
-from service.contract.resources import Page
-from service.contract.secrets import NewSecret, Secret, SecretName, check_value
-from service.errors import Invalid
-from service.http.dependencies import Db
-from service.http.paging import Limit, page_of
-from service.secrets import actions, store
-from service.secrets.incoming import IncomingSecret, SecretCipher
-from service.secrets.views import secret_resource
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.resources import Page
+from roadless.service.contract.secrets import NewSecret, Secret, SecretName, check_value
+from roadless.service.errors import Invalid
+from roadless.service.http.dependencies import Db
+from roadless.service.http.paging import Limit, page_of
+from roadless.service.secrets import actions, store
+from roadless.service.secrets.incoming import IncomingSecret, SecretCipher
+from roadless.service.secrets.views import secret_resource
 
 log = logging.getLogger(__name__)
 

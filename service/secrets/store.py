@@ -7,9 +7,9 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from service.db.tables import SecretRow
-from service.errors import NotFound
-from service.secrets.cipher import Sealed
+from roadless.service.db.tables import SecretRow
+from roadless.service.errors import NotFound
+from roadless.service.secrets.cipher import Sealed
 
 
 def put(session: Session, *, project: str, name: str, sealed: Sealed, now: datetime) -> bool:

@@ -1,8 +1,8 @@
 """Rows to answers."""
 
-from service.contract.secrets import Secret
-from service.db.tables import SecretRow
-from service.secrets.cipher import Cipher, Sealed, SecretUnreadable
+from roadless.service.contract.secrets import Secret
+from roadless.service.db.tables import SecretRow
+from roadless.service.secrets.cipher import Cipher, Sealed, SecretUnreadable
 
 
 def secret_resource(row: SecretRow, *, cipher: Cipher) -> Secret:

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from service.clock import utc_now
-from service.errors import BlobMissing
+from roadless.service.clock import utc_now
+from roadless.service.errors import BlobMissing
 
 #: How long a file must have been left alone: far longer than any upload pauses.
 REST = timedelta(hours=1)

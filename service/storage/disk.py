@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.errors import Unavailable
+from roadless.service.errors import Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from service.errors import Unavailable
-from service.storage.blobs import REST
-from service.storage.disk import needing_room
+from roadless.service.errors import Unavailable
+from roadless.service.storage.blobs import REST
+from roadless.service.storage.disk import needing_room
 
 
 def sweep_uploads(folder: Path, *, now: datetime) -> int:

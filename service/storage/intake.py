@@ -13,9 +13,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from service.errors import Conflict, Invalid, TooLarge, Unavailable
-from service.storage.blobs import BlobStore
-from service.storage.incoming import Incoming
+from roadless.service.errors import Conflict, Invalid, TooLarge, Unavailable
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.storage.incoming import Incoming
 
 #: Silence in the midst of a body after which its connection counts as broken.
 IDLE_SECONDS = 30.0

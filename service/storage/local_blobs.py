@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from service.errors import BlobMissing
-from service.storage.blobs import CHUNK_BYTES
-from service.storage.disk import needing_room
+from roadless.service.errors import BlobMissing
+from roadless.service.storage.blobs import CHUNK_BYTES
+from roadless.service.storage.disk import needing_room
 
 
 class LocalBlobs:

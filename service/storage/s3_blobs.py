@@ -15,9 +15,9 @@ from typing import Any
 
 from boto3.s3.transfer import TransferConfig
 
-from service.errors import BlobMissing, Unavailable
-from service.storage.blobs import CHUNK_BYTES
-from service.storage.s3_bucket import Bucket, Clients, require_header, translated
+from roadless.service.errors import BlobMissing, Unavailable
+from roadless.service.storage.blobs import CHUNK_BYTES
+from roadless.service.storage.s3_bucket import Bucket, Clients, require_header, translated
 
 log = logging.getLogger(__name__)
 

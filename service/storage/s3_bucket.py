@@ -20,7 +20,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from service.errors import BlobMissing, Unavailable
+from roadless.service.errors import BlobMissing, Unavailable
 
 log = logging.getLogger(__name__)
 

@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import Assumptions, Family, Plan, extend_by_cooldown, extend_by_factor
-from optim.schedules.by_name import rates
-from service.contract.job.schedules import (
+from roadless.optim.planning import Assumptions, Family, Plan, extend_by_cooldown, extend_by_factor
+from roadless.optim.schedules.by_name import rates
+from roadless.service.contract.job.schedules import (
     PolynomialCooldownScheduleSpec,
     ScheduleSpec,
     SqrtScheduleSpec,
     WSDScheduleSpec,
     has_horizon,
 )
-from service.contract.theory.analysis import MAX_EXTENSION, WayName
-from service.theory.analysis import best_factor
-from service.theory.averaging import Averaging
-from service.theory.bounds import Terms, terms_at
-from service.theory.steps import MAX_BLOCKS, Blocks, Floats, Ints
+from roadless.service.contract.theory.analysis import MAX_EXTENSION, WayName
+from roadless.service.theory.analysis import best_factor
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.bounds import Terms, terms_at
+from roadless.service.theory.steps import MAX_BLOCKS, Blocks, Floats, Ints
 
 #: Further steps are supposed to have the gradient norms of this last share of those taken.
 RECENT_SHARE = 0.1

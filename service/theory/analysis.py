@@ -11,13 +11,13 @@ from typing import Literal
 
 import numpy as np
 
-from optim.schedules.by_name import rates
-from optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
-from optim.theory.fitting import LossFit, fit_losses
-from service.theory.averaging import Averaging
-from service.theory.bounds import Terms, terms_at
-from service.theory.reading import Record, TheoryUnavailable
-from service.theory.steps import Blocks, Floats, Ints
+from roadless.optim.schedules.by_name import rates
+from roadless.optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
+from roadless.optim.theory.fitting import LossFit, fit_losses
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.bounds import Terms, terms_at
+from roadless.service.theory.reading import Record, TheoryUnavailable
+from roadless.service.theory.steps import Blocks, Floats, Ints
 
 #: The most evaluations in one answer; of more, an even choice with the first and the last one.
 MAX_HORIZONS = 200

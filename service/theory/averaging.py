@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from service.contract.job.optimizers import (
+from roadless.service.contract.job.optimizers import (
     AdamCScheduleFreePlusSpec,
     FirstOrderSpec,
     ForeachSOAPSpec,

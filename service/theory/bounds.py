@@ -1,7 +1,7 @@
 """The bound of a job's steps at several horizons, split by what the distance D does to it. Pure.
 
-Averaged jobs are bounded at x, the others at their last iterate; ``optim.theory.bounds`` has the
-formulas.
+Averaged jobs are bounded at x, the others at their last iterate; ``roadless.optim.theory.bounds``
+has the formulas.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import Self
 
 import numpy as np
 
-from optim.theory.bounds import BoundTerms, schedule_free_bounds_at, split_bound
-from service.theory.averaging import Averaging
-from service.theory.steps import Blocks, Floats, Ints, Steps
+from roadless.optim.theory.bounds import BoundTerms, schedule_free_bounds_at, split_bound
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.steps import Blocks, Floats, Ints, Steps
 
 #: A distance that leaves the terms without D as they are.
 _NO_DISTANCE = 1e-100

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from optim.theory.fitting import LossFit
-from service.contract.job.models import MlpPreset
-from service.contract.job.optimizers import (
+from roadless.optim.theory.fitting import LossFit
+from roadless.service.contract.job.models import MlpPreset
+from roadless.service.contract.job.optimizers import (
     AdamCScheduleFreePlusSpec,
     AdamWScheduleFreeSpec,
     OptimizerSpec,
@@ -13,12 +13,12 @@ from service.contract.job.optimizers import (
     SGDScheduleFreeSpec,
     SOAPSpec,
 )
-from service.contract.job.spec import JobSpec
-from service.contract.theory.analysis import Caveat, CaveatCode
-from service.theory.advice import RECENT_SHARE
-from service.theory.analysis import Analysis
-from service.theory.averaging import averaging_of
-from service.theory.reading import GRAD_NORM, RATE, Record
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.theory.analysis import Caveat, CaveatCode
+from roadless.service.theory.advice import RECENT_SHARE
+from roadless.service.theory.analysis import Analysis
+from roadless.service.theory.averaging import averaging_of
+from roadless.service.theory.reading import GRAD_NORM, RATE, Record
 
 #: Fewer evaluations than this make a fit that a single one can turn.
 FEW_POINTS = 10

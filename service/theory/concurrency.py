@@ -7,7 +7,7 @@ import anyio
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
-from service.errors import Unavailable
+from roadless.service.errors import Unavailable
 
 #: So many computations at once, so that they leave threads and cores to everything else.
 MAX_AT_ONCE = 2

@@ -5,14 +5,14 @@ from functools import partial
 
 import numpy as np
 
-from service.db.session import Database
-from service.theory import reading
-from service.theory.analysis import analyse
-from service.theory.averaging import averaging_of
-from service.theory.bounds import terms_at
-from service.theory.concurrency import Turns
-from service.theory.reading import Record, TheoryUnavailable
-from service.theory.views import known
+from roadless.service.db.session import Database
+from roadless.service.theory import reading
+from roadless.service.theory.analysis import analyse
+from roadless.service.theory.averaging import averaging_of
+from roadless.service.theory.bounds import terms_at
+from roadless.service.theory.concurrency import Turns
+from roadless.service.theory.reading import Record, TheoryUnavailable
+from roadless.service.theory.views import known
 
 
 class JobBounds:

@@ -5,12 +5,12 @@ from typing import Literal
 
 import numpy as np
 
-from optim.schedules.by_name import rates
-from optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
-from service.contract.job.schedules import has_horizon
-from service.contract.resources import ProblemError
-from service.contract.theory.analysis import Extension as ExtensionResource
-from service.contract.theory.plan import (
+from roadless.optim.schedules.by_name import rates
+from roadless.optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
+from roadless.service.contract.job.schedules import has_horizon
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.theory.analysis import Extension as ExtensionResource
+from roadless.service.contract.theory.plan import (
     Candidate,
     ExtendRun,
     Plan,
@@ -18,11 +18,11 @@ from service.contract.theory.plan import (
     PlanRequest,
     ScheduleFree,
 )
-from service.errors import Invalid
-from service.theory.advice import Extension
-from service.theory.averaging import Averaging
-from service.theory.steps import Floats, Steps, blocks_of
-from service.theory.views import extension_resource
+from roadless.service.errors import Invalid
+from roadless.service.theory.advice import Extension
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.steps import Floats, Steps, blocks_of
+from roadless.service.theory.views import extension_resource
 
 #: Equal weights, as schedule-free has them at a constant rate.
 EQUAL_WEIGHTS = Averaging(r=0.0, power=2.0)

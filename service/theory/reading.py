@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from sqlalchemy.orm import Session
 
-from service.attempts.store import live_cutoffs
-from service.contract.job.spec import JobSpec
-from service.errors import Conflict
-from service.jobs import store as jobs
-from service.metrics import chunks
-from service.metrics import store as metrics
-from service.metrics.chunks import Points
-from service.metrics.store import Cutoffs
-from service.theory import store
-from service.theory.steps import Blocks, Floats, Ints, Steps, blocks_of
+from roadless.service.attempts.store import live_cutoffs
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.errors import Conflict
+from roadless.service.jobs import store as jobs
+from roadless.service.metrics import chunks
+from roadless.service.metrics import store as metrics
+from roadless.service.metrics.chunks import Points
+from roadless.service.metrics.store import Cutoffs
+from roadless.service.theory import store
+from roadless.service.theory.steps import Blocks, Floats, Ints, Steps, blocks_of
 
 GRAD_NORM, RATE = "grad.norm", "optimizer.lr"
 #: Steps of a series in memory at once, and how far beyond them the end of a gap is looked for.

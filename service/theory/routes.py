@@ -5,14 +5,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
-from service.auth.dependencies import Project, require_user
-from service.contract.theory.analysis import Norms, Theory
-from service.contract.theory.plan import Plan, PlanRequest
-from service.db.session import Database
-from service.http.dependencies import Db
-from service.theory import reading, views
-from service.theory.concurrency import Turn
-from service.theory.planner import plan_of
+from roadless.service.auth.dependencies import Project, require_user
+from roadless.service.contract.theory.analysis import Norms, Theory
+from roadless.service.contract.theory.plan import Plan, PlanRequest
+from roadless.service.db.session import Database
+from roadless.service.http.dependencies import Db
+from roadless.service.theory import reading, views
+from roadless.service.theory.concurrency import Turn
+from roadless.service.theory.planner import plan_of
 
 router = APIRouter(prefix="/v1", tags=["theory"])
 

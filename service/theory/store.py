@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from service.attempts.store import is_live
-from service.db.tables import EvalPointRow, MetricChunkRow
+from roadless.service.attempts.store import is_live
+from roadless.service.db.tables import EvalPointRow, MetricChunkRow
 
 #: The most evaluations read; of more, the newest.
 MAX_EVALUATIONS = 100_000

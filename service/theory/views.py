@@ -6,19 +6,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optim.theory.fitting import LossFit
-from service.contract.job.schedules import has_horizon
-from service.contract.resources import ProblemError
-from service.contract.theory import analysis as contract
-from service.contract.theory.analysis import Norms, Theory
-from service.errors import Invalid
-from service.theory import caveats
-from service.theory.advice import RECENT_SHARE, Extension, Way, advice
-from service.theory.analysis import Analysis, alternatives, analyse, best_factor
-from service.theory.averaging import averaging_of
-from service.theory.bounds import Terms
-from service.theory.reading import Record
-from service.theory.steps import Floats
+from roadless.optim.theory.fitting import LossFit
+from roadless.service.contract.job.schedules import has_horizon
+from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.theory import analysis as contract
+from roadless.service.contract.theory.analysis import Norms, Theory
+from roadless.service.errors import Invalid
+from roadless.service.theory import caveats
+from roadless.service.theory.advice import RECENT_SHARE, Extension, Way, advice
+from roadless.service.theory.analysis import Analysis, alternatives, analyse, best_factor
+from roadless.service.theory.averaging import averaging_of
+from roadless.service.theory.bounds import Terms
+from roadless.service.theory.reading import Record
+from roadless.service.theory.steps import Floats
 
 #: Points of the way to an extension's end.
 NUM_POINTS = 24

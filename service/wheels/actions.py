@@ -2,13 +2,13 @@
 
 from sqlalchemy.orm import Session
 
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.contract.uploads.wheels import MAX_WHEELS
-from service.db.tables import WheelRow
-from service.errors import Conflict, Forbidden
-from service.wheels import store
-from service.wheels.inspection import WheelFacts
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.uploads.wheels import MAX_WHEELS
+from roadless.service.db.tables import WheelRow
+from roadless.service.errors import Conflict, Forbidden
+from roadless.service.wheels import store
+from roadless.service.wheels.inspection import WheelFacts
 
 VARIABLE = "ROADLESS_ALLOW_WHEELS"
 _SHOWN_JOBS = 5

@@ -10,10 +10,10 @@ import anyio
 import anyio.to_thread
 from fastapi import Request
 
-from service.contract.uploads.wheels import MAX_WHEEL_BYTES
-from service.errors import Invalid
-from service.storage.incoming import Incoming
-from service.storage.intake import append
+from roadless.service.contract.uploads.wheels import MAX_WHEEL_BYTES
+from roadless.service.errors import Invalid
+from roadless.service.storage.incoming import Incoming
+from roadless.service.storage.intake import append
 
 
 @dataclass(frozen=True)

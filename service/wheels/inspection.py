@@ -22,8 +22,8 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
-from service.contract.uploads.wheels import MAX_UNPACKED_BYTES, MAX_WHEEL_FILES, reserved
-from service.errors import Invalid
+from roadless.service.contract.uploads.wheels import MAX_UNPACKED_BYTES, MAX_WHEEL_FILES, reserved
+from roadless.service.errors import Invalid
 
 #: Of the list of files, which is read as a whole, and of one file of metadata.
 _MAX_DIRECTORY_BYTES = 4 * 2**20

@@ -1,6 +1,6 @@
 """Names of wheels in their blob store. The hash is part of the name."""
 
-from service.db.tables import WheelRow
+from roadless.service.db.tables import WheelRow
 
 
 def folder_of(wheel: WheelRow) -> str:

@@ -8,21 +8,21 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.attempts.access import AttemptToken, open_attempt
-from service.auth.dependencies import Project
-from service.contract.ids import WHEEL_ID_PATTERN
-from service.contract.resources import Page
-from service.contract.uploads.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
-from service.db.session import Database
-from service.errors import NotFound
-from service.http.dependencies import AppSettings, Db, WheelBlobs
-from service.http.paging import Limit, page_of
-from service.wheels import actions, store
-from service.wheels.arrival import arriving
-from service.wheels.inspection import facts_of_name
-from service.wheels.keys import folder_of, key_of
-from service.wheels.storage import keep
-from service.wheels.views import wheel_resource
+from roadless.service.attempts.access import AttemptToken, open_attempt
+from roadless.service.auth.dependencies import Project
+from roadless.service.contract.ids import WHEEL_ID_PATTERN
+from roadless.service.contract.resources import Page
+from roadless.service.contract.uploads.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
+from roadless.service.db.session import Database
+from roadless.service.errors import NotFound
+from roadless.service.http.dependencies import AppSettings, Db, WheelBlobs
+from roadless.service.http.paging import Limit, page_of
+from roadless.service.wheels import actions, store
+from roadless.service.wheels.arrival import arriving
+from roadless.service.wheels.inspection import facts_of_name
+from roadless.service.wheels.keys import folder_of, key_of
+from roadless.service.wheels.storage import keep
+from roadless.service.wheels.views import wheel_resource
 
 router = APIRouter(prefix="/v1/wheels", tags=["wheels"])
 rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/wheel", tags=["ranks"])

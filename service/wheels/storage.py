@@ -3,14 +3,14 @@
 The row comes first, so that whatever ends in between is found and swept.
 """
 
-from service.db.session import Database
-from service.db.tables import WheelRow
-from service.errors import Unavailable
-from service.storage.blobs import BlobStore
-from service.wheels import actions, store
-from service.wheels.arrival import Arrived
-from service.wheels.inspection import facts_of_name, inspect
-from service.wheels.keys import key_of
+from roadless.service.db.session import Database
+from roadless.service.db.tables import WheelRow
+from roadless.service.errors import Unavailable
+from roadless.service.storage.blobs import BlobStore
+from roadless.service.wheels import actions, store
+from roadless.service.wheels.arrival import Arrived
+from roadless.service.wheels.inspection import facts_of_name, inspect
+from roadless.service.wheels.keys import key_of
 
 
 def keep(

@@ -9,9 +9,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from service.contract.states import TERMINAL
-from service.db.tables import JobRow, WheelRow
-from service.errors import NotFound
+from roadless.service.contract.states import TERMINAL
+from roadless.service.db.tables import JobRow, WheelRow
+from roadless.service.errors import NotFound
 
 
 def _named_by_job() -> ColumnElement[str]:

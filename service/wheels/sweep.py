@@ -2,10 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from service.db.session import Database
-from service.storage.blobs import LONGEST_PUT, BlobStore
-from service.wheels import store
-from service.wheels.keys import folder_of
+from roadless.service.db.session import Database
+from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
+from roadless.service.wheels import store
+from roadless.service.wheels.keys import folder_of
 
 #: How long a wheel may be on its way: far longer than one upload lasts.
 REST = timedelta(hours=1)

@@ -1,7 +1,7 @@
 """Rows to answers."""
 
-from service.contract.uploads.wheels import AssignedWheel, Wheel
-from service.db.tables import WheelRow
+from roadless.service.contract.uploads.wheels import AssignedWheel, Wheel
+from roadless.service.db.tables import WheelRow
 
 
 def wheel_resource(row: WheelRow) -> Wheel:

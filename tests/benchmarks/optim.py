@@ -20,8 +20,8 @@ from functools import partial
 
 import torch
 
-import optim
-from optim.backends import choose
+from roadless import optim
+from roadless.optim.backends import choose
 from tests.benchmarks.optim_contenders import (
     MAKES,
     OURS_ADAMW,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
+from roadless import optim
 
 try:
     import heavyball

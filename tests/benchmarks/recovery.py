@@ -12,9 +12,9 @@ from pathlib import Path
 
 from stack import Stack, rank_pids, wait_for_end, wait_for_step, wait_until
 
-from service.client.client import Client
-from service.contract.resources import Job
-from worker.runner.ray_cluster import start_head
+from roadless.service.client.client import Client
+from roadless.service.contract.resources import Job
+from roadless.worker.runner.ray_cluster import start_head
 
 
 def spec_of(workers: int) -> dict:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from training_bench import ALONE, ScriptedReporter, make_brief
 
-from optim import AdamWScheduleFree
-from service.contract.checkpoint.manifest import CheckpointKind
-from worker.position import Position
-from worker.setup import Built
-from worker.training.evaluations import Milestones
+from roadless.optim import AdamWScheduleFree
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker.position import Position
+from roadless.worker.setup import Built
+from roadless.worker.training.evaluations import Milestones
 
 #: y, z and v of so many float32 parameters are a state of 100 MB.
 NUM_PARAMETERS = 100_000_000 // (3 * 4)

@@ -22,8 +22,8 @@ import heavyball
 import torch
 from torch.nn import Parameter
 
-import optim
-from optim.soap.schedule import steps_between_updates
+from roadless import optim
+from roadless.optim.soap.schedule import steps_between_updates
 from tests.benchmarks.optim_contenders import WIDTH, Contender, transformer_shapes
 
 Make = Callable[[list[Parameter]], torch.optim.Optimizer]

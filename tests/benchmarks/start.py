@@ -20,7 +20,7 @@ from pathlib import Path
 from ray.job_submission import JobSubmissionClient
 from stack import Stack, free_port, wait_for_end, wait_until
 
-from worker.runner.ray_cluster import start_head, stop_trees
+from roadless.worker.runner.ray_cluster import start_head, stop_trees
 
 PEER = Path(__file__).with_name("peer_train.py")
 PEER_SECONDS = 120.0

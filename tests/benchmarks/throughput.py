@@ -22,15 +22,15 @@ from typing import Any
 
 from stack import Stack
 
-from service.client.client import Client
-from service.contract.job.spec import JobSpec
-from service.contract.states import Phase
-from worker.data.build import build_data
-from worker.evaluation.evaluate import num_passes
-from worker.evaluation.sets import HeldOutSets
-from worker.model.build import build_model
-from worker.runner.ray_cluster import start_head
-from worker.training.cadence import FIRST_STEP, steps_of_share
+from roadless.service.client.client import Client
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.states import Phase
+from roadless.worker.data.build import build_data
+from roadless.worker.evaluation.evaluate import num_passes
+from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.model.build import build_model
+from roadless.worker.runner.ray_cluster import start_head
+from roadless.worker.training.cadence import FIRST_STEP, steps_of_share
 
 OURS, OURS_STEP, BARE = "roadless", "roadless, a step", "bare"
 PEERS = ("transformers", "lightning")
@@ -92,7 +92,7 @@ def period_of(name: str) -> int:
 
 def peer(kind: str, name: str) -> float:
     command = [sys.executable, "-m", "benchmarks.throughput_peers", kind, json.dumps(spec_of(name))]
-    environment = os.environ | {"PYTHONPATH": "tests:."}
+    environment = os.environ | {"PYTHONPATH": "tests"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1])["steps_per_second"])
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from service.contract.job.spec import JobSpec
-from worker.data.base import DataSet
-from worker.data.build import build_data
-from worker.data.sampler import global_indices
-from worker.model.build import build_model
-from worker.setup import build_optimizer
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.build import build_data
+from roadless.worker.data.sampler import global_indices
+from roadless.worker.model.build import build_model
+from roadless.worker.setup import build_optimizer
 
 WARMUP_STEPS = 50
 

@@ -13,9 +13,9 @@ import composefile
 import pytest
 import yaml
 
-from service.settings import Settings
-from worker.runner import ray_cluster
-from worker.settings import RunnerSettings
+from roadless.service.settings import Settings
+from roadless.worker.runner import ray_cluster
+from roadless.worker.settings import RunnerSettings
 
 GPU_FILE = composefile.ROOT / "deploy" / "docker-compose.gpu.yml"
 RAY_SERVICES = ("ray-head", "ray-worker")
@@ -182,7 +182,7 @@ def test_every_module_that_is_run_exists(secrets):
     text = "\n".join(" ".join(command) for command in commands)
     text += (composefile.ROOT / "deploy" / "ray-head.sh").read_text()
     modules = set(re.findall(r"python -m ([\w.]+)", text))
-    assert modules == {"service.main", "worker.runner"}
+    assert modules == {"roadless.service.main", "roadless.worker.runner"}
     assert all(importlib.util.find_spec(module) for module in modules)
 
 

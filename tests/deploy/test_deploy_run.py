@@ -9,9 +9,9 @@ import httpx
 import pytest
 from localstack import LocalStack, wait_until
 
-from service.client.client import Client
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase
+from roadless.service.client.client import Client
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase
 
 JOB = {
     "name": "compose",
@@ -41,7 +41,7 @@ def stack(database_url: str, secrets: dict[str, str], tmp_path: Path) -> Iterato
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_the_compose_file_trains_a_job_and_leaves_nothing_behind(stack: LocalStack, tmp_path: Path):
-    os.kill(pid_of("worker.runner", stack), signal.SIGKILL)
+    os.kill(pid_of("roadless.worker.runner", stack), signal.SIGKILL)
     assert httpx.get(f"{stack.url}/readyz").is_success
     with Client(stack.url, (stack.home / "user.token").read_text().strip()) as client:
         job = client.wait(client.submit(JOB).id, timeout=120)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from stack import Stack
 
-from service.client.client import Client
-from worker.runner.ray_cluster import Head, start_head
+from roadless.service.client.client import Client
+from roadless.worker.runner.ray_cluster import Head, start_head
 
 
 @pytest.fixture(scope="session")

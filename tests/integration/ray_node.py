@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from worker.runner.ray_cluster import Head
+from roadless.worker.runner.ray_cluster import Head
 
 
 def main() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from stack import Stack, curve_of, rank_pids, wait_for_end, wait_for_step
 
-from service.client.client import Client
-from service.client.datasets import Datasets
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase, Reason
-from worker.data.sources.access import DataSources
-from worker.verify import verify
+from roadless.service.client.client import Client
+from roadless.service.client.datasets import Datasets
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase, Reason
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.verify import verify
 
 WORDS = ["free", "of", "schedules", "a", "road", "goes", "on", "and", "on"]
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 from stack import rank_pids, wait_for_end, wait_for_step, wait_until
 
-from service.contract.states import Phase
+from roadless.service.contract.states import Phase
 
 STEPS = 200
 #: Of semantics.md: float32, another number of ranks, over 200 steps.

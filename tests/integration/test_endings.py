@@ -9,8 +9,8 @@ import tarfile
 import pytest
 from stack import wait_for_end, wait_for_step, wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Desired, Phase
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Desired, Phase
 
 BYTES = {
     "name": "bytes",
@@ -144,7 +144,9 @@ def test_a_downloaded_model_scores_what_the_curve_says(client, tmp_path, model, 
     point = client.eval_curve(job_id)[-1]
     client.download(point.checkpoint_id, tmp_path)
     result = subprocess.run(
-        [sys.executable, "-m", "worker.verify", str(tmp_path)], capture_output=True, check=True
+        [sys.executable, "-m", "roadless.worker.verify", str(tmp_path)],
+        capture_output=True,
+        check=True,
     )
     assert json.loads(result.stdout)["loss"] == point.loss
 

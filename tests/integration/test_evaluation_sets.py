@@ -9,8 +9,8 @@ from typing import Any
 
 from stack import wait_for_end
 
-from service.client.client import Client
-from service.contract.states import Phase
+from roadless.service.client.client import Client
+from roadless.service.contract.states import Phase
 
 #: A function that every node has, and one number a sample: of the outputs it makes the loss itself.
 CROSS_ENTROPY = "torch.nn.functional:cross_entropy"
@@ -63,7 +63,7 @@ def test_a_goal_about_a_further_set_ends_a_job_whose_download_scores_the_same(
     assert receipt is not None
     assert receipt.sets["shifted"].num_examples == 70
     result = subprocess.run(
-        [sys.executable, "-m", "worker.verify", str(tmp_path)],
+        [sys.executable, "-m", "roadless.worker.verify", str(tmp_path)],
         env={**os.environ, "ROADLESS_ALLOWED_ENTRY_POINTS": CROSS_ENTROPY},
         capture_output=True,
         check=True,

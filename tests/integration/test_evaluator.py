@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from stack import Stack, curve_of, rank_pids, wait_for_end, wait_for_step, wait_until
 
-from service.client.client import Client
-from service.client.datasets import Datasets
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase, Reason
+from roadless.service.client.client import Client
+from roadless.service.client.datasets import Datasets
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase, Reason
 
 WORDS = ["free", "of", "schedules", "a", "road", "goes", "on", "and", "on"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from stack import wait_for_end
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase
 
 DIGITS = {"kind": "builtin", "name": "digits"}
 BYTES = {"kind": "builtin", "name": "python_stdlib_bytes"}
@@ -116,7 +116,7 @@ def seen_again(stack, submitted, tmp_path_factory) -> dict[str, dict[str, Any]]:
             job = wait_for_end(client, job_id)
             assert job.phase is Phase.SUCCEEDED, f"{name}: {job.message}"
             client.download(client.eval_curve(job_id)[-1].checkpoint_id, folders[name])
-    command = [sys.executable, "-m", "worker.verify", *map(str, folders.values())]
+    command = [sys.executable, "-m", "roadless.worker.verify", *map(str, folders.values())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(zip(folders, map(json.loads, done.stdout.splitlines()), strict=True))

@@ -6,9 +6,9 @@ The only trace is the evaluation at the step where it stood, which is taken out 
 import pytest
 from stack import curve_of, wait_for_end, wait_for_step, wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.requests import Extend
-from service.contract.states import Phase
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.requests import Extend
+from roadless.service.contract.states import Phase
 
 STEPS = 120
 EVERY = 30

@@ -11,9 +11,9 @@ import pytest
 import torch
 from stack import wait_for_end, wait_for_step, wait_until
 
-from service.client.client import ApiError
-from service.contract.states import Phase
-from worker.data.builtin.digits import Digits
+from roadless.service.client.client import ApiError
+from roadless.service.contract.states import Phase
+from roadless.worker.data.builtin.digits import Digits
 
 SPEC = {
     "name": "kept",
@@ -54,7 +54,7 @@ def export(stack, checkpoint_id: str, out: Path) -> Path:
     """``roadless checkpoint export`` as its user runs it."""
     arguments = ["checkpoint", "export", checkpoint_id, str(out), "--to", "onnx"]
     ran = subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments],
+        [sys.executable, "-m", "roadless.service.cli", *arguments],
         env={**os.environ, "ROADLESS_URL": stack.url, "ROADLESS_HOME": str(stack.home)},
         capture_output=True,
         text=True,

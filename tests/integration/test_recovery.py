@@ -7,7 +7,7 @@ import time
 import pytest
 from stack import curve_of, rank_pids, wait_for_end, wait_for_step, wait_until
 
-from service.contract.states import Phase
+from roadless.service.contract.states import Phase
 
 STEPS = 160
 SLOW_ENOUGH_TO_KILL = {"kind": "preset", "name": "convnet", "width": 48}

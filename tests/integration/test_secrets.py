@@ -12,10 +12,10 @@ import pytest
 from s3_guarded import REGION, Guarded, guarded_s3
 from stack import Stack, rank_pids, wait_for_end, wait_for_step
 
-from service.client.client import ApiError, Client
-from service.client.secrets import Secrets
-from service.contract.states import Phase, Reason
-from worker.runner.ray_cluster import Head, start_head
+from roadless.service.client.client import ApiError, Client
+from roadless.service.client.secrets import Secrets
+from roadless.service.contract.states import Phase, Reason
+from roadless.worker.runner.ray_cluster import Head, start_head
 
 NAMES = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
 

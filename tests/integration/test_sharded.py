@@ -9,8 +9,8 @@ import sys
 import pytest
 from stack import curve_of, rank_pids, wait_for_end, wait_for_step
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase
 
 
 def spec_of(**changes):
@@ -54,6 +54,8 @@ def test_a_downloaded_model_of_shards_scores_what_the_curve_says(client, tmp_pat
     point = client.eval_curve(job_id)[-1]
     client.download(point.checkpoint_id, tmp_path)
     result = subprocess.run(
-        [sys.executable, "-m", "worker.verify", str(tmp_path)], capture_output=True, check=True
+        [sys.executable, "-m", "roadless.worker.verify", str(tmp_path)],
+        capture_output=True,
+        check=True,
     )
     assert json.loads(result.stdout)["loss"] == point.loss

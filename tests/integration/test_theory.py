@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from stack import wait_for_end
 
-from optim.theory.bounds import split_bound, split_schedule_free_bound
-from optim.theory.fitting import fit_losses
-from service.contract.states import Phase
+from roadless.optim.theory.bounds import split_bound, split_schedule_free_bound
+from roadless.optim.theory.fitting import fit_losses
+from roadless.service.contract.states import Phase
 
 STEPS = 60
 AVERAGED = {"optimizer": {"name": "sgd_schedulefree", "lr": 0.5, "warmup_steps": 10}}

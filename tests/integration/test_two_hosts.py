@@ -6,7 +6,7 @@ import pytest
 from stack import wait_for_end, wait_for_step, wait_until
 from two_hosts import can_make_hosts, two_hosts
 
-from service.contract.states import Phase
+from roadless.service.contract.states import Phase
 
 pytestmark = pytest.mark.skipif(
     not can_make_hosts(), reason="needs root and iproute2 to make network namespaces"

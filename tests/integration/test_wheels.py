@@ -11,10 +11,10 @@ import pytest
 from stack import Stack, rank_pids, wait_for_end, wait_for_step
 from wheel_maker import make_wheel
 
-from service.client.client import ApiError, Client
-from service.client.wheels import Wheels
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Phase, Reason
+from roadless.service.client.client import ApiError, Client
+from roadless.service.client.wheels import Wheels
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Phase, Reason
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_a_model_of_a_wheel_is_trained_by_two_ranks_and_verified_elsewhere(
     newest = next(client.checkpoints(job_id, kind=CheckpointKind.EVAL))
     client.download(newest.id, tmp_path / "model")
     done = subprocess.run(
-        [sys.executable, "-m", "worker.verify", tmp_path / "model", "--wheel", wheel],
+        [sys.executable, "-m", "roadless.worker.verify", tmp_path / "model", "--wheel", wheel],
         capture_output=True,
         text=True,
         check=False,

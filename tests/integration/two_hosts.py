@@ -18,8 +18,8 @@ from pathlib import Path
 import httpx
 from stack import wait_until
 
-from service.client.client import Client
-from worker.runner.ray_cluster import stop_trees
+from roadless.service.client.client import Client
+from roadless.worker.runner.ray_cluster import stop_trees
 
 PORT = 8700
 RAY_NODE = Path(__file__).with_name("ray_node.py")
@@ -150,7 +150,7 @@ class TwoHostStack:
         log = self.home / "head.log"
         self.hosts.a.start(
             log,
-            *(sys.executable, "-m", "worker.head", "--home", str(self.home)),
+            *(sys.executable, "-m", "roadless.worker.head", "--home", str(self.home)),
             *("--num-cpus", str(cpus), "--num-gpus", "0", "--node-ip", self.hosts.a.address),
         )
         line = wait_until(lambda: [s for s in log.read_text().splitlines() if s.startswith("{")])
@@ -176,7 +176,9 @@ class TwoHostStack:
 
     def _start_service(self) -> None:
         log = self.home / "service.log"
-        self.hosts.a.start(log, sys.executable, "-m", "service.main", **self._environment())
+        self.hosts.a.start(
+            log, sys.executable, "-m", "roadless.service.main", **self._environment()
+        )
 
         def is_ready() -> bool:
             try:
@@ -188,7 +190,9 @@ class TwoHostStack:
 
     def _start_runner(self) -> None:
         log = self.home / "runner.log"
-        self.hosts.a.start(log, sys.executable, "-m", "worker.runner", **self._environment())
+        self.hosts.a.start(
+            log, sys.executable, "-m", "roadless.worker.runner", **self._environment()
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every optimizer of the library by its public name, made and stepped in one way.
 
-New names are covered by themselves: whatever in ``optim.__all__`` is an optimizer is in `NAMES`.
+New names are covered by themselves: whatever in ``roadless.optim.__all__`` is an optimizer is in
+`NAMES`.
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
+from roadless import optim
 
 NAMES = sorted(
     name

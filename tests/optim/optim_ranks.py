@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from optim import at_average, averaged_point
+from roadless.optim import at_average, averaged_point
 
 #: Steps before the checkpoint, and after it.
 BEFORE, AFTER = 5, 3

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless import optim
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 Make = Callable[..., torch.optim.Optimizer]
 SHAPES = ((), (3,), (2, 3), (0,), (4, 1, 2))

@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optim.backends.form import Adam, Direction, Gradient, Move, Tensors
+from roadless.optim.backends.form import Adam, Direction, Gradient, Move, Tensors
 
 #: Which state tensors an update has, in the letters of `Tensors`.
 KINDS = ("z", "zv", "zvm", "vm")
@@ -37,7 +37,8 @@ class Update:
         return Tensors(**columns)
 
     def expected(self) -> Tensors:
-        """The formulas of `optim.backends.form`, in float64, written down as they stand there."""
+        """The formulas of `roadless.optim.backends.form`, in float64, written down as they stand
+        there."""
         given = self.tensors().map(lambda t: t.double())
         rows = [self._moved(dict(zip("pg" + self.kind, row, strict=True))) for row in given.rows()]
         return Tensors(**{FIELDS[k]: [row[k] for row in rows] for k in "pg" + self.kind})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.averaging import Counters, Pace, advance
+from roadless.optim.averaging import Counters, Pace, advance
 
 PLAIN: dict[str, Any] = {"warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0}
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from optim.batchnorm import batch_statistics, combine, recalibrate, using_buffers
+from roadless.optim.batchnorm import batch_statistics, combine, recalibrate, using_buffers
 
 
 def batches_of(sizes: list[int], *shape: int, seed: int = 0) -> list[Tensor]:

@@ -13,7 +13,7 @@ from optim_makes import CLOSURES, NAMES, PLUS, make, parameters, parameters_of, 
 from torch import Tensor
 from torch.nn import Parameter
 
-from optim import at_average, averaged_point
+from roadless.optim import at_average, averaged_point
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 

@@ -13,9 +13,9 @@ from optim_runs import distance, take_step
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim import averaged_point
-from optim.rules.moments import debiased
+from roadless import optim
+from roadless.optim import averaged_point
+from roadless.optim.rules.moments import debiased
 
 PLAIN = [optim.ForeachAdamW, optim.ForeachLaProp, optim.ForeachADOPT]
 AVERAGED = [optim.ForeachSFAdamW, optim.PaLMForeachSFAdamW]

@@ -11,13 +11,13 @@ import sys
 import pytest
 import torch
 
-import optim
+from roadless import optim
 
 #: Backends are left out: what they import may be absent.
 MODULES = [
     module.name
-    for module in pkgutil.walk_packages(optim.__path__, "optim.")
-    if not module.name.startswith("optim.backends")
+    for module in pkgutil.walk_packages(optim.__path__, "roadless.optim.")
+    if not module.name.startswith("roadless.optim.backends")
 ]
 OPTIMIZERS = [name for name in optim.__all__ if isinstance(getattr(optim, name), type)]
 
@@ -45,7 +45,11 @@ def test_optimizers_are_those_of_torch(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers_name_their_source_and_show_an_example(name: str) -> None:
     """On its own page, on its module's, or on that of an optimizer it is a form of."""
-    kinds = [kind for kind in getattr(optim, name).__mro__ if kind.__module__.startswith("optim.")]
+    kinds = [
+        kind
+        for kind in getattr(optim, name).__mro__
+        if kind.__module__.startswith("roadless.optim.")
+    ]
     public = [kind for kind in kinds if kind.__name__ in optim.__all__]
     pages = [*public, sys.modules[kinds[0].__module__]]
     page = "".join(inspect.getdoc(explained) or "" for explained in pages)
@@ -65,5 +69,8 @@ def test_there_are_examples() -> None:
 
 
 def test_importing_the_package_or_its_pure_part_loads_no_torch() -> None:
-    code = "import optim, optim.averaging, sys; dir(optim); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, roadless.optim.averaging; from roadless import optim; "
+        "dir(optim); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

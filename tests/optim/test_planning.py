@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optim.planning import (
+from roadless.optim.planning import (
     COOLDOWN_FRACTIONS,
     EXTENSION_FACTORS,
     EXTENSION_FRACTIONS,
@@ -25,8 +25,8 @@ from optim.planning import (
     plan_at,
     transfer_base,
 )
-from optim.schedules.schedules import SCHEDULES
-from optim.theory.bounds import bound
+from roadless.optim.schedules.schedules import SCHEDULES
+from roadless.optim.theory.bounds import bound
 
 WSD = Family("wsd", {"cooldown_len": 0.2})
 LINEAR = Family("linear")
@@ -209,7 +209,7 @@ def test_what_is_tried_rises_up_to_1(tried):
 
 def test_planning_loads_neither_torch_nor_what_draws():
     """The service imports all of this, and must stay small."""
-    code = "import optim.planning, optim.theory.fitting, sys; print(*sys.modules)"
+    code = "import roadless.optim.planning, roadless.optim.theory.fitting, sys; print(*sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -8,8 +8,8 @@ from fastapi.testclient import TestClient
 from live_app import serving
 from played import Service
 
-from service.main import create_app
-from service.settings import Settings
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
-from service.contract.ids import new_id
+from roadless.service.contract.ids import new_id
 
 NODE = {"node_id": "node-1", "cpus": 4, "gpus": 0, "free_cpus": 4, "free_gpus": 0}
 

@@ -11,7 +11,7 @@ import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from service.storage.s3_bucket import Bucket
+from roadless.service.storage.s3_bucket import Bucket
 
 REGION = "us-east-1"
 ACCESS_KEY = "an-access-key"

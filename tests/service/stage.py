@@ -10,21 +10,21 @@ from unittest import mock
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.attempts.leases import LeaseKeeper
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
-from service.contract.reports.events import Report, ReportReply
-from service.contract.requests import Extend, Pause
-from service.db.migrate import alone, migrate
-from service.db.session import Database
-from service.db.tables import AttemptRow, EventRow, JobRow, Table
-from service.ingest.apply import apply_report
-from service.jobs import actions, store
-from service.jobs.actions import Act
-from service.jobs.transitions import Deadlines
-from service.scheduling import store as runners
-from service.scheduling.loop import tick
-from service.scheduling.sync import Tick, View, sync
+from roadless.service.attempts.leases import LeaseKeeper
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
+from roadless.service.contract.reports.events import Report, ReportReply
+from roadless.service.contract.requests import Extend, Pause
+from roadless.service.db.migrate import alone, migrate
+from roadless.service.db.session import Database
+from roadless.service.db.tables import AttemptRow, EventRow, JobRow, Table
+from roadless.service.ingest.apply import apply_report
+from roadless.service.jobs import actions, store
+from roadless.service.jobs.actions import Act
+from roadless.service.jobs.transitions import Deadlines
+from roadless.service.scheduling import store as runners
+from roadless.service.scheduling.loop import tick
+from roadless.service.scheduling.sync import Tick, View, sync
 
 LEASE_SECONDS = 30.0
 DEADLINES = Deadlines(start_seconds=120, stop_seconds=600, pause_seconds=None, forget_seconds=None)
@@ -49,7 +49,7 @@ class Stage:
         self.now += timedelta(seconds=seconds)
 
     def tick(self) -> int:
-        with mock.patch("service.scheduling.loop.utc_now", return_value=self.now):
+        with mock.patch("roadless.service.scheduling.loop.utc_now", return_value=self.now):
             return tick(self.db, self.keeper, self.deadlines)
 
     def live(self, seconds: float) -> None:
@@ -98,7 +98,7 @@ class Stage:
             action(Act(session, self.deadlines), job)
 
     def _clock(self) -> Any:
-        return mock.patch("service.jobs.actions.utc_now", return_value=self.now)
+        return mock.patch("roadless.service.jobs.actions.utc_now", return_value=self.now)
 
     # ---- runners and ranks -------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from service.auth.bootstrap import FIRST_TOKENS
-from service.auth.tokens import digest
-from service.db.session import Database
-from service.db.tables import TokenRow
-from service.main import create_app
-from service.settings import Settings
+from roadless.service.auth.bootstrap import FIRST_TOKENS
+from roadless.service.auth.tokens import digest
+from roadless.service.db.session import Database
+from roadless.service.db.tables import TokenRow
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
 
 
 def test_token_files_are_read_by_their_owner_only(service, settings):

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from fastapi.testclient import TestClient
 from played import Service, step_event
 
-from service.main import create_app
-from service.settings import Settings
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
 
 
 def test_reports_and_syncs_are_answered_while_slow_requests_hold_every_thread(

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 
-from service.wakeups import Wakeups, heard_within
+from roadless.service.wakeups import Wakeups, heard_within
 
 
 def on_loop(scenario):

@@ -14,10 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from played import step_event
 from stage import LEASE_SECONDS, Stage, staged
 
-from service.contract.ids import new_id
-from service.contract.reports.cluster import Assignment
-from service.contract.states import RETRYABLE, TERMINAL, Phase
-from service.errors import Conflict, Fenced, Invalid
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import Assignment
+from roadless.service.contract.states import RETRYABLE, TERMINAL, Phase
+from roadless.service.errors import Conflict, Fenced, Invalid
 
 SPEC = {
     "model": {"kind": "preset", "name": "mlp"},

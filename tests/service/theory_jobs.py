@@ -5,7 +5,7 @@ from typing import Any
 
 from played import Rank, Service
 
-from optim.schedules.by_name import rates
+from roadless.optim.schedules.by_name import rates
 
 NUM_STEPS, EVERY, RATE = 120, 10, 0.05
 PER_REPORT = 500

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch.nn import functional
 
-from optim import AdamWScheduleFree, at_average, averaged_point
-from optim.schedule_free.base import ScheduleFreeOptimizer
-from service.contract.job.models import GptPreset
+from roadless.optim import AdamWScheduleFree, at_average, averaged_point
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.data.builtin import stdlib_bytes
+from roadless.worker.data.sampler import global_indices
+from roadless.worker.model.gpt import Gpt
 from tests.studies.evidence import anytime, convex, language, prediction, studies
 from tests.studies.evidence.adam_methods import adam_methods
 from tests.studies.evidence.convex_search import Choice, chosen
@@ -37,9 +40,6 @@ from tests.studies.evidence.side_by_side import Method, PolyakAdamW
 from tests.studies.evidence.side_by_side import train as train_side_by_side
 from tests.studies.evidence.table import render
 from tests.studies.evidence.vertex import best_octave, resampled_octaves
-from worker.data.builtin import stdlib_bytes
-from worker.data.sampler import global_indices
-from worker.model.gpt import Gpt
 
 DOCUMENTS = Path(__file__).parents[2] / "docs" / "evidence"
 LARGEST_FIGURE_BYTES = 60_000

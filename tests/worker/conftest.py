@@ -16,9 +16,9 @@ from rank_runs import Ranks
 from ray._private.authentication_test_utils import reset_auth_token_state
 from worker_drills import Call, Listener
 
-from service.contract.reports.cluster import AttemptBrief
-from worker.runner.node_agents import NAMESPACE
-from worker.runner.ray_cluster import Head, start_head
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.worker.runner.node_agents import NAMESPACE
+from roadless.worker.runner.ray_cluster import Head, start_head
 
 
 @pytest.fixture(scope="session")

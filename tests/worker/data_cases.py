@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from service.contract.job.data import DataSpec
-from service.contract.job.models import ModelSpec
-from service.contract.job.tasks import Task
-from worker.data.base import DataSet
-from worker.data.build import build_data
-from worker.data.sources.access import DataSources
-from worker.data.sources.uploaded import Uploads
+from roadless.service.contract.job.data import DataSpec
+from roadless.service.contract.job.models import ModelSpec
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.build import build_data
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.data.sources.uploaded import Uploads
 
 MLP = {"kind": "preset", "name": "mlp"}
 

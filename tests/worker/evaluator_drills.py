@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from service.contract.checkpoint.manifest import CheckpointFile
-from worker.checkpointing.model_files import MODEL_FILE, _describe, write_model
-from worker.rank import main as rank_main
-from worker.rank_launch import RankLaunch
-from worker.training import evaluations
-from worker.validation import evaluator_process, zygote
-from worker.validation.evaluator_process import Question, Word
+from roadless.service.contract.checkpoint.manifest import CheckpointFile
+from roadless.worker.checkpointing.model_files import MODEL_FILE, _describe, write_model
+from roadless.worker.rank import main as rank_main
+from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.training import evaluations
+from roadless.worker.validation import evaluator_process, zygote
+from roadless.worker.validation.evaluator_process import Question, Word
 
 Files = tuple[CheckpointFile, ...]
 

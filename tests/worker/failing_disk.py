@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import pytest
 
-from worker.checkpointing import safetensors_file
+from roadless.worker.checkpointing import safetensors_file
 
 
 class FailingDisk:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fake_attempt_service import FakeAttemptService
 
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import Report
-from worker.api import Away, Fenced, Refused
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import Report
+from roadless.worker.api import Away, Fenced, Refused
 
 
 class AttemptServer:

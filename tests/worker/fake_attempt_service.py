@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.ids import new_id
-from service.contract.reports.events import (
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.events import (
     CheckpointSaved,
     EvalPoint,
     Event,
@@ -25,9 +25,9 @@ from service.contract.reports.events import (
     ReportReply,
     StepMetrics,
 )
-from service.contract.states import Desired
-from worker.api import Away, Fenced, Refused
-from worker.reporting.staged_checkpoint import Staged
+from roadless.service.contract.states import Desired
+from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.reporting.staged_checkpoint import Staged
 
 #: lost: never arrives; unheard: applied, but the answer is lost; twice: the network repeats it;
 #: broken: something nobody thought of.
@@ -146,7 +146,8 @@ def stage(
     job_id: str = "job_1",
     attempt_id: str = "att_1",
 ) -> Staged:
-    """A checkpoint of two files, as ``worker.checkpointing.model_files`` leaves it on disk."""
+    """A checkpoint of two files, as ``roadless.worker.checkpointing.model_files`` leaves it on
+    disk."""
     checkpoint_id = new_id("ckpt")
     (folder / checkpoint_id).mkdir(parents=True)
     files = []

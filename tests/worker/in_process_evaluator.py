@@ -5,11 +5,11 @@ from pathlib import Path
 
 from training_bench import build
 
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.spec import JobSpec
-from worker.evaluation.evaluate import EvalResult, reevaluate
-from worker.validation.evaluator import EvaluatorFailed
-from worker.validation.reload import fill
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.evaluation.evaluate import EvalResult, reevaluate
+from roadless.worker.validation.evaluator import EvaluatorFailed
+from roadless.worker.validation.reload import fill
 
 
 class InProcessEvaluator:

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from service.contract.job.models import ModelSpec
-from worker.data.base import Description
+from roadless.service.contract.job.models import ModelSpec
+from roadless.worker.data.base import Description
 
 DIGITS = Description((1, 8, 8), 10, tokens_per_sample=0, fingerprint="")
 BYTES = Description((16,), 256, tokens_per_sample=16, fingerprint="", bytes_per_token=1.0)

@@ -4,9 +4,9 @@ from typing import Any, get_args
 
 from torch import nn
 
-from optim.core.positions import TwoPositions
-from service.contract.job.optimizers import OptimizerSpec
-from worker.setup import build_optimizer
+from roadless.optim.core.positions import TwoPositions
+from roadless.service.contract.job.optimizers import OptimizerSpec
+from roadless.worker.setup import build_optimizer
 
 UNION, _ = get_args(OptimizerSpec)
 SPECS = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(UNION)}

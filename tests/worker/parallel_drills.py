@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from training_bench import Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from worker.checkpointing.state_saver import StateSaver
-from worker.distributed.parallel import shard
-from worker.distributed.process_group import join
-from worker.rank_launch import RankLaunch
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker.checkpointing.state_saver import StateSaver
+from roadless.worker.distributed.parallel import shard
+from roadless.worker.distributed.process_group import join
+from roadless.worker.rank_launch import RankLaunch
 
 _ = shard, StateSaver  # imported before the fork, as in production
 

@@ -15,16 +15,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training_bench import Bench, bits, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import Desired
-from worker.data.base import Batch
-from worker.distributed.process_group import Cluster, join
-from worker.errors import NonFiniteLoss
-from worker.rank import main as rank_main
-from worker.rank_launch import RankLaunch
-from worker.reporting.outbox import Heard
-from worker.training import loop
-from worker.training.step import Orders, StepResult, StepSettings, agree, train_step
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import Desired
+from roadless.worker.data.base import Batch
+from roadless.worker.distributed.process_group import Cluster, join
+from roadless.worker.errors import NonFiniteLoss
+from roadless.worker.rank import main as rank_main
+from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.training import loop
+from roadless.worker.training.step import Orders, StepResult, StepSettings, agree, train_step
 
 
 def main(launch: RankLaunch) -> None:

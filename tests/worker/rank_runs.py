@@ -7,8 +7,8 @@ from typing import Any
 
 from worker_drills import make_launch, wait_until
 
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import Exited
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import Exited
 
 Found = list[dict[str, Any]]
 

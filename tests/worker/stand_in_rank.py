@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from worker.rank_launch import RankLaunch
+from roadless.worker.rank_launch import RankLaunch
 
 #: What launchers speak and watch through.
 _LAUNCHERS_OWN = ("pipe:", "anon_inode:[pidfd]", "anon_inode:[eventfd]", "/memfd:")

@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 from fake_attempt_server import serving
 
-from service.contract.job.data import DigitsData
-from service.contract.job.models import MlpPreset
-from service.contract.job.optimizers import AdamWScheduleFreeSpec
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import AttemptBrief, AttemptEnded, Registered, Sync, SyncReply
-from service.contract.reports.events import Notice, Report, ReportReply
-from service.contract.states import Desired, Reason
-from worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi
-from worker.retry import insist
+from roadless.service.contract.job.data import DigitsData
+from roadless.service.contract.job.models import MlpPreset
+from roadless.service.contract.job.optimizers import AdamWScheduleFreeSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import (
+    AttemptBrief,
+    AttemptEnded,
+    Registered,
+    Sync,
+    SyncReply,
+)
+from roadless.service.contract.reports.events import Notice, Report, ReportReply
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi
+from roadless.worker.retry import insist
 
 CHECKPOINT = "ckpt_1"
 BRIEF = AttemptBrief(
@@ -158,7 +164,7 @@ def test_file_is_uploaded_whole_with_its_hash(peer: Peer, api: AttemptApi, tmp_p
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of two parts and a half."""
-    monkeypatch.setattr("worker.api.PART_BYTES", 4)
+    monkeypatch.setattr("roadless.worker.api.PART_BYTES", 4)
     path = tmp_path / "large"
     path.write_bytes(b"0123456789")
     return path
@@ -322,7 +328,7 @@ def test_nobody_listening_is_away() -> None:
 
 
 def test_insisting_ends_with_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.retry.FIRST_SECONDS", 0.001)
+    monkeypatch.setattr("roadless.worker.retry.FIRST_SECONDS", 0.001)
     outcomes: list[Exception] = [Away("1"), Away("2"), Fenced("3"), Away("4")]
 
     def call() -> None:

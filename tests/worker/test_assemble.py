@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_bench import CONVNET, Bench, bits, build, make_brief, make_spec
 
-from worker.errors import ModelInvalid
+from roadless.worker.errors import ModelInvalid
 
 GPT = {
     "model": {"kind": "preset", "name": "gpt", "layers": 2, "width": 8, "heads": 1, "context": 4},

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_bench import build, make_spec
 
-from worker.data.base import Batch
-from worker.evaluation.evaluate import CHECKED_BATCHES, reevaluate
-from worker.evaluation.sets import HeldOutSets
-from worker.evaluation.task import UNCOUNTED
+from roadless.worker.data.base import Batch
+from roadless.worker.evaluation.evaluate import CHECKED_BATCHES, reevaluate
+from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.task import UNCOUNTED
 
 
 @settings(max_examples=15, deadline=None)

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from training_bench import Bench, bits, make_brief, make_spec
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.job.budget import BudgetSpec
-from service.contract.reports.events import BudgetNow
-from service.contract.states import Desired, Reason
-from worker.early_stopping import GoalRecord, judge, standing
-from worker.errors import DataInvalid
-from worker.position import Position
-from worker.reporting.outbox import Heard
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.reports.events import BudgetNow
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.early_stopping import GoalRecord, judge, standing
+from roadless.worker.errors import DataInvalid
+from roadless.worker.position import Position
+from roadless.worker.reporting.outbox import Heard
 
 LOSSES = st.lists(st.floats(-10, 10) | st.just(math.nan), max_size=30)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-import optim
-from optim import at_average
-from service.contract.job.optimizers import OptimizerSpec, TorchOptimizerSpec
-from worker.setup import build_optimizer, optimizer_class
+from roadless import optim
+from roadless.optim import at_average
+from roadless.service.contract.job.optimizers import OptimizerSpec, TorchOptimizerSpec
+from roadless.worker.setup import build_optimizer, optimizer_class
 
 #: Arguments that are no user's to set: what is trained, what executes, a second spelling of beta.
 NOT_SETTINGS = {"self", "params", "base", "foreach"}

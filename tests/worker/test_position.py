@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.job.budget import BudgetSpec
-from worker import position
-from worker.position import Position, Stopwatch, is_used_up
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.worker import position
+from roadless.worker.position import Position, Stopwatch, is_used_up
 
 USED = {"step": 10, "samples": 80, "tokens": 640, "wall_seconds": 2.5, "gpu_seconds": 5.0}
 LIMITS = dict(

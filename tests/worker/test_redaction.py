@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from service.contract.reports.events import Failed, Finished, Notice, Started, StepMetrics
-from service.contract.states import Reason
-from worker.secrets import HIDDEN, RedactedStream, Redactor
+from roadless.service.contract.reports.events import Failed, Finished, Notice, Started, StepMetrics
+from roadless.service.contract.states import Reason
+from roadless.worker.secrets import HIDDEN, RedactedStream, Redactor
 
 VALUE = 'wJalr/K7+"MD ENG=&bPx'
 
@@ -203,7 +203,7 @@ def test_a_redacted_stream_is_the_stream_in_all_else(tmp_path):
 
 PROGRAM = """
 import logging, sys, warnings
-from worker.secrets import REDACTOR, redact_streams
+from roadless.worker.secrets import REDACTOR, redact_streams
 redact_streams()
 logging.basicConfig(level=logging.INFO)
 REDACTOR.learn(["a-secret-value"])

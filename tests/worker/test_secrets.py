@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 from training_bench import make_brief
 
-from service.contract.states import Reason
-from worker.errors import SecretUnavailable
-from worker.secrets import REDACTOR, set_environment, take
+from roadless.service.contract.states import Reason
+from roadless.worker.errors import SecretUnavailable
+from roadless.worker.secrets import REDACTOR, set_environment, take
 
 NODE = {
     "PATH": "/bin",
@@ -91,9 +91,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from pydantic import SecretStr
-import worker.rank.main
+import roadless.worker.rank.main
 import os
-from worker.secrets import set_environment
+from roadless.worker.secrets import set_environment
 assert not [name for name in sys.modules if name.startswith(("huggingface_hub", "datasets"))]
 set_environment(os.environ, {"HF_TOKEN": SecretStr("hf_ownToken")}, hub_cache=Path("/own/hub"))
 import huggingface_hub
@@ -109,6 +109,6 @@ def test_the_hubs_library_finds_token_and_folder_as_a_rank_sets_them():
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"HF_TOKEN": "hf_ofTheNode", "PYTHONPATH": str(Path.cwd())},
+        env=os.environ | {"HF_TOKEN": "hf_ofTheNode"},
     )
     assert done.stdout.splitlines() == ["hf_ownToken /own/hub", "False"]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from worker.data.sources.access import DataSources
-from worker.model.sources import ModelSources
-from worker.settings import RunnerSettings, SettingsError
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.settings import RunnerSettings, SettingsError
 
 
 def test_defaults_are_those_of_one_machine() -> None:

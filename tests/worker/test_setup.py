@@ -7,16 +7,16 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-import optim
-from service.contract.job.models import ModelSpec
-from service.contract.job.optimizers import OptimizerSpec
-from worker.agent.launcher import rank_environment
-from worker.data.base import Description
-from worker.model.build import build_model
-from worker.model.convnet import Convnet
-from worker.model.gpt import Gpt
-from worker.model.mlp import Mlp
-from worker.setup import build_optimizer
+from roadless import optim
+from roadless.service.contract.job.models import ModelSpec
+from roadless.service.contract.job.optimizers import OptimizerSpec
+from roadless.worker.agent.launcher import rank_environment
+from roadless.worker.data.base import Description
+from roadless.worker.model.build import build_model
+from roadless.worker.model.convnet import Convnet
+from roadless.worker.model.gpt import Gpt
+from roadless.worker.model.mlp import Mlp
+from roadless.worker.setup import build_optimizer
 
 IMAGES = Description(input_shape=(1, 8, 8), num_classes=10, tokens_per_sample=0, fingerprint="")
 BYTES = Description(input_shape=(64,), num_classes=256, tokens_per_sample=64, fingerprint="")
@@ -79,7 +79,7 @@ def test_spec_defaults_are_the_optimizers_defaults(name):
 
 def test_importing_everything_a_rank_needs_starts_no_thread():
     """A fork server preloads this module, and a process with threads must not fork."""
-    script = "import worker.setup, os; print(len(os.listdir('/proc/self/task')))"
+    script = "import roadless.worker.setup, os; print(len(os.listdir('/proc/self/task')))"
     done = subprocess.run(
         [sys.executable, "-c", script],
         env=rank_environment({}),  # without it numpy's BLAS starts threads on import

@@ -12,12 +12,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 from training_bench import CONVNET, MLP, Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from worker import verify as verifying
-from worker.checkpointing.model_files import MODEL_FILE
-from worker.errors import CheckpointUnreadable
-from worker.validation.reload import MANIFEST_FILE
-from worker.verify import verify
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker import verify as verifying
+from roadless.worker.checkpointing.model_files import MODEL_FILE
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.validation.reload import MANIFEST_FILE
+from roadless.worker.verify import verify
 
 
 def download(folder: Path, *, kind: CheckpointKind = CheckpointKind.EVAL, model: Any = MLP) -> Path:
@@ -43,7 +43,7 @@ def change_a_weight(folder: Path) -> None:
 def run_main(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[Any, dict[str, Any]]:
-    monkeypatch.setattr(sys, "argv", ["worker.verify", str(folder)])
+    monkeypatch.setattr(sys, "argv", ["roadless.worker.verify", str(folder)])
     with pytest.raises(SystemExit) as left:
         verifying.main()
     return left.value.code, json.loads(capsys.readouterr().out)
@@ -76,7 +76,7 @@ def test_a_changed_weight_is_unequal(
 
 def test_it_is_a_command(tmp_path: Path) -> None:
     """In a process of its own, with the receipt's number of threads."""
-    command = [sys.executable, "-m", "worker.verify", str(download(tmp_path))]
+    command = [sys.executable, "-m", "roadless.worker.verify", str(download(tmp_path))]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr

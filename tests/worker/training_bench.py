@@ -9,25 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.job.data import DataSpec
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import EvalPoint, Event, StepMetrics, Usage
-from worker.checkpointing.training_state import Resumed, read_state
-from worker.data.base import DataSet
-from worker.data.build import build_data
-from worker.distributed.process_group import Cluster
-from worker.evaluation.evaluate import Checked
-from worker.evaluation.sets import build_held_out
-from worker.model.build import build_model
-from worker.model.sources import ModelSources
-from worker.position import Position
-from worker.reporting.outbox import Heard
-from worker.reporting.staged_checkpoint import Staged
-from worker.setup import Built, assemble
-from worker.training.evaluations import Milestones
-from worker.training.loop import Training
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.job.data import DataSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import EvalPoint, Event, StepMetrics, Usage
+from roadless.worker.checkpointing.training_state import Resumed, read_state
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.build import build_data
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.evaluation.evaluate import Checked
+from roadless.worker.evaluation.sets import build_held_out
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.position import Position
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.reporting.staged_checkpoint import Staged
+from roadless.worker.setup import Built, assemble
+from roadless.worker.training.evaluations import Milestones
+from roadless.worker.training.loop import Training
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))
 

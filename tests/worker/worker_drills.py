@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from worker.rank_launch import RankLaunch
+from roadless.worker.rank_launch import RankLaunch
 
 STAND_IN = "stand_in_rank:main"
 

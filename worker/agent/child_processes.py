@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from worker.agent.launcher import Exited
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.launcher import Exited
+from roadless.worker.rank_launch import RankLaunch
 
 #: A killed process may still have to give back the memory of a GPU.
 _GROUP_SECONDS = 5.0

@@ -11,9 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, LaunchError, rank_environment
-from worker.processes import read_tail, wait_gone
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.launcher import (
+    PRELOAD,
+    RANK_ENTRY,
+    Exited,
+    LaunchError,
+    rank_environment,
+)
+from roadless.worker.processes import read_tail, wait_gone
+from roadless.worker.rank_launch import RankLaunch
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +47,7 @@ class ForkLauncher:
         self._log_path = scratch / "forkserver.log"
         self._on_exit = on_exit
         self._command = [
-            *(sys.executable, "-u", "-m", "worker.agent.fork_server"),
+            *(sys.executable, "-u", "-m", "roadless.worker.agent.fork_server"),
             *("--entry", entry, "--preload", ",".join(preload), "--parent", str(os.getpid())),
         ]
         self._changed = threading.Condition()

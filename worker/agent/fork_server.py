@@ -21,11 +21,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from worker.agent.child_processes import Children
-from worker.agent.launcher import Exited
-from worker.agent.rank_process import Entry, be_rank, load_entry, redirect
-from worker.processes import adopt_orphans, die_with_parent
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.child_processes import Children
+from roadless.worker.agent.launcher import Exited
+from roadless.worker.agent.rank_process import Entry, be_rank, load_entry, redirect
+from roadless.worker.processes import adopt_orphans, die_with_parent
+from roadless.worker.rank_launch import RankLaunch
 
 _READ_BYTES = 65536
 

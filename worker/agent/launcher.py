@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from worker.rank_launch import RankLaunch
+from roadless.worker.rank_launch import RankLaunch
 
 #: What every rank needs and no rank should load again: 4 s of imports and optimizer kernels, paid
 #: once a node. Modules, and functions as ``module:function``, which are called.
 PRELOAD = (
     *("numpy", "torch", "torch._dynamo", "httpx", "safetensors.torch"),
-    "optim:load_kernels",
+    "roadless.optim:load_kernels",
 )
-RANK_ENTRY = "worker.rank.main:main"
+RANK_ENTRY = "roadless.worker.rank.main:main"
 
 _SECRET_PREFIXES = ("RAY_", "ROADLESS_")
 _SECRET_NAMES = frozenset({"DATABASE_URL"})

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.reports.cluster import AttemptEnded, RankExit
-from service.contract.states import Reason
-from worker.agent.launcher import Exited, Launcher, LaunchError
-from worker.api import ApiError, AttemptApi
-from worker.processes import read_tail
-from worker.rank_launch import ENVIRONMENTS, RankLaunch
-from worker.retry import insist
+from roadless.service.contract.reports.cluster import AttemptEnded, RankExit
+from roadless.service.contract.states import Reason
+from roadless.worker.agent.launcher import Exited, Launcher, LaunchError
+from roadless.worker.api import ApiError, AttemptApi
+from roadless.worker.processes import read_tail
+from roadless.worker.rank_launch import ENVIRONMENTS, RankLaunch
+from roadless.worker.retry import insist
 
 _log = logging.getLogger(__name__)
 

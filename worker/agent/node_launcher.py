@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, Launcher
-from worker.agent.spawn_launcher import SpawnLauncher
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, Launcher
+from roadless.worker.agent.spawn_launcher import SpawnLauncher
+from roadless.worker.rank_launch import RankLaunch
 
 #: Makes the environment of a wheel and becomes a rank in it.
-WHEEL_ENTRY = "worker.wheels.entry:main"
+WHEEL_ENTRY = "roadless.worker.wheels.entry:main"
 
 
 class NodeLauncher:

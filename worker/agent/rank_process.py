@@ -1,4 +1,5 @@
-"""How every rank's process begins, forked or spawned; ``python -m worker.agent.rank_process``.
+"""How every rank's process begins, forked or spawned; ``python -m
+roadless.worker.agent.rank_process``.
 
 A rank hears its facts through a descriptor, since they carry a token and everybody on the machine
 may read arguments. Imported by the fork server, so it needs the standard library only.
@@ -15,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from worker.processes import die_with_parent
-from worker.rank_launch import RankLaunch
+from roadless.worker.processes import die_with_parent
+from roadless.worker.rank_launch import RankLaunch
 
 Entry = Callable[[RankLaunch], None]
 
@@ -103,7 +104,7 @@ def spawn_command(
 ) -> list[str]:
     """Return the command of a rank that starts by itself; its launch is its standard input."""
     return [
-        *(interpreter, "-u", "-m", "worker.agent.rank_process"),
+        *(interpreter, "-u", "-m", "roadless.worker.agent.rank_process"),
         *("--entry", entry, "--preload", ",".join(preload), "--parent", str(parent_pid)),
     ]
 

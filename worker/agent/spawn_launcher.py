@@ -13,11 +13,17 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from worker.agent.child_processes import Children
-from worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, LaunchError, rank_environment
-from worker.agent.rank_process import hand_over, open_log, spawn_command
-from worker.processes import wait_pidfd
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.child_processes import Children
+from roadless.worker.agent.launcher import (
+    PRELOAD,
+    RANK_ENTRY,
+    Exited,
+    LaunchError,
+    rank_environment,
+)
+from roadless.worker.agent.rank_process import hand_over, open_log, spawn_command
+from roadless.worker.processes import wait_pidfd
+from roadless.worker.rank_launch import RankLaunch
 
 _log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from optim.numerics.sharding import whole
-from service.contract.checkpoint.manifest import CheckpointFile, Manifest
-from worker.checkpointing.safetensors_file import TensorForm, in_file_order, write_tensors
-from worker.errors import CheckpointUnreadable
-from worker.model.base import SelfSaving
+from roadless.optim.numerics.sharding import whole
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from roadless.worker.checkpointing.safetensors_file import TensorForm, in_file_order, write_tensors
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.model.base import SelfSaving
 
 
 def forms_of(model: nn.Module) -> dict[str, TensorForm]:
@@ -53,8 +53,8 @@ def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
     """Write the parameters and buffers as they stand; the caller has put x into them.
 
     The tensors of a sharded model are gathered one by one; the other ranks call
-    ``worker.checkpointing.model_files.help_to_gather`` meanwhile. A model of another library is
-    written in that library's format, other files beside it. Raises OSError.
+    ``roadless.worker.checkpointing.model_files.help_to_gather`` meanwhile. A model of another
+    library is written in that library's format, other files beside it. Raises OSError.
     """
     tensors = gathered(model)
     try:

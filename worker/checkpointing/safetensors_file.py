@@ -15,7 +15,7 @@ from typing import IO, Self
 
 import torch
 
-from service.contract.checkpoint.manifest import CheckpointFile
+from roadless.service.contract.checkpoint.manifest import CheckpointFile
 
 _TYPES = {
     torch.float64: "F64",

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from service.contract.checkpoint.manifest import CheckpointFile, Manifest
-from service.contract.ids import new_id
-from service.contract.reports.events import Notice
-from worker.background import Background
-from worker.checkpointing.shard_layout import LEAD, slices_by_writer
-from worker.checkpointing.training_state import Share, share_of, write_share
-from worker.distributed.process_group import Cluster
-from worker.distributed.store_peers import StorePeers
-from worker.position import Position
-from worker.reporting.reporter import Reporter
-from worker.reporting.staged_checkpoint import Staged
-from worker.setup import Built
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.events import Notice
+from roadless.worker.background import Background
+from roadless.worker.checkpointing.shard_layout import LEAD, slices_by_writer
+from roadless.worker.checkpointing.training_state import Share, share_of, write_share
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.distributed.store_peers import StorePeers
+from roadless.worker.position import Position
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.reporting.staged_checkpoint import Staged
+from roadless.worker.setup import Built
 
 
 class HostCopy:

@@ -18,24 +18,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from optim.numerics.sharding import local
-from service.contract.checkpoint.manifest import CheckpointFile
-from worker.checkpointing.safetensors_file import (
+from roadless.optim.numerics.sharding import local
+from roadless.service.contract.checkpoint.manifest import CheckpointFile
+from roadless.worker.checkpointing.safetensors_file import (
     TensorForm,
     in_file_order,
     write_bytes,
     write_tensors,
 )
-from worker.checkpointing.shard_layout import (
+from roadless.worker.checkpointing.shard_layout import (
     LEAD,
     Slice,
     distributed_like,
     own_slice,
     slices_by_writer,
 )
-from worker.checkpointing.state_tree import join, split
-from worker.errors import CheckpointUnreadable
-from worker.position import Position
+from roadless.worker.checkpointing.state_tree import join, split
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.position import Position
 
 STATE_FILE = "state.json"
 

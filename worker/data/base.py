@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.contract.checkpoint.manifest import DataShape
+from roadless.service.contract.checkpoint.manifest import DataShape
 
 Indices = NDArray[np.int64]
 #: Where PyTorch lets the memory of a new tensor begin.
@@ -24,7 +24,8 @@ class Batch:
 
     inputs: torch.Tensor
     targets: torch.Tensor
-    #: Whether some targets may be ``worker.evaluation.task.UNCOUNTED``; they are counted only then.
+    #: Whether some targets may be ``roadless.worker.evaluation.task.UNCOUNTED``; they are counted
+    #: only then.
     has_uncounted: bool = True
 
     def to(self, device: torch.device) -> Self:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from service.contract.job.data import (
+from roadless.service.contract.job.data import (
     BreastCancerData,
     DataSpec,
     DigitsData,
@@ -19,21 +19,21 @@ from service.contract.job.data import (
     UploadedData,
     check_columns,
 )
-from service.contract.job.models import ModelSpec, context_of, label_of
-from service.contract.job.tasks import Task
-from worker.data.base import DataSet
-from worker.data.builtin import breast_cancer, stdlib_bytes, synthetic
-from worker.data.builtin.digits import Digits
-from worker.data.lazy_import import lazy_import
-from worker.data.prepared.preparation import Preparation
-from worker.data.progress import Progress, Tell
-from worker.data.records.base import Records
-from worker.data.records.files import FileRecords
-from worker.data.sources import uploaded
-from worker.data.sources.access import DataSources
-from worker.data.sources.locations import find_files
-from worker.data.sources.uploaded import NoUploads, Uploads
-from worker.errors import DataInvalid
+from roadless.service.contract.job.models import ModelSpec, context_of, label_of
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.builtin import breast_cancer, stdlib_bytes, synthetic
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.prepared.preparation import Preparation
+from roadless.worker.data.progress import Progress, Tell
+from roadless.worker.data.records.base import Records
+from roadless.worker.data.records.files import FileRecords
+from roadless.worker.data.sources import uploaded
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.data.sources.locations import find_files
+from roadless.worker.data.sources.uploaded import NoUploads, Uploads
+from roadless.worker.errors import DataInvalid
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ Some start threads, which nothing that forks may have, and all cost time that fe
 import importlib
 from typing import Any, Literal
 
-from worker.errors import DataNotFound
+from roadless.worker.errors import DataNotFound
 
 LazyModule = Literal[
     "formats.arrow_rows", "prepared.bpe", "records.hub", "formats.images", "sources.object_files"
@@ -16,7 +16,7 @@ LazyModule = Literal[
 def lazy_import(name: LazyModule) -> Any:
     """Return the module of this package. Raises DataNotFound where its library is not installed."""
     try:
-        return importlib.import_module(f"worker.data.{name}")
+        return importlib.import_module(f"roadless.worker.data.{name}")
     except ModuleNotFoundError as error:
         raise DataNotFound(
             f"expected the package {error.name} on this node (roadless[data]), saw none"

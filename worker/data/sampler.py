@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from worker.data.base import Batch, DataSet, Indices
+from roadless.worker.data.base import Batch, DataSet, Indices
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from optim.batchnorm import using_buffers
-from worker.errors import ModelInvalid
-from worker.model.base import blocks_of
+from roadless.optim.batchnorm import using_buffers
+from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.base import blocks_of
 
 
 def recompute_activations(model: nn.Module, *, is_compiled: bool = False) -> None:

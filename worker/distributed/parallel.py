@@ -7,9 +7,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from service.contract.job.training import ParallelismSpec
-from worker.distributed.process_group import Cluster
-from worker.model.base import blocks_of
+from roadless.service.contract.job.training import ParallelismSpec
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.model.base import blocks_of
 
 
 def shard(model: nn.Module, *, cluster: Cluster, seats: ParallelismSpec) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from service.contract.job.training import Precision
+from roadless.service.contract.job.training import Precision
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:

@@ -11,8 +11,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from worker.distributed.store_peers import Store
-from worker.rank_launch import RankLaunch
+from roadless.worker.distributed.store_peers import Store
+from roadless.worker.rank_launch import RankLaunch
 
 #: torch's store tries again by itself, but after half a second and more.
 _TRY_AGAIN_SECONDS: Final = 0.005

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
-from service.contract.checkpoint.manifest import CheckpointFile
+from roadless.service.contract.checkpoint.manifest import CheckpointFile
 
 _FILES: TypeAdapter[tuple[CheckpointFile, ...] | None] = TypeAdapter(
     tuple[CheckpointFile, ...] | None

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from service.contract.job.evaluation_sets import CustomMetric as CustomMetricSpec
-from service.contract.job.tasks import Task
-from worker.data.base import DataSet
-from worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
-from worker.model.entry_point import load
-from worker.model.sources import ModelSources
+from roadless.service.contract.job.evaluation_sets import CustomMetric as CustomMetricSpec
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import DataSet
+from roadless.worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
+from roadless.worker.model.entry_point import load
+from roadless.worker.model.sources import ModelSources
 
 _FLOATS = (torch.float32, torch.float64)
 #: Two, since a function may forget that there is more than one.
@@ -36,9 +36,9 @@ class CustomMetric:
     def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return float64 of shape (samples,): what the function finds for each sample.
 
-        Shapes as in ``worker.evaluation.task.training_loss``. Values may be NaN or infinite. Raises
-        MetricInvalid when the function fails, returns anything else than one float a sample, or
-        changes what it was given, which is the data set itself.
+        Shapes as in ``roadless.worker.evaluation.task.training_loss``. Values may be NaN or
+        infinite. Raises MetricInvalid when the function fails, returns anything else than one float
+        a sample, or changes what it was given, which is the data set itself.
         """
         before = outputs._version, targets._version
         try:

@@ -16,19 +16,19 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
-from service.contract.checkpoint.manifest import SetReceipt
-from service.contract.job.evaluation import EvaluationSpec
-from service.contract.job.spec import JobSpec
-from service.contract.job.tasks import Task
-from worker.data.base import Batch, DataSet, Description
-from worker.data.sampler import global_indices, reserved_seed
-from worker.errors import DataInvalid
-from worker.evaluation.custom_metrics import CustomMetric
-from worker.evaluation.sets import HeldOutSets, naming
-from worker.evaluation.task import example_scores, score_names, widened
-from worker.evaluation.task import metrics as task_metrics
-from worker.model.base import evaluating
+from roadless.optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
+from roadless.service.contract.checkpoint.manifest import SetReceipt
+from roadless.service.contract.job.evaluation import EvaluationSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import Batch, DataSet, Description
+from roadless.worker.data.sampler import global_indices, reserved_seed
+from roadless.worker.errors import DataInvalid
+from roadless.worker.evaluation.custom_metrics import CustomMetric
+from roadless.worker.evaluation.sets import HeldOutSets, naming
+from roadless.worker.evaluation.task import example_scores, score_names, widened
+from roadless.worker.evaluation.task import metrics as task_metrics
+from roadless.worker.model.base import evaluating
 
 #: Adds a float64 CPU tensor up over all ranks, element by element; for one rank, the identity.
 #: Each element is non-zero on one rank only, which makes the sum exact.
@@ -247,7 +247,8 @@ def recalibrated_buffers(
     gather: Gather,
     on_batch: Callable[[], None] = unheard,
 ) -> dict[str, torch.Tensor]:
-    """Return batch-norm buffers for the parameters as they are, for ``optim.using_buffers``.
+    """Return batch-norm buffers for the parameters as they are, for
+    ``roadless.optim.using_buffers``.
 
     ``model`` is the bare module, not its DDP wrapper; ``seed`` is the job's, in [0, 2**63). Reads
     ``spec.batchnorm_batches`` batches of ``spec.batch_size`` training samples, or of all there are,

@@ -5,17 +5,17 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.uploads.datasets import DatasetContent, DatasetFile, DatasetPart
-from worker.api import AttemptApi, Refused
-from worker.data.build import build_data
-from worker.data.progress import Tell
-from worker.data.sources.access import DataSources
-from worker.errors import DataNotFound, DataUnreadable
-from worker.evaluation.sets import HeldOutSets, build_held_out
-from worker.model.sources import ModelSources, wheel_of_this_process
-from worker.rank_launch import RankLaunch
-from worker.retry import insist
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.uploads.datasets import DatasetContent, DatasetFile, DatasetPart
+from roadless.worker.api import AttemptApi, Refused
+from roadless.worker.data.build import build_data
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.errors import DataNotFound, DataUnreadable
+from roadless.worker.evaluation.sets import HeldOutSets, build_held_out
+from roadless.worker.model.sources import ModelSources, wheel_of_this_process
+from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.retry import insist
 
 
 class ServiceUploads:

@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from service.contract.job.data import DataSpec, label_of_data
-from service.contract.job.evaluation import EvaluationSpec
-from service.contract.job.evaluation_sets import EvaluationSet, is_standardised, prepared_alike
-from service.contract.job.spec import JobSpec
-from worker.data.base import DataSet, Description
-from worker.data.prepared.row_dataset import NumberRows
-from worker.errors import DataInvalid, JobFailed
-from worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
-from worker.model.sources import ModelSources
+from roadless.service.contract.job.data import DataSpec, label_of_data
+from roadless.service.contract.job.evaluation import EvaluationSpec
+from roadless.service.contract.job.evaluation_sets import (
+    EvaluationSet,
+    is_standardised,
+    prepared_alike,
+)
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.data.base import DataSet, Description
+from roadless.worker.data.prepared.row_dataset import NumberRows
+from roadless.worker.errors import DataInvalid, JobFailed
+from roadless.worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
+from roadless.worker.model.sources import ModelSources
 
 _NOTHING = ModelSources()
 
@@ -63,7 +67,7 @@ def build_held_out(
 ) -> HeldOutSets:
     """Return the data sets and metrics of a job.
 
-    ``build``: makes a data set, cut for the job's model and task (``worker.data.build``).
+    ``build``: makes a data set, cut for the job's model and task (``roadless.worker.data.build``).
     ``sources``: which functions the operator allows. Raises the JobFailed errors named ``Data...``,
     those of a further set with its name, and those named ``Metric...``.
     """

@@ -12,8 +12,8 @@ from typing import assert_never
 import torch
 from torch.nn import functional
 
-from service.contract.job.tasks import Task
-from worker.data.base import Batch
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import Batch
 
 #: A target that does not count, such as the padding behind a short text.
 UNCOUNTED = -100

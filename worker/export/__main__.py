@@ -1,4 +1,4 @@
-"""``python -m worker.export FOLDER OUT --to onnx``: a downloaded model in another format.
+"""``python -m roadless.worker.export FOLDER OUT --to onnx``: a downloaded model in another format.
 
 What is written is loaded again and must give the model's own outputs; only then OUT appears. Prints
 one JSON line; exit status 0 only when OUT is there.
@@ -10,18 +10,18 @@ import os
 import sys
 from pathlib import Path
 
-from worker.errors import JobFailed
-from worker.export.errors import ExportError
-from worker.export.formats import FORMATS, export
-from worker.rank_launch import ENVIRONMENTS
-from worker.settings import RunnerSettings, SettingsError
-from worker.wheels.environment import run_with_wheel
+from roadless.worker.errors import JobFailed
+from roadless.worker.export.errors import ExportError
+from roadless.worker.export.formats import FORMATS, export
+from roadless.worker.rank_launch import ENVIRONMENTS
+from roadless.worker.settings import RunnerSettings, SettingsError
+from roadless.worker.wheels.environment import run_with_wheel
 
 
 def main() -> None:
     """Export the folder named on the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m worker.export", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m roadless.worker.export", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("folder", type=Path, help="a downloaded eval checkpoint")
     parser.add_argument("out", type=Path, help="a folder, which must not exist")
@@ -34,7 +34,7 @@ def main() -> None:
             run_with_wheel(
                 arguments.wheel,
                 root=settings.scratch_here / ENVIRONMENTS,
-                module="worker.export",
+                module="roadless.worker.export",
                 arguments=[str(arguments.folder), str(arguments.out), "--to", arguments.to],
             )
         made = export(arguments.folder, arguments.out, to=arguments.to, settings=settings)

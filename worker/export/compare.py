@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from worker.export.errors import OutputsDiffer
-from worker.export.source import Loaded
+from roadless.worker.export.errors import OutputsDiffer
+from roadless.worker.export.source import Loaded
 
 #: The batches that are tried; a language model also gets one token less with each.
 BATCH_SIZES = (1, 3)

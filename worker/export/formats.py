@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from worker.checkpointing.model_files import check_file
-from worker.export.errors import ExportError
-from worker.export.onnx_file import write_onnx
-from worker.export.source import Source, load, open_source
-from worker.export.transformers_folder import write_transformers
-from worker.settings import RunnerSettings
+from roadless.worker.checkpointing.model_files import check_file
+from roadless.worker.export.errors import ExportError
+from roadless.worker.export.onnx_file import write_onnx
+from roadless.worker.export.source import Source, load, open_source
+from roadless.worker.export.transformers_folder import write_transformers
+from roadless.worker.settings import RunnerSettings
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from worker.export.compare import examples, require_same
-from worker.export.errors import NotExportable, ToolMissing
-from worker.export.source import Loaded
+from roadless.worker.export.compare import examples, require_same
+from roadless.worker.export.errors import NotExportable, ToolMissing
+from roadless.worker.export.source import Loaded
 
 #: Beside it, for a model of 2 GB and more, lies a file with the weights.
 FILE = "model.onnx"

@@ -5,17 +5,17 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.job.models import ArchitectureSpec, CheckpointModel
-from service.contract.job.spec import JobSpec
-from worker.checkpointing.model_files import check_files, read_model
-from worker.data.base import Description
-from worker.data.build import build_data
-from worker.export.errors import NotExportable
-from worker.model.build import build_model
-from worker.model.sources import wheel_of_this_process
-from worker.settings import RunnerSettings
-from worker.validation.reload import read_manifest
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.job.models import ArchitectureSpec, CheckpointModel
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.checkpointing.model_files import check_files, read_model
+from roadless.worker.data.base import Description
+from roadless.worker.data.build import build_data
+from roadless.worker.export.errors import NotExportable
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import wheel_of_this_process
+from roadless.worker.settings import RunnerSettings
+from roadless.worker.validation.reload import read_manifest
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from service.contract.job.models import GptPreset, TransformersModel, label_of
-from worker.export.compare import require_same
-from worker.export.errors import NotExportable, ToolMissing
-from worker.export.source import Loaded, Source
-from worker.model.gpt import Gpt
+from roadless.service.contract.job.models import GptPreset, TransformersModel, label_of
+from roadless.worker.export.compare import require_same
+from roadless.worker.export.errors import NotExportable, ToolMissing
+from roadless.worker.export.source import Loaded, Source
+from roadless.worker.model.gpt import Gpt
 
 #: The same sums by the same operators; only the angles of rotary positions are rounded otherwise,
 #: which shows over long contexts.
 TOLERANCE = 1e-4
 
-_ROOM = "worker.model.huggingface.folders"
+_ROOM = "roadless.worker.model.huggingface.folders"
 
 
 def write_transformers(source: Source, loaded: Loaded, folder: Path) -> float:

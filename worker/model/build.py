@@ -7,7 +7,7 @@ from typing import Any, assert_never
 import torch
 from torch import nn
 
-from service.contract.job.models import (
+from roadless.service.contract.job.models import (
     CheckpointModel,
     ConvnetPreset,
     EntryPointModel,
@@ -19,20 +19,20 @@ from service.contract.job.models import (
     TransformersModel,
     VitPreset,
 )
-from worker.data.base import Description
-from worker.errors import ModelNotFound
-from worker.model import entry_point
-from worker.model.convnet import Convnet
-from worker.model.gpt import Gpt
-from worker.model.linear import Linear
-from worker.model.mlp import Mlp
-from worker.model.resnet import Resnet
-from worker.model.sources import ModelSources
-from worker.model.vit import Vit
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelNotFound
+from roadless.worker.model import entry_point
+from roadless.worker.model.convnet import Convnet
+from roadless.worker.model.gpt import Gpt
+from roadless.worker.model.linear import Linear
+from roadless.worker.model.mlp import Mlp
+from roadless.worker.model.resnet import Resnet
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.model.vit import Vit
 
 _NOTHING = ModelSources()
 #: Imported by the first job that needs it: half a second, and a package that may be absent.
-_TRANSFORMERS_ROOM = "worker.model.huggingface.build"
+_TRANSFORMERS_ROOM = "roadless.worker.model.huggingface.build"
 
 
 def build_model(
@@ -47,8 +47,8 @@ def build_model(
 
     ``seed``: in [0, 2**63). ``sources``: what this node's operator allows beside presets. ``like``:
     an eval checkpoint's folder, whose configuration goes before the spec's; its weights are for
-    ``worker.checkpointing.model_files.read_model``. The global random state is left as it was.
-    Raises the JobFailed errors named ``Model...``.
+    ``roadless.worker.checkpointing.model_files.read_model``. The global random state is left as it
+    was. Raises the JobFailed errors named ``Model...``.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

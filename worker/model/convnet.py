@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from service.contract.job.models import ConvnetPreset
-from worker.data.base import Description
-from worker.errors import ModelInvalid
-from worker.model.shapes import image_shape
+from roadless.service.contract.job.models import ConvnetPreset
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.shapes import image_shape
 
 _POOL = 2
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from service.contract.job.models import EntryPointModel
-from worker.data.base import Description
-from worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
-from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
-from worker.model.trial import require_outputs
+from roadless.service.contract.job.models import EntryPointModel
+from roadless.worker.data.base import Description
+from roadless.worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.worker.model.trial import require_outputs
 
 
 def make(spec: EntryPointModel, *, data: Description, sources: ModelSources) -> nn.Module:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.job.models import GptPreset
-from worker.data.base import Description
-from worker.model.shapes import require_tokens
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.data.base import Description
+from roadless.worker.model.shapes import require_tokens
 
 ROTARY_BASE = 10_000.0
 MLP_FACTOR = 4

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from service.contract.job.models import LinearPreset
-from worker.data.base import Description
-from worker.model.shapes import require_numbers
+from roadless.service.contract.job.models import LinearPreset
+from roadless.worker.data.base import Description
+from roadless.worker.model.shapes import require_numbers
 
 
 class Linear(nn.Module):

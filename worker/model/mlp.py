@@ -5,9 +5,9 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from service.contract.job.models import MlpPreset
-from worker.data.base import Description
-from worker.model.shapes import require_numbers
+from roadless.service.contract.job.models import MlpPreset
+from roadless.worker.data.base import Description
+from roadless.worker.model.shapes import require_numbers
 
 
 class Mlp(nn.Module):

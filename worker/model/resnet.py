@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.job.models import ResnetPreset
-from worker.data.base import Description
-from worker.model.shapes import image_shape
+from roadless.service.contract.job.models import ResnetPreset
+from roadless.worker.data.base import Description
+from roadless.worker.model.shapes import image_shape
 
 _BOTTLENECK_FACTOR = 4
 

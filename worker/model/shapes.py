@@ -1,7 +1,7 @@
 """What a model asks of the data's shapes, and what it says when they do not fit."""
 
-from worker.data.base import Description
-from worker.errors import ModelInvalid
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
 
 
 def image_shape(data: Description, *, model: str) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
+from roadless.worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
 
 MODEL_ROOTS_VARIABLE = "ROADLESS_MODEL_ROOTS"
 ALLOW_HUB_VARIABLE = "ROADLESS_ALLOW_HUB"

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from worker.data.base import Description
-from worker.errors import ModelInvalid
-from worker.model.base import evaluating
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.base import evaluating
 
 #: Two, since some models take a lone sample and no batch.
 _SAMPLES = 2

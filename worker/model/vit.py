@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from service.contract.job.models import VitPreset
-from worker.data.base import Description
-from worker.errors import ModelInvalid
-from worker.model.shapes import image_shape
+from roadless.service.contract.job.models import VitPreset
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.shapes import image_shape
 
 _MLP_FACTOR = 4
 _POSITION_STD = 0.02

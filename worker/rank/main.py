@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from optim import load_kernels
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import (
+from roadless.optim import load_kernels
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import (
     DATA_PREPARING,
     SET_FINGERPRINT,
     Event,
@@ -23,27 +23,27 @@ from service.contract.reports.events import (
     Notice,
     Started,
 )
-from service.contract.states import Reason
-from worker.api import AttemptApi, Fenced
-from worker.checkpointing.training_state import Resumed
-from worker.distributed.process_group import Cluster, join
-from worker.errors import DataInvalid, JobFailed, NonFiniteLoss
-from worker.evaluation.inputs import START_SECONDS, held_out_of, model_sources
-from worker.evaluation.sets import HeldOutSets, naming
-from worker.rank.restore import _fetch_files, _resume, initial_model
-from worker.rank.watchdog import Watchdog
-from worker.rank_launch import RankLaunch
-from worker.reporting.reporter import Reporter
-from worker.retry import insist
-from worker.secrets import REDACTOR, redact_streams, take
-from worker.setup import Built, assemble
-from worker.training.evaluations import Milestones
-from worker.training.loop import Training
-from worker.validation.checkpoint_validator import Examiner, tolerance_on
-from worker.validation.evaluator import Evaluator
-from worker.validation.evaluator_process import Beginning
-from worker.validation.evaluator_process import main as evaluate_files
-from worker.validation.zygote import Nursery
+from roadless.service.contract.states import Reason
+from roadless.worker.api import AttemptApi, Fenced
+from roadless.worker.checkpointing.training_state import Resumed
+from roadless.worker.distributed.process_group import Cluster, join
+from roadless.worker.errors import DataInvalid, JobFailed, NonFiniteLoss
+from roadless.worker.evaluation.inputs import START_SECONDS, held_out_of, model_sources
+from roadless.worker.evaluation.sets import HeldOutSets, naming
+from roadless.worker.rank.restore import _fetch_files, _resume, initial_model
+from roadless.worker.rank.watchdog import Watchdog
+from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.retry import insist
+from roadless.worker.secrets import REDACTOR, redact_streams, take
+from roadless.worker.setup import Built, assemble
+from roadless.worker.training.evaluations import Milestones
+from roadless.worker.training.loop import Training
+from roadless.worker.validation.checkpoint_validator import Examiner, tolerance_on
+from roadless.worker.validation.evaluator import Evaluator
+from roadless.worker.validation.evaluator_process import Beginning
+from roadless.worker.validation.evaluator_process import main as evaluate_files
+from roadless.worker.validation.zygote import Nursery
 
 log = logging.getLogger(__name__)
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.checkpoint.manifest import CheckpointFile, Manifest
-from service.contract.reports.cluster import AttemptBrief
-from worker.api import AttemptApi
-from worker.checkpointing.model_files import check_file, read_model
-from worker.checkpointing.training_state import Resumed, read_state
-from worker.data.base import Description
-from worker.errors import CheckpointUnreadable, ModelInvalid
-from worker.evaluation.inputs import START_SECONDS
-from worker.model.build import build_model
-from worker.model.sources import ModelSources
-from worker.position import Position
-from worker.retry import insist
-from worker.setup import Built
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.worker.api import AttemptApi
+from roadless.worker.checkpointing.model_files import check_file, read_model
+from roadless.worker.checkpointing.training_state import Resumed, read_state
+from roadless.worker.data.base import Description
+from roadless.worker.errors import CheckpointUnreadable, ModelInvalid
+from roadless.worker.evaluation.inputs import START_SECONDS
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.position import Position
+from roadless.worker.retry import insist
+from roadless.worker.setup import Built
 
 
 def _resume(brief: AttemptBrief, api: AttemptApi, built: Built, folder: Path) -> Resumed:

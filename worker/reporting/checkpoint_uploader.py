@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.checkpoint.manifest import CheckpointFile, Manifest
-from service.contract.job.evaluation import CheckpointsSpec
-from service.contract.reports.events import CheckpointSaved, Event, Notice
-from worker import retry
-from worker.api import Away, Fenced
-from worker.reporting.outbox import Outbox
-from worker.reporting.staged_checkpoint import Peers, Staged, Waiting, superfluous
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from roadless.service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.reports.events import CheckpointSaved, Event, Notice
+from roadless.worker import retry
+from roadless.worker.api import Away, Fenced
+from roadless.worker.reporting.outbox import Outbox
+from roadless.worker.reporting.staged_checkpoint import Peers, Staged, Waiting, superfluous
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _VERDICT_SECONDS = 0.2
 
 
 class FileApi(Protocol):
-    """The call that a publisher makes (``worker.api.AttemptApi``)."""
+    """The call that a publisher makes (``roadless.worker.api.AttemptApi``)."""
 
     def upload(self, path: Path, *, checkpoint_id: str, name: str, sha256: str) -> None:
         """Send one file; raises Away, Fenced or Refused."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
-from service.contract.reports.events import (
+from roadless.service.contract.reports.events import (
     MAX_EVENTS_PER_REPORT,
     BudgetNow,
     Event,
@@ -24,10 +24,10 @@ from service.contract.reports.events import (
     StepMetrics,
     Usage,
 )
-from service.contract.states import Desired
-from worker import retry
-from worker.api import Away, Fenced, Refused
-from worker.reporting.spool import Spool
+from roadless.service.contract.states import Desired
+from roadless.worker import retry
+from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.reporting.spool import Spool
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def as_it_is(event: Event) -> Event:
 
 
 class EventApi(Protocol):
-    """The call that an outbox makes (``worker.api.AttemptApi``)."""
+    """The call that an outbox makes (``roadless.worker.api.AttemptApi``)."""
 
     def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
         """Deliver events, each as JSON; raises Away, Fenced or Refused."""

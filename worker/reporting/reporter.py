@@ -10,15 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.reports.events import Event
-from service.contract.states import Desired
-from worker.reporting.checkpoint_uploader import FileApi, Publisher
-from worker.reporting.outbox import SPOOL_BYTES, EventApi, Heard, Outbox, as_it_is
-from worker.reporting.staged_checkpoint import Staged
+from roadless.service.contract.reports.events import Event
+from roadless.service.contract.states import Desired
+from roadless.worker.reporting.checkpoint_uploader import FileApi, Publisher
+from roadless.worker.reporting.outbox import SPOOL_BYTES, EventApi, Heard, Outbox, as_it_is
+from roadless.worker.reporting.staged_checkpoint import Staged
 
 
 class ReportApi(EventApi, FileApi, Protocol):
-    """The two calls that a reporter makes (``worker.api.AttemptApi``)."""
+    """The two calls that a reporter makes (``roadless.worker.api.AttemptApi``)."""
 
 
 class Reporter:

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.checkpoint.retention import Stored, superfluous_evals
-from service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.checkpoint.retention import Stored, superfluous_evals
+from roadless.service.contract.job.evaluation import CheckpointsSpec
 
 #: Age is for the service to judge: here nothing grows old.
 _NOW = datetime(2000, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ def _stored(one: Waiting) -> Stored:
 
 class Peers(Protocol):
     """The other ranks that write files of the same checkpoint
-    (``worker.distributed.store_peers.StorePeers``).
+    (``roadless.worker.distributed.store_peers.StorePeers``).
     """
 
     is_lead: bool

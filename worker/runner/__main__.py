@@ -1,4 +1,4 @@
-"""``python -m worker.runner``: the runner as a process."""
+"""``python -m roadless.worker.runner``: the runner as a process."""
 
 import logging
 import os
@@ -8,12 +8,12 @@ from typing import NoReturn
 
 import ray
 
-from worker.api import RunnerApi
-from worker.runner.gang import Gangs
-from worker.runner.node_agents import NAMESPACE, Agents
-from worker.runner.ray_cluster import UnauthenticatedRay, require_authentication
-from worker.runner.runner import _AGENTS_SECONDS, Runner
-from worker.settings import RunnerSettings, SettingsError
+from roadless.worker.api import RunnerApi
+from roadless.worker.runner.gang import Gangs
+from roadless.worker.runner.node_agents import NAMESPACE, Agents
+from roadless.worker.runner.ray_cluster import UnauthenticatedRay, require_authentication
+from roadless.worker.runner.runner import _AGENTS_SECONDS, Runner
+from roadless.worker.settings import RunnerSettings, SettingsError
 
 
 def _serve(settings: RunnerSettings) -> NoReturn:

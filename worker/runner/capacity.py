@@ -6,7 +6,7 @@ Ray's view of free resources lags behind its placement groups, so the runner cou
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from service.contract.reports.cluster import Node
+from roadless.service.contract.reports.cluster import Node
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

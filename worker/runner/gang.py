@@ -22,13 +22,13 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from service.contract.reports.cluster import Assignment, Node
-from service.contract.states import Reason
-from worker.data.sources.access import DataSources
-from worker.model.sources import ALLOW_WHEELS_VARIABLE, ModelSources
-from worker.rank_launch import LaunchMethod, RankLaunch, WheelFile
-from worker.runner.capacity import Bundle, Held
-from worker.runner.node_agents import NAMESPACE, Agents
+from roadless.service.contract.reports.cluster import Assignment, Node
+from roadless.service.contract.states import Reason
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.model.sources import ALLOW_WHEELS_VARIABLE, ModelSources
+from roadless.worker.rank_launch import LaunchMethod, RankLaunch, WheelFile
+from roadless.worker.runner.capacity import Bundle, Held
+from roadless.worker.runner.node_agents import NAMESPACE, Agents
 
 _log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from worker.agent.launcher import PRELOAD, RANK_ENTRY
-from worker.agent.node_agent import NodeAgent
-from worker.agent.node_launcher import NodeLauncher
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY
+from roadless.worker.agent.node_agent import NodeAgent
+from roadless.worker.agent.node_launcher import NodeLauncher
+from roadless.worker.rank_launch import RankLaunch
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker.processes import read_tail, wait_pidfd
+from roadless.worker.processes import read_tail, wait_pidfd
 
 #: Ray puts Unix sockets below its temporary folder, and their paths end at 107 bytes.
 _TEMP_ROOT = "/tmp"

@@ -1,7 +1,8 @@
 """The driver of one Ray cluster: tells the service what is there, brings gangs up and lets them go.
 
 It holds nothing: agents, seats and placement groups are detached, so a runner may die and the next
-one finds all of it again. Training does not notice. Run it with ``python -m worker.runner``.
+one finds all of it again. Training does not notice. Run it with ``python -m
+roadless.worker.runner``.
 """
 
 import logging
@@ -14,12 +15,12 @@ from typing import NoReturn, Protocol
 
 from ray.exceptions import RayError
 
-from service.contract.reports.cluster import Assignment, AttemptEnded, Sync, SyncReply
-from worker import retry
-from worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi
-from worker.retry import insist
-from worker.runner.capacity import Held, account
-from worker.runner.gang import Group, NotReleased, StartFailed, View, bundle_of
+from roadless.service.contract.reports.cluster import Assignment, AttemptEnded, Sync, SyncReply
+from roadless.worker import retry
+from roadless.worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi
+from roadless.worker.retry import insist
+from roadless.worker.runner.capacity import Held, account
+from roadless.worker.runner.gang import Group, NotReleased, StartFailed, View, bundle_of
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _AGENTS_SECONDS = 60.0
 
 
 class Cluster(Protocol):
-    """What a runner asks of its cluster; ``worker.runner.gang.Gangs`` on Ray."""
+    """What a runner asks of its cluster; ``roadless.worker.runner.gang.Gangs`` on Ray."""
 
     def look(self) -> View:
         """Return what is there."""

@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
-from worker.position import Position
+from roadless.service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
+from roadless.worker.position import Position
 
 #: Says whether to evaluate or save at the first position. The second: where it was asked before, or
 #: where the evaluation that followed has ended.

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
-from optim.core.positions import Group, TwoPositions
-from optim.numerics.sharding import whole
-from service.contract.reports.events import Notice
+from roadless.optim.core.positions import Group, TwoPositions
+from roadless.optim.numerics.sharding import whole
+from roadless.service.contract.reports.events import Notice
 
 #: A loss at y below that at x by more than this part of it, in so many evaluations in a row.
 Y_BETTER_BY = 0.05
@@ -51,7 +51,8 @@ def _distances(optimizer: TwoPositions) -> list[torch.Tensor]:
 
 
 def _weight(group: Group) -> float | None:
-    """c of the step before, from the counters that it left (``optim.averaging.advance``)."""
+    """c of the step before, from the counters that it left
+    (``roadless.optim.averaging.advance``)."""
     prefix = "sf_" if "sf_k" in group else ""
     names = [f"{prefix}{name}" for name in ("k", "r", "weight_lr_power", "lr_max", "weight_sum")]
     if any(name not in group for name in names):

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import torch
 
-from optim import at_average
-from optim.batchnorm import using_buffers
-from service.contract.checkpoint.manifest import (
+from roadless.optim import at_average
+from roadless.optim.batchnorm import using_buffers
+from roadless.service.contract.checkpoint.manifest import (
     CheckpointFile,
     CheckpointKind,
     EvaluationReceipt,
     Manifest,
 )
-from service.contract.ids import new_id
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import EvalPoint, Notice
-from worker.checkpointing.model_files import help_to_gather, write_model
-from worker.checkpointing.state_saver import StateSaver
-from worker.distributed.process_group import Cluster
-from worker.evaluation.evaluate import (
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import EvalPoint, Notice
+from roadless.worker.checkpointing.model_files import help_to_gather, write_model
+from roadless.worker.checkpointing.state_saver import StateSaver
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.evaluation.evaluate import (
     EvalResult,
     evaluate_all,
     num_passes,
@@ -30,13 +30,13 @@ from worker.evaluation.evaluate import (
     set_receipts,
     unheard,
 )
-from worker.evaluation.sets import HeldOutSets
-from worker.position import Position
-from worker.reporting.reporter import Reporter
-from worker.reporting.staged_checkpoint import Staged
-from worker.setup import Built
-from worker.training.diagnostics import LagHint, peeks
-from worker.validation.checkpoint_validator import Examiner, Verdict
+from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.position import Position
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.reporting.staged_checkpoint import Staged
+from roadless.worker.setup import Built
+from roadless.worker.training.diagnostics import LagHint, peeks
+from roadless.worker.validation.checkpoint_validator import Examiner, Verdict
 
 log = logging.getLogger(__name__)
 

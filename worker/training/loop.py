@@ -6,24 +6,24 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from service.contract.job.training import num_parts
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import BudgetNow, Notice, StepMetrics, Usage
-from service.contract.states import Desired, Reason
-from worker.data.prefetch import Prefetch
-from worker.data.sampler import Shares
-from worker.distributed.process_group import Cluster
-from worker.early_stopping import judge, standing
-from worker.evaluation.evaluate import EvalResult, unheard
-from worker.position import Position, Stopwatch, is_used_up
-from worker.reporting.reporter import Reporter
-from worker.setup import Built
-from worker.training.cadence import build_cadence, build_state_cadence
-from worker.training.diagnostics import WarmupHint
-from worker.training.evaluations import Milestones
-from worker.training.lr_schedule import build_rates
-from worker.training.resource_usage import UsageMeter
-from worker.training.step import Orders, StepResult, StepSettings, agree, train_step
+from roadless.service.contract.job.training import num_parts
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import BudgetNow, Notice, StepMetrics, Usage
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.data.prefetch import Prefetch
+from roadless.worker.data.sampler import Shares
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.early_stopping import judge, standing
+from roadless.worker.evaluation.evaluate import EvalResult, unheard
+from roadless.worker.position import Position, Stopwatch, is_used_up
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.setup import Built
+from roadless.worker.training.cadence import build_cadence, build_state_cadence
+from roadless.worker.training.diagnostics import WarmupHint
+from roadless.worker.training.evaluations import Milestones
+from roadless.worker.training.lr_schedule import build_rates
+from roadless.worker.training.resource_usage import UsageMeter
+from roadless.worker.training.step import Orders, StepResult, StepSettings, agree, train_step
 
 
 class Training:

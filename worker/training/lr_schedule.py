@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optim.schedules.by_name import named_schedule, rates
-from service.contract.job.extensions import (
+from roadless.optim.schedules.by_name import named_schedule, rates
+from roadless.service.contract.job.extensions import (
     CooldownPlan,
     KeepLastRatePlan,
     ScheduleExtension,
     SecondStagePlan,
     with_new_horizons,
 )
-from service.contract.job.optimizers import ScheduleFreeWrapperSpec
-from service.contract.job.schedules import ScheduleSpec, has_cooldown_length, has_horizon
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.job.optimizers import ScheduleFreeWrapperSpec
+from roadless.service.contract.job.schedules import ScheduleSpec, has_cooldown_length, has_horizon
+from roadless.service.contract.job.spec import JobSpec
 
 #: Rates that are made at once for a schedule without a horizon; doubled as often as needed.
 _FIRST_STEPS = 1024

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from optim.numerics.precision import is_narrow
-from optim.numerics.sharding import local, whole
-from service.contract.job.tasks import Task
-from service.contract.job.training import Precision
-from worker.data.base import Batch
-from worker.distributed.precision import computing_in
-from worker.distributed.process_group import Cluster
-from worker.errors import NonFiniteLoss
-from worker.evaluation.task import num_counted, training_loss
+from roadless.optim.numerics.precision import is_narrow
+from roadless.optim.numerics.sharding import local, whole
+from roadless.service.contract.job.tasks import Task
+from roadless.service.contract.job.training import Precision
+from roadless.worker.data.base import Batch
+from roadless.worker.distributed.precision import computing_in
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.errors import NonFiniteLoss
+from roadless.worker.evaluation.task import num_counted, training_loss
 
 #: As in torch: keeps the division defined for a gradient of zero.
 _EPSILON = 1e-6

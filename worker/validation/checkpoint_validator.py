@@ -16,12 +16,16 @@ from typing import Protocol
 
 import torch
 
-from service.contract.checkpoint.manifest import EvaluationCheck, EvaluationReceipt, Manifest
-from service.contract.reports.events import Event, Notice
-from worker.background import yield_to_others
-from worker.errors import CheckpointUnreadable
-from worker.evaluation.evaluate import Checked, EvalResult
-from worker.validation.evaluator import Evaluates
+from roadless.service.contract.checkpoint.manifest import (
+    EvaluationCheck,
+    EvaluationReceipt,
+    Manifest,
+)
+from roadless.service.contract.reports.events import Event, Notice
+from roadless.worker.background import yield_to_others
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.evaluation.evaluate import Checked, EvalResult
+from roadless.worker.validation.evaluator import Evaluates
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ def tolerance_on(device: torch.device) -> float:
 
 
 class Voice(Protocol):
-    """Who tells the service (``worker.reporting.reporter.Reporter``)."""
+    """Who tells the service (``roadless.worker.reporting.reporter.Reporter``)."""
 
     def say(self, event: Event) -> None:
         """Put an event in line."""

@@ -9,10 +9,10 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.checkpoint.manifest import Manifest
-from worker.errors import CheckpointUnreadable
-from worker.evaluation.evaluate import EvalResult
-from worker.validation.evaluator_process import (
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.evaluation.evaluate import EvalResult
+from roadless.worker.validation.evaluator_process import (
     Beat,
     Beginning,
     Failure,
@@ -21,7 +21,7 @@ from worker.validation.evaluator_process import (
     Unfit,
     Word,
 )
-from worker.validation.zygote import Newborn, Nursery, NurseryGone
+from roadless.worker.validation.zygote import Newborn, Nursery, NurseryGone
 
 log = logging.getLogger(__name__)
 

@@ -16,18 +16,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import AttemptBrief
-from worker.api import AttemptApi
-from worker.errors import CheckpointUnreadable
-from worker.evaluation.evaluate import EvalResult, reevaluate
-from worker.evaluation.inputs import held_out_of, model_sources
-from worker.evaluation.sets import HeldOutSets
-from worker.rank_launch import RankLaunch
-from worker.secrets import take
-from worker.setup import require_determinism
-from worker.validation.reload import empty_model, fill
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.worker.api import AttemptApi
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.evaluation.evaluate import EvalResult, reevaluate
+from roadless.worker.evaluation.inputs import held_out_of, model_sources
+from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.secrets import take
+from roadless.worker.setup import require_determinism
+from roadless.worker.validation.reload import empty_model, fill
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.spec import JobSpec
-from worker.checkpointing.model_files import check_files, read_model
-from worker.data.base import Description
-from worker.distributed.precision import set_precision
-from worker.errors import CheckpointUnreadable
-from worker.model.build import build_model
-from worker.model.sources import ModelSources
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.checkpointing.model_files import check_files, read_model
+from roadless.worker.data.base import Description
+from roadless.worker.distributed.precision import set_precision
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import ModelSources
 
 MANIFEST_FILE = "manifest.json"
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import NoReturn
 
-from worker.processes import die_with_parent
+from roadless.worker.processes import die_with_parent
 
 #: What a forked process does with its end of the connection; it exits when this returns.
 Entry = Callable[[Connection], None]

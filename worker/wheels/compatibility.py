@@ -15,8 +15,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.tags import sys_tags
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from service.contract.uploads.wheels import reserved
-from worker.errors import ModelInvalid
+from roadless.service.contract.uploads.wheels import reserved
+from roadless.worker.errors import ModelInvalid
 
 
 def require_fit(file: Path) -> None:

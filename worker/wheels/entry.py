@@ -10,14 +10,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from service.contract.reports.cluster import AttemptEnded
-from worker.agent.launcher import PRELOAD, RANK_ENTRY
-from worker.agent.rank_process import hand_over, spawn_command
-from worker.api import AttemptApi, Fenced, Refused
-from worker.errors import JobFailed, ModelNotFound, ModelUnreadable
-from worker.rank_launch import RankLaunch, WheelFile
-from worker.retry import insist
-from worker.wheels.environment import hold_environment
+from roadless.service.contract.reports.cluster import AttemptEnded
+from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY
+from roadless.worker.agent.rank_process import hand_over, spawn_command
+from roadless.worker.api import AttemptApi, Fenced, Refused
+from roadless.worker.errors import JobFailed, ModelNotFound, ModelUnreadable
+from roadless.worker.rank_launch import RankLaunch, WheelFile
+from roadless.worker.retry import insist
+from roadless.worker.wheels.environment import hold_environment
 
 _log = logging.getLogger(__name__)
 

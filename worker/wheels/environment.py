@@ -28,11 +28,11 @@ from typing import NoReturn
 
 from packaging.utils import parse_wheel_filename
 
-from service.contract.states import Reason
-from worker.errors import JobFailed, ModelInvalid
-from worker.model.sources import WHEEL_MARKER
-from worker.rank_launch import WheelFile
-from worker.wheels.compatibility import require_fit, require_no_shadow
+from roadless.service.contract.states import Reason
+from roadless.worker.errors import JobFailed, ModelInvalid
+from roadless.worker.model.sources import WHEEL_MARKER
+from roadless.worker.rank_launch import WheelFile
+from roadless.worker.wheels.compatibility import require_fit, require_no_shadow
 
 #: Environments kept on a node beside those in use.
 MAX_ENVIRONMENTS = 8

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, StringConstraints
 
-from service.contract.base import Message
+from roadless.service.contract.base import Message
 
 #: A file of a checkpoint: one path component, no leading dot. Never built from a request's path.
 FILE_NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"

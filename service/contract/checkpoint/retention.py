@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.job.evaluation import CheckpointsSpec
 
 STATES_KEPT = 2
 

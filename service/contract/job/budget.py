@@ -5,8 +5,8 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Spec
-from service.contract.job.tasks import Task
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.tasks import Task
 
 Mode = Literal["min", "max"]
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from service.contract.base import Spec, UnionOfUnions
-from service.contract.ids import DATASET_ID_PATTERN
-from service.contract.job.tasks import Task
-from service.contract.secrets import SecretName
+from roadless.service.contract.base import Spec, UnionOfUnions
+from roadless.service.contract.ids import DATASET_ID_PATTERN
+from roadless.service.contract.job.tasks import Task
+from roadless.service.contract.secrets import SecretName
 
 #: Numbers of one synthetic set, which is held in memory: 1 GiB of float32.
 MAX_SYNTHETIC_NUMBERS = 2**28

@@ -5,8 +5,8 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Spec
-from service.contract.job.evaluation_sets import (
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.evaluation_sets import (
     MAX_CUSTOM_METRICS,
     MAX_SETS,
     CustomMetric,

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 from pydantic import Field, StringConstraints
 
-from service.contract.base import Spec
-from service.contract.job.budget import METRICS
-from service.contract.job.data import (
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.budget import METRICS
+from roadless.service.contract.job.data import (
     BreastCancerData,
     DataSpec,
     FilesData,
@@ -19,8 +19,8 @@ from service.contract.job.data import (
     label_of_data,
     tasks_of_data,
 )
-from service.contract.job.models import JsonObject
-from service.contract.job.tasks import Task
+from roadless.service.contract.job.models import JsonObject
+from roadless.service.contract.job.tasks import Task
 
 #: Each set is read, held and evaluated with every evaluation.
 MAX_SETS: Final = 8

@@ -9,8 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from service.contract.base import Spec
-from service.contract.job.schedules import MAX_STEPS, ScheduleSpec, has_cooldown_length, has_horizon
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.schedules import (
+    MAX_STEPS,
+    ScheduleSpec,
+    has_cooldown_length,
+    has_horizon,
+)
 
 
 class CooldownPlan(Spec):

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from service.contract.base import Spec, UnionOfUnions
-from service.contract.ids import CHECKPOINT_ID_PATTERN, WHEEL_ID_PATTERN
-from service.contract.job.tasks import Task
+from roadless.service.contract.base import Spec, UnionOfUnions
+from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN, WHEEL_ID_PATTERN
+from roadless.service.contract.job.tasks import Task
 
 MAX_OBJECT_BYTES = 65_536
 MAX_CONTEXT = 1_048_576

@@ -1,14 +1,14 @@
 """The learning-rate schedules that a job can name, for scheduled baselines beside schedule-free.
 
 The rate of step t is the optimizer's ``lr`` times the schedule. Fields are the arguments of
-``optim.schedules.by_name``, under their names.
+``roadless.optim.schedules.by_name``, under their names.
 """
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Spec
+from roadless.service.contract.base import Spec
 
 MAX_STEPS = 10**9
 Fraction = Annotated[float, Field(ge=0, le=1)]

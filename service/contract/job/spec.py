@@ -8,18 +8,18 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
-from service.contract.base import Spec
-from service.contract.job.budget import BudgetSpec, check_metrics
-from service.contract.job.data import DataSpec, UploadedData, label_of_data, tasks_of_data
-from service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
-from service.contract.job.evaluation_sets import check_set, metric_names
-from service.contract.job.extensions import ScheduleExtension, check_extensions
-from service.contract.job.models import ModelSpec, label_of, needs_context, tasks_of
-from service.contract.job.optimizers import OptimizerSpec
-from service.contract.job.schedules import ScheduleSpec, cooldown_steps, has_horizon
-from service.contract.job.tasks import Task
-from service.contract.job.training import ParallelismSpec, TrainingSpec, largest_gang
-from service.contract.secrets import SecretNames, check_together
+from roadless.service.contract.base import Spec
+from roadless.service.contract.job.budget import BudgetSpec, check_metrics
+from roadless.service.contract.job.data import DataSpec, UploadedData, label_of_data, tasks_of_data
+from roadless.service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
+from roadless.service.contract.job.evaluation_sets import check_set, metric_names
+from roadless.service.contract.job.extensions import ScheduleExtension, check_extensions
+from roadless.service.contract.job.models import ModelSpec, label_of, needs_context, tasks_of
+from roadless.service.contract.job.optimizers import OptimizerSpec
+from roadless.service.contract.job.schedules import ScheduleSpec, cooldown_steps, has_horizon
+from roadless.service.contract.job.tasks import Task
+from roadless.service.contract.job.training import ParallelismSpec, TrainingSpec, largest_gang
+from roadless.service.contract.secrets import SecretNames, check_together
 
 SPEC_VERSION: Final = 1
 

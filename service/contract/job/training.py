@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from service.contract.base import Spec
+from roadless.service.contract.base import Spec
 
 Precision = Literal["fp32", "amp_bf16", "bf16"]
 

@@ -2,11 +2,11 @@
 
 from pydantic import Field, SecretStr, field_serializer
 
-from service.contract.base import Message
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.spec import JobSpec
-from service.contract.states import Desired, Reason
-from service.contract.uploads.wheels import AssignedWheel
+from roadless.service.contract.base import Message
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.states import Desired, Reason
+from roadless.service.contract.uploads.wheels import AssignedWheel
 
 
 class Node(Message):

@@ -8,10 +8,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from service.contract.base import Message
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.job.budget import BudgetSpec
-from service.contract.states import Desired, Reason
+from roadless.service.contract.base import Message
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.states import Desired, Reason
 
 #: Dotted lower-case names.
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_.]{0,99}$")]

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from pydantic import Field
 
-from service.contract.base import Resource
+from roadless.service.contract.base import Resource
 
 #: An extension reaches at most so many times as far as the job has come.
 MAX_EXTENSION: Final = 10

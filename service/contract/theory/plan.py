@@ -4,8 +4,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from service.contract.base import Resource, Spec
-from service.contract.job.schedules import (
+from roadless.service.contract.base import Resource, Spec
+from roadless.service.contract.job.schedules import (
     ConstantScheduleSpec,
     CosineScheduleSpec,
     LinearScheduleSpec,
@@ -13,7 +13,7 @@ from service.contract.job.schedules import (
     ScheduleSpec,
     WSDScheduleSpec,
 )
-from service.contract.theory.analysis import MAX_EXTENSION, Extension
+from roadless.service.contract.theory.analysis import MAX_EXTENSION, Extension
 
 #: The most steps of a plan, the most gradient norms one by one, and the most schedules.
 MAX_HORIZON: Final = 1_000_000

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from service.contract.base import Message, Resource, Spec
-from service.contract.checkpoint.manifest import FileName
-from service.contract.job.data import Format
+from roadless.service.contract.base import Message, Resource, Spec
+from roadless.service.contract.checkpoint.manifest import FileName
+from roadless.service.contract.job.data import Format
 
 #: The largest part of a file, and the most parts of one: 640 GB.
 MAX_PART_BYTES = 64 * 2**20

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from service.contract.base import Message, Resource
+from roadless.service.contract.base import Message, Resource
 
 #: Of one wheel: packed, unpacked, and how many files it may have.
 MAX_WHEEL_BYTES = 256 * 2**20
@@ -23,8 +23,8 @@ WHEEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl$"
 #: Packages that ranks are made of: another of the same name would take their place.
 _OF_RANKS = frozenset(
     {
-        *{"migrations", "optim", "roadless", "service", "worker"},
-        *{"httpx", "numpy", "packaging", "pydantic", "pydantic_core", "ray", "safetensors"},
+        *{"httpx", "numpy", "packaging", "pydantic", "pydantic_core", "ray", "roadless"},
+        *{"safetensors"},
         *{"llvmlite", "numba", "scipy", "sklearn", "torch", "triton"},
     }
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from optim_updates import KINDS, Update, example_update, in_float32, pairs, updates
 
-from optim.backends.form import Gradient, Move, Tensors
+from roadless.optim.backends.form import Gradient, Move, Tensors
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 
 def backend(name: str) -> Any:
     pytest.importorskip(name.partition("_")[0])
-    return import_module(f"optim.backends.{name}")
+    return import_module(f"roadless.optim.backends.{name}")
 
 
 @pytest.fixture(params=["numba_cpu", "triton_gpu"], scope="module")

@@ -10,8 +10,8 @@ from optim_runs import FAST, REFERENCE, Run, distance, example_run, runs, take_s
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import optim
-from optim.backends import choose, numba_cpu
+from roadless import optim
+from roadless.optim.backends import choose, numba_cpu
 
 NEVER = 10**12
 FIRST_ORDER = [

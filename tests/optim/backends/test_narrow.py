@@ -10,11 +10,11 @@ from optim_runs import FAST, example_run, take_step
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim.backends import choose, numba_cpu
-from optim.backends.form import Adam, Gradient, Move, Rounding, Tensors
-from optim.numerics.precision import low_part, wide
-from optim.numerics.rounding import rounding_key, stochastically_rounded
+from roadless import optim
+from roadless.optim.backends import choose, numba_cpu
+from roadless.optim.backends.form import Adam, Gradient, Move, Rounding, Tensors
+from roadless.optim.numerics.precision import low_part, wide
+from roadless.optim.numerics.rounding import rounding_key, stochastically_rounded
 
 PATTERNS = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)
 

@@ -12,13 +12,13 @@ from optim_updates import KINDS, example_update, pairs
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import Parameter
 
-from optim import AdamWScheduleFree
-from optim.backends import choose, numba_cpu
-from optim.backends.form import Gradient, Move, Tensors
+from roadless.optim import AdamWScheduleFree
+from roadless.optim.backends import choose, numba_cpu
+from roadless.optim.backends.form import Gradient, Move, Tensors
 
 STEPS = """
-import torch, sys, optim
-from optim.backends import choose
+import torch, sys, roadless.optim as optim
+from roadless.optim.backends import choose
 def steps(numel):
     w = torch.nn.Parameter(torch.ones(numel))
     optimizer = optim.SGDScheduleFree([w], lr=0.5)
@@ -56,7 +56,7 @@ def test_a_process_that_has_loaded_kernels_steps_small_models_by_them_too() -> N
     done = process("""
 import os
 optim.load_kernels()
-from optim.backends import numba_cpu
+from roadless.optim.backends import numba_cpu
 before = numba_cpu._function.cache_info().misses
 assert before == 4
 ran = []
@@ -108,7 +108,7 @@ assert "numba" in choose.backend_of("cpu").reason
 
 def test_compiled_code_is_kept_on_disk(tmp_path: Path) -> None:
     code = """
-from optim.backends import numba_cpu
+from roadless.optim.backends import numba_cpu
 steps(large)
 print(numba_cpu._function("sgd", "float32").cache_hits)
 """

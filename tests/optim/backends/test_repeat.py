@@ -14,8 +14,8 @@ from optim_runs import distance
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim.backends import choose, numba_cpu
+from roadless import optim
+from roadless.optim.backends import choose, numba_cpu
 
 SHAPES = [(3, 3), (5,), (2, 2, 2)]
 NEVER = 2**60

@@ -10,8 +10,8 @@ from optim_runs import FAST, PYPI, REFERENCE, Run, distance, example_run, runs, 
 from torch import Tensor
 from torch.nn import Parameter
 
-from optim import at_average, averaged_point
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim import at_average, averaged_point
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 KINDS = [FAST, REFERENCE]
 MAKES = [make for kind in KINDS for make in kind.values()]

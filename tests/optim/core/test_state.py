@@ -24,8 +24,8 @@ from optim_runs import (
 from torch import Tensor
 from torch.nn import Parameter
 
-from optim import at_average, averaged_point
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim import at_average, averaged_point
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 RULES = sorted(FAST)
 

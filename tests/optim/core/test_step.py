@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from optim_runs import FAST, REFERENCE, Run, distance, example_run, runs, take_step
 from torch.nn import Parameter
 
-from optim import AdamWScheduleFree, SGDScheduleFree, averaged_point
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim import AdamWScheduleFree, SGDScheduleFree, averaged_point
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 RULES = sorted(FAST)
 ALL = [*FAST.values(), *REFERENCE.values()]

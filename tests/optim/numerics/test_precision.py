@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim import at_average, averaged_point
-from optim.numerics.precision import low_part, with_low_part
-from optim.numerics.rounding import stochastically_rounded
+from roadless import optim
+from roadless.optim import at_average, averaged_point
+from roadless.optim.numerics.precision import low_part, with_low_part
+from roadless.optim.numerics.rounding import stochastically_rounded
 
 NARROW = [torch.bfloat16, torch.float16]
 SCHEDULE_FREE: list[tuple[Any, dict[str, Any]]] = [

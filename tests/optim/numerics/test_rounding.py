@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optim.numerics.rounding import (
+from roadless.optim.numerics.rounding import (
     random_words,
     rounding_key,
     stochastically_round_into,

@@ -9,9 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from optim.numerics.precision import keep_low_part, wide
-from optim.numerics.rounding import stochastically_round_into, stochastically_rounded
-from optim.numerics.sharding import blocks, element_index, first_index, local
+from roadless.optim.numerics.precision import keep_low_part, wide
+from roadless.optim.numerics.rounding import stochastically_round_into, stochastically_rounded
+from roadless.optim.numerics.sharding import blocks, element_index, first_index, local
 
 
 @pytest.fixture(params=range(4))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optim_runs import ALL_FAST, ALL_REFERENCE, Run, distance, example_run, runs, take_step
 
-from optim import averaged_point
+from roadless.optim import averaged_point
 
 KINDS = [(kind, rule) for kind in (ALL_FAST, ALL_REFERENCE) for rule in kind]
 

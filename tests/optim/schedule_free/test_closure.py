@@ -12,8 +12,8 @@ from optim_runs import distance
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim import at_average, averaged_point
+from roadless import optim
+from roadless.optim import at_average, averaged_point
 
 FORMS: dict[str, Any] = {
     "sgd": optim.SGDScheduleFreeClosure,

@@ -23,10 +23,10 @@ from optim_runs import (
 )
 from torch import Tensor
 
-import optim
-from optim import averaged_point
-from optim.core.engine import _CPU_ELEMENTS as MAX_ELEMENTS
-from optim.core.engine import batches
+from roadless import optim
+from roadless.optim import averaged_point
+from roadless.optim.core.engine import _CPU_ELEMENTS as MAX_ELEMENTS
+from roadless.optim.core.engine import batches
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 

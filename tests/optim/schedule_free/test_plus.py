@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from optim_runs import distance
 from torch.nn import Parameter
 
-from optim import AdamCScheduleFreePlusPaper, averaged_point
-from optim.schedule_free.plus import interpolation
+from roadless.optim import AdamCScheduleFreePlusPaper, averaged_point
+from roadless.optim.schedule_free.plus import interpolation
 
 Array = NDArray[np.float64]
 

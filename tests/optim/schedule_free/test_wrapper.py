@@ -17,8 +17,13 @@ from optim_runs import distance, take_step
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
-from optim import ScheduleFreeWrapper, ScheduleFreeWrapperReference, at_average, averaged_point
+from roadless import optim
+from roadless.optim import (
+    ScheduleFreeWrapper,
+    ScheduleFreeWrapperReference,
+    at_average,
+    averaged_point,
+)
 
 Make = Callable[..., torch.optim.Optimizer]
 

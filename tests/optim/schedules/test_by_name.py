@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optim.schedules.by_name import NAMES, named_schedule, rates
+from roadless.optim.schedules.by_name import NAMES, named_schedule, rates
 
 HORIZON_FREE = ("constant", "sqrt", "piecewise_constant", "polynomial_cooldown")
 

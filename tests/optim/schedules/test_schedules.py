@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.schedules.schedules import (
+from roadless.optim.schedules.schedules import (
     SCHEDULES,
     ConstantSchedule,
     CosineSchedule,

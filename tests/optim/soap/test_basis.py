@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from optim.soap.basis import eigenbasis, refreshed
-from optim.soap.factors import update_factors
-from optim.soap.rotation import carry, rotate, rotate_back
+from roadless.optim.soap.basis import eigenbasis, refreshed
+from roadless.optim.soap.factors import update_factors
+from roadless.optim.soap.rotation import carry, rotate, rotate_back
 
 seeds = st.integers(0, 10**6)
 

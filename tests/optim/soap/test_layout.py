@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optim.soap.layout import layout_of, merged
+from roadless.optim.soap.layout import layout_of, merged
 
 shapes = st.lists(st.integers(1, 9), max_size=5).map(tuple)
 

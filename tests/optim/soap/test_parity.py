@@ -13,7 +13,7 @@ from soap_direct import DirectSOAP
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
+from roadless import optim
 
 Shape = tuple[int, ...]
 _beta = st.floats(0.0, 0.99)

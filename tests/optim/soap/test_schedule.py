@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optim.soap.schedule import Chance, Constant, Even, Timing, steps_between_updates, total_updates
+from roadless.optim.soap.schedule import (
+    Chance,
+    Constant,
+    Even,
+    Timing,
+    steps_between_updates,
+    total_updates,
+)
 
 #: Steps, and the updates of HeavyBall's documentation until then.
 TABLE = ((10, 10), (100, 99), (1000, 738), (10_000, 2168), (100_000, 4049), (1_000_000, 7245))

@@ -13,7 +13,7 @@ from optim_runs import distance
 from torch import Tensor
 from torch.nn import Parameter
 
-import optim
+from roadless import optim
 
 Shape = tuple[int, ...]
 Make = Callable[..., Any]

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optim import SGDScheduleFree, averaged_point
-from optim.schedules.schedules import (
+from roadless.optim import SGDScheduleFree, averaged_point
+from roadless.optim.schedules.schedules import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,
@@ -23,7 +23,7 @@ from optim.schedules.schedules import (
     WSDSchedule,
     compute_optimal_base,
 )
-from optim.theory.bounds import (
+from roadless.optim.theory.bounds import (
     FEW_HORIZONS,
     averaged_bounds_at,
     averaging_weights,

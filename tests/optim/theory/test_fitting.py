@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optim.schedules.schedules import WSDSchedule
-from optim.theory.fitting import HUBER_MU, METHODS, DistanceFit, fit_distance, fit_losses
+from roadless.optim.schedules.schedules import WSDSchedule
+from roadless.optim.theory.fitting import HUBER_MU, METHODS, DistanceFit, fit_distance, fit_losses
 
 BOUNDS = np.geomspace(1, 0.02, 40)
 

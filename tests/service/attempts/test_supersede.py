@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.attempts.supersede import cutoffs
+from roadless.service.attempts.supersede import cutoffs
 
 
 def test_a_first_attempt_is_live_throughout():

@@ -12,10 +12,10 @@ from sqlalchemy import insert, text
 from starlette.routing import Mount, Route
 from wheel_maker import make_wheel
 
-from service.auth.tokens import Audience, digest, mint
-from service.contract.ids import new_id
-from service.db.session import Database
-from service.db.tables import Table, TokenRow
+from roadless.service.auth.tokens import Audience, digest, mint
+from roadless.service.contract.ids import new_id
+from roadless.service.db.session import Database
+from roadless.service.db.tables import Table, TokenRow
 
 #: What anyone may call; none of it tells anything about a job.
 PUBLIC = {

@@ -5,10 +5,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from service.contract.checkpoint.manifest import EvaluationCheck, Manifest
-from service.contract.ids import new_id
-from service.contract.job.evaluation import EvaluationSpec
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.checkpoint.manifest import EvaluationCheck, Manifest
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.evaluation import EvaluationSpec
+from roadless.service.contract.job.spec import JobSpec
 
 
 def listed(service, job_id):

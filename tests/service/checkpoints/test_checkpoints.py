@@ -12,14 +12,14 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.checkpoints import download, retention
-from service.clock import utc_now
-from service.contract.checkpoint.manifest import Manifest
-from service.contract.ids import new_id
-from service.main import create_app
-from service.scheduling.housekeeping import KEYS_KEPT, Housekeeping
-from service.storage.incoming import Incoming
-from service.storage.local_blobs import LocalBlobs
+from roadless.service.checkpoints import download, retention
+from roadless.service.clock import utc_now
+from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.ids import new_id
+from roadless.service.main import create_app
+from roadless.service.scheduling.housekeeping import KEYS_KEPT, Housekeeping
+from roadless.service.storage.incoming import Incoming
+from roadless.service.storage.local_blobs import LocalBlobs
 
 CONTENT = bytes(i * i % 251 for i in range(3_000_000))  # several chunks, and no round number
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.checkpoints.download import parse_range
-from service.errors import RangeNotSatisfiable
+from roadless.service.checkpoints.download import parse_range
+from roadless.service.errors import RangeNotSatisfiable
 
 
 @pytest.mark.parametrize(

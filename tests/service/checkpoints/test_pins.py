@@ -7,12 +7,12 @@ import pytest
 from played import step_event
 from sqlalchemy import select, text
 
-from service.checkpoints import actions, retention
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.db.tables import JobRow
-from service.errors import Unavailable
-from service.scheduling.housekeeping import Housekeeping
+from roadless.service.checkpoints import actions, retention
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.db.tables import JobRow
+from roadless.service.errors import Unavailable
+from roadless.service.scheduling.housekeeping import Housekeeping
 
 KEEP_ONE = {"keep_last": 1, "keep_best": 0}
 DAY = timedelta(days=1)

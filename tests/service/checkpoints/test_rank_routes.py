@@ -11,12 +11,12 @@ from fastapi.testclient import TestClient
 from live_app import serving
 from played import Service
 
-from service.contract.ids import new_id
-from service.errors import Unavailable
-from service.main import create_app
-from service.settings import Settings
-from service.storage import intake
-from service.storage.incoming import Incoming
+from roadless.service.contract.ids import new_id
+from roadless.service.errors import Unavailable
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
+from roadless.service.storage import intake
+from roadless.service.storage.incoming import Incoming
 
 #: Ways to say "another file" that servers of others have fallen for, as sent on the wire.
 TRAVERSALS = [

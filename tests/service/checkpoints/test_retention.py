@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.contract.checkpoint.retention import (
+from roadless.service.contract.checkpoint.retention import (
     STATES_KEPT,
     Stored,
     superfluous_evals,
     superfluous_states,
 )
-from service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.job.evaluation import CheckpointsSpec
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

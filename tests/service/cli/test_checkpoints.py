@@ -5,13 +5,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from live_app import serving
 
-from service.cli.checkpoints import Format
-from worker.export.formats import FORMATS
+from roadless.service.cli.checkpoints import Format
+from roadless.worker.export.formats import FORMATS
 
 sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -26,8 +25,8 @@ def roadless(service, settings, tmp_path) -> Iterator[Roadless]:
         def running(*arguments: str) -> tuple[int, str, str]:
             given = {"ROADLESS_URL": url, "ROADLESS_HOME": str(settings.home_dir)}
             ran = subprocess.run(
-                [sys.executable, "-m", "service.cli", "checkpoint", *arguments],
-                env=os.environ | {"PYTHONPATH": str(Path.cwd())} | given,
+                [sys.executable, "-m", "roadless.service.cli", "checkpoint", *arguments],
+                env=os.environ | given,
                 cwd=tmp_path,
                 text=True,
                 capture_output=True,

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,8 +29,8 @@ def start(url, settings, tmp_path) -> Iterator[Command]:
         given = {"ROADLESS_URL": url, "ROADLESS_HOME": str(settings.home_dir), "TERM": "xterm"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", *arguments],
-            env=os.environ | {"PYTHONPATH": str(Path.cwd())} | given,
+            [sys.executable, "-m", "roadless.service.cli", *arguments],
+            env=os.environ | given,
             cwd=tmp_path,
             text=True,
             **pipes,

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from theory_jobs import EVERY, LAST_ITERATE, SPEC, WITH_WSD, trained
 
-from optim.schedules.schedules import WSDSchedule
-from service.client.client import Client
-from service.contract.theory.plan import PlanRequest
+from roadless.optim.schedules.schedules import WSDSchedule
+from roadless.service.client.client import Client
+from roadless.service.contract.theory.plan import PlanRequest
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -26,8 +25,8 @@ def roadless(url, settings) -> Run:
 
     def run(*arguments: str) -> tuple[int, str, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "service.cli", *arguments],
-            env=os.environ | {"PYTHONPATH": str(Path.cwd())} | given,
+            [sys.executable, "-m", "roadless.service.cli", *arguments],
+            env=os.environ | given,
             capture_output=True,
             text=True,
             timeout=60,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from service.cli import up
+from roadless.service.cli import up
 
 DRIVER = """
     import sys
     from pathlib import Path
-    from service.cli import up
+    from roadless.service.cli import up
 
     modules = up.Modules(ray="fake_ray", service="fake_service", runner="fake_runner")
     plan = up.Plan(home=Path(sys.argv[1]), port=0, num_cpus=2, modules=modules)
@@ -83,7 +83,7 @@ class Running:
             self.process = subprocess.Popen(
                 [sys.executable, "driver.py", str(folder / "home")],
                 cwd=folder,
-                env=kept | {"PYTHONPATH": f"{folder}:{Path.cwd()}"},
+                env=kept | {"PYTHONPATH": str(folder)},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cli.watch import Curve, Rate, sparkline, watch
-from service.client.client import ApiError, Unreachable
-from service.contract.resources import CurvePoint, Job, MetricBuckets
-from service.contract.states import Phase
+from roadless.service.cli.watch import Curve, Rate, sparkline, watch
+from roadless.service.client.client import ApiError, Unreachable
+from roadless.service.contract.resources import CurvePoint, Job, MetricBuckets
+from roadless.service.contract.states import Phase
 
 LOSSES = st.lists(st.none() | st.floats(-1e6, 1e6), max_size=300)
 

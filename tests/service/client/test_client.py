@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from service.client.client import (
+from roadless.service.client.client import (
     PAUSES,
     ApiError,
     Client,
@@ -16,10 +16,10 @@ from service.client.client import (
     Unreachable,
     WaitTimeout,
 )
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend, JobPatch
-from service.contract.states import Phase
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend, JobPatch
+from roadless.service.contract.states import Phase
 
 SPEC = {
     "model": {"kind": "preset", "name": "mlp"},

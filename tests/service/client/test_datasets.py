@@ -12,16 +12,16 @@ import pytest
 from played import Service
 from pydantic import TypeAdapter
 
-from service.client import datasets as data_client
-from service.client.client import ApiError, Client, ClientError
-from service.client.datasets import Datasets, part_size
-from service.contract.job.data import DataSpec
-from service.contract.job.models import GptPreset
-from worker.api import AttemptApi
-from worker.data.build import build_data
-from worker.data.sources.access import DataSources
-from worker.errors import DataNotFound, DataUnreadable
-from worker.evaluation.inputs import ServiceUploads
+from roadless.service.client import datasets as data_client
+from roadless.service.client.client import ApiError, Client, ClientError
+from roadless.service.client.datasets import Datasets, part_size
+from roadless.service.contract.job.data import DataSpec
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.api import AttemptApi
+from roadless.worker.data.build import build_data
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.errors import DataNotFound, DataUnreadable
+from roadless.worker.evaluation.inputs import ServiceUploads
 
 CONTENT = bytes(range(256)) * 20
 
@@ -215,8 +215,8 @@ def test_a_stranger_who_verifies_a_model_is_told_where_its_data_is(tmp_path):
 
 def test_the_command_line_uploads_lists_and_deletes(url, token, service, tmp_path):
     def roadless(*arguments: str) -> tuple[int, str, str]:
-        environment = {"ROADLESS_URL": url, "ROADLESS_TOKEN": token, "PYTHONPATH": str(Path.cwd())}
-        command = [sys.executable, "-m", "service.cli", "data", *arguments]
+        environment = {"ROADLESS_URL": url, "ROADLESS_TOKEN": token}
+        command = [sys.executable, "-m", "roadless.service.cli", "data", *arguments]
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
         )

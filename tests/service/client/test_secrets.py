@@ -12,8 +12,8 @@ import pytest
 from played import Service
 from secret_keeping import VALUE
 
-from service.client.client import ApiError, Client
-from service.client.secrets import Secrets
+from roadless.service.client.client import ApiError, Client
+from roadless.service.client.secrets import Secrets
 
 Roadless = Callable[..., tuple[int, str]]
 
@@ -37,8 +37,8 @@ def roadless(url: str, settings: Any) -> Roadless:
 
     def running(*arguments: str, stdin: str = "") -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "service.cli", "secrets", *arguments],
-            env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
+            [sys.executable, "-m", "roadless.service.cli", "secrets", *arguments],
+            env=os.environ | environment,
             input=stdin,
             text=True,
             stdout=subprocess.PIPE,
@@ -108,8 +108,8 @@ def test_on_a_terminal_the_value_is_asked_for_and_not_shown(url, settings, secre
     ours, theirs = pty.openpty()
     environment = {"ROADLESS_URL": url, "ROADLESS_HOME": str(settings.home_dir)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "secrets", "put", "HF_TOKEN"],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
+        [sys.executable, "-m", "roadless.service.cli", "secrets", "put", "HF_TOKEN"],
+        env=os.environ | environment,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

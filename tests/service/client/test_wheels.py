@@ -10,11 +10,11 @@ import pytest
 from played import Service
 from wheel_maker import make_wheel
 
-from service.client import wheels as wheel_client
-from service.client.client import ApiError, Client, ClientError
-from service.client.wheels import Wheels
-from service.settings import Settings
-from worker.api import AttemptApi, Refused
+from roadless.service.client import wheels as wheel_client
+from roadless.service.client.client import ApiError, Client, ClientError
+from roadless.service.client.wheels import Wheels
+from roadless.service.settings import Settings
+from roadless.worker.api import AttemptApi, Refused
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_a_rank_of_a_job_without_a_wheel_is_told_so(
 
 def test_the_command_line_uploads_lists_and_deletes(url: str, token: str, tmp_path: Path) -> None:
     def roadless(*arguments: str) -> tuple[int, str, str]:
-        environment = {"ROADLESS_URL": url, "ROADLESS_TOKEN": token, "PYTHONPATH": str(Path.cwd())}
+        environment = {"ROADLESS_URL": url, "ROADLESS_TOKEN": token}
         done = subprocess.run(
-            [sys.executable, "-m", "service.cli", "wheels", *arguments],
+            [sys.executable, "-m", "roadless.service.cli", "wheels", *arguments],
             capture_output=True,
             text=True,
             check=False,

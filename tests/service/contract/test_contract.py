@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract import resources
-from service.contract.checkpoint.manifest import CheckpointFile, Manifest
-from service.contract.ids import CHECKPOINT_ID_PATTERN, new_id
-from service.contract.job import models
-from service.contract.job.spec import JobSpec
-from service.contract.reports import events
-from service.contract.reports.cluster import AttemptBrief, Sync
-from service.contract.states import (
+from roadless.service.contract import resources
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
+from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN, new_id
+from roadless.service.contract.job import models
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports import events
+from roadless.service.contract.reports.cluster import AttemptBrief, Sync
+from roadless.service.contract.states import (
     CLAIMABLE,
     REOPENING,
     RETRYABLE,

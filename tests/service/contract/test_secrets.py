@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract.job.spec import JobSpec
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.secrets import MAX_SECRETS_OF_JOB, NewSecret, SecretName, check_value
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.secrets import MAX_SECRETS_OF_JOB, NewSecret, SecretName, check_value
 
 NAME = TypeAdapter(SecretName)
 

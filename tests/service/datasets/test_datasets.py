@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from played import Service
 
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.contract.uploads.datasets import DatasetContent, DatasetPart
-from service.datasets.tiling import file_of, is_whole, received
-from service.scheduling.housekeeping import Housekeeping
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.uploads.datasets import DatasetContent, DatasetPart
+from roadless.service.datasets.tiling import file_of, is_whole, received
+from roadless.service.scheduling.housekeeping import Housekeeping
 
 CONTENT = bytes(range(256)) * 4
 
@@ -146,14 +146,14 @@ def test_wrong_bytes_empty_parts_and_bad_names_are_refused(service: Service) -> 
 
 def test_parts_and_data_sets_have_bounds(service: Service, monkeypatch) -> None:
     dataset_id = create(service)
-    monkeypatch.setattr("service.datasets.parts.MAX_PART_BYTES", 100)
+    monkeypatch.setattr("roadless.service.datasets.parts.MAX_PART_BYTES", 100)
     assert put(service, dataset_id, bytes(101)).status_code == 413
-    monkeypatch.setattr("service.datasets.actions.MAX_PARTS", 1)
+    monkeypatch.setattr("roadless.service.datasets.actions.MAX_PARTS", 1)
     assert put(service, dataset_id, b"x").status_code == 200
     answer = put(service, dataset_id, b"y", offset=1)
     assert answer.status_code == 413
     assert "at most 1 parts of a file" in answer.json()["detail"]
-    monkeypatch.setattr("service.datasets.actions.MAX_FILES", 1)
+    monkeypatch.setattr("roadless.service.datasets.actions.MAX_FILES", 1)
     assert "at most 1 files" in put(service, dataset_id, b"y", name="b").json()["detail"]
     assert service.get(f"/datasets/{dataset_id}").json()["total_bytes"] == 1
 

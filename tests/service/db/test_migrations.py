@@ -10,10 +10,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, inspect, text
 
-import migrations
-from service.db.migrate import alone, migrate
-from service.db.session import Database
-from service.db.tables import Table
+from roadless import migrations
+from roadless.service.db.migrate import alone, migrate
+from roadless.service.db.session import Database
+from roadless.service.db.tables import Table
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from played import Service, step_event
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 
-from service.clock import utc_now
-from service.db import session as db_session
-from service.db.session import Database
-from service.errors import Invalid, Locked, Unavailable
-from service.main import create_app
-from service.settings import Settings
+from roadless.service.clock import utc_now
+from roadless.service.db import session as db_session
+from roadless.service.db.session import Database
+from roadless.service.errors import Invalid, Locked, Unavailable
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

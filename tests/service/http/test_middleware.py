@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from service.errors import TooLarge
-from service.http.middleware import RequestGuard
+from roadless.service.errors import TooLarge
+from roadless.service.http.middleware import RequestGuard
 
 
 @pytest.fixture

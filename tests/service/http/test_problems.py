@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from played import eval_event, step_event
 
-from service.http.problems import pointer_of
+from roadless.service.http.problems import pointer_of
 
 JSON = {"Content-Type": "application/json"}
 

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from played import Service
 
-from service.db import session as db_session
-from service.db.session import Database
-from service.db.tables import IdempotencyRow
-from service.main import create_app
+from roadless.service.db import session as db_session
+from roadless.service.db.session import Database
+from roadless.service.db.tables import IdempotencyRow
+from roadless.service.main import create_app
 
 NUM_POSTS = 50
 

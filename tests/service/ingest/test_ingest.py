@@ -11,8 +11,8 @@ from played import eval_event, step_event
 from sqlalchemy import func, select
 from stage import START, Stage, staged
 
-from service.contract.ids import new_id
-from service.db.tables import (
+from roadless.service.contract.ids import new_id
+from roadless.service.db.tables import (
     AttemptRow,
     CheckpointRow,
     EvalPointRow,
@@ -21,9 +21,9 @@ from service.db.tables import (
     MetricChunkRow,
     RankRow,
 )
-from service.errors import Conflict, Fenced, Invalid, ServiceError
-from service.jobs import store as jobs
-from service.metrics.chunks import unpack
+from roadless.service.errors import Conflict, Fenced, Invalid, ServiceError
+from roadless.service.jobs import store as jobs
+from roadless.service.metrics.chunks import unpack
 
 
 def checkpoint_event(assignment, step, *, kind="resume", checkpoint_id=None):

@@ -3,11 +3,11 @@
 import pytest
 from played import step_event
 
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend
-from service.contract.resources import Progress
-from service.errors import Invalid
-from service.jobs.extension import extended
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend
+from roadless.service.contract.resources import Progress
+from roadless.service.errors import Invalid
+from roadless.service.jobs.extension import extended
 
 FINISHED = {"kind": "finished", "reason": "budget_reached"}
 WSD = {"name": "wsd", "cooldown_len": 0.2}

@@ -3,14 +3,14 @@
 import pytest
 from pydantic import ValidationError
 
-from service.contract.job.budget import METRICS, BudgetSpec
-from service.contract.job.spec import JobSpec
-from service.contract.requests import Extend
-from service.contract.resources import Progress
-from service.contract.states import REACHED, Reason
-from service.errors import Invalid
-from service.jobs.extension import extended
-from worker.evaluation.task import metrics, score_names
+from roadless.service.contract.job.budget import METRICS, BudgetSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.requests import Extend
+from roadless.service.contract.resources import Progress
+from roadless.service.contract.states import REACHED, Reason
+from roadless.service.errors import Invalid
+from roadless.service.jobs.extension import extended
+from roadless.worker.evaluation.task import metrics, score_names
 
 SPEC = {
     "model": {"kind": "preset", "name": "mlp"},

@@ -4,11 +4,11 @@ import pytest
 from played import eval_event, step_event
 from sqlalchemy import func, select
 
-from service.clock import utc_now
-from service.db.session import Database
-from service.db.tables import Table
-from service.storage.blobs import REST
-from service.storage.local_blobs import LocalBlobs
+from roadless.service.clock import utc_now
+from roadless.service.db.session import Database
+from roadless.service.db.tables import Table
+from roadless.service.storage.blobs import REST
+from roadless.service.storage.local_blobs import LocalBlobs
 
 FAILED = {"kind": "failed", "reason": "non_finite_loss", "message": "saw nan"}
 

@@ -6,8 +6,8 @@ import pytest
 from played import step_event
 from stage import DEADLINES, LEASE_SECONDS, staged
 
-from service.errors import Fenced
-from service.jobs.transitions import Refused
+from roadless.service.errors import Fenced
+from roadless.service.jobs.transitions import Refused
 
 PAUSED = {"kind": "finished", "reason": "paused_by_user", "step": 20}
 

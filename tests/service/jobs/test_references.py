@@ -5,9 +5,9 @@ import hashlib
 import pytest
 from played import Rank
 
-from service.contract.ids import new_id
-from service.contract.job.models import CheckpointModel
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.models import CheckpointModel
+from roadless.service.contract.job.spec import JobSpec
 
 CONTENT = b"the averaged weights"
 

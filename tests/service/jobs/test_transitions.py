@@ -4,8 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.states import CLAIMABLE, REOPENING, TERMINAL, TRANSITIONS, Phase, Signal
-from service.jobs.transitions import Refused, is_allowed, next_phase
+from roadless.service.contract.states import (
+    CLAIMABLE,
+    REOPENING,
+    TERMINAL,
+    TRANSITIONS,
+    Phase,
+    Signal,
+)
+from roadless.service.jobs.transitions import Refused, is_allowed, next_phase
 
 
 def test_every_phase_is_reached_from_queued():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.metrics import chunks
-from service.metrics.chunks import Points
+from roadless.service.metrics import chunks
+from roadless.service.metrics.chunks import Points
 
 STEPS = st.integers(0, 2**63 - 1)
 SERIES = st.lists(st.tuples(STEPS, st.floats(allow_nan=True, allow_infinity=True)), max_size=40)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.metrics.rollup import MAX_BUCKETS, rollup
+from roadless.service.metrics.rollup import MAX_BUCKETS, rollup
 
 X = st.one_of(st.floats(0, 1e300), st.integers(0, 50).map(float))
 VALUES = st.one_of(st.floats(), st.sampled_from([np.nan, np.inf, -np.inf]))

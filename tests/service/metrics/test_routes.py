@@ -7,15 +7,15 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
-from service.auth.dependencies import require_user
-from service.clock import utc_now
-from service.contract.reports.events import StepMetrics
-from service.contract.resources import MetricBuckets, MetricSummary, Page
-from service.db.session import Database
-from service.db.tables import AttemptRow, JobRow, RunnerRow, Table
-from service.errors import ServiceError
-from service.metrics import store
-from service.metrics.routes import router
+from roadless.service.auth.dependencies import require_user
+from roadless.service.clock import utc_now
+from roadless.service.contract.reports.events import StepMetrics
+from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
+from roadless.service.db.session import Database
+from roadless.service.db.tables import AttemptRow, JobRow, RunnerRow, Table
+from roadless.service.errors import ServiceError
+from roadless.service.metrics import store
+from roadless.service.metrics.routes import router
 
 URL = "/v1/jobs/job_1/metrics"
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from sqlalchemy import event, select
 
-from service.clock import utc_now
-from service.contract.reports.events import StepMetrics
-from service.db.session import Database
-from service.db.tables import JobRow, MetricChunkRow, Table
-from service.metrics import chunks, store
-from service.metrics.store import FAN_IN, Summary
+from roadless.service.clock import utc_now
+from roadless.service.contract.reports.events import StepMetrics
+from roadless.service.db.session import Database
+from roadless.service.db.tables import JobRow, MetricChunkRow, Table
+from roadless.service.metrics import chunks, store
+from roadless.service.metrics.store import FAN_IN, Summary
 
 JOB = "job_1"
 OPEN = {1: None}

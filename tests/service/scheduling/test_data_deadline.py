@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from stage import DEADLINES, Stage, staged
 
-from service.contract.reports.cluster import Assignment
-from service.contract.reports.events import DATA_PREPARING
+from roadless.service.contract.reports.cluster import Assignment
+from roadless.service.contract.reports.events import DATA_PREPARING
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from played import step_event
 from stage import DEADLINES, LEASE_SECONDS, START, staged
 
-from service.attempts.leases import LeaseKeeper, LeasePolicy
-from service.errors import Fenced
-from service.jobs.transitions import RELEASE_SECONDS
+from roadless.service.attempts.leases import LeaseKeeper, LeasePolicy
+from roadless.service.errors import Fenced
+from roadless.service.jobs.transitions import RELEASE_SECONDS
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_lease_is_frozen_to_the_end_and_not_beyond():
 
 
 def test_many_silent_attempts_are_ended_in_turns(stage, digits_spec, monkeypatch):
-    monkeypatch.setattr("service.scheduling.deadlines.BATCH", 2)
+    monkeypatch.setattr("roadless.service.scheduling.deadlines.BATCH", 2)
     stage.thaw()
     for _ in range(5):
         stage.submit({**digits_spec, "parallelism": {"num_workers": 1}})

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduling.policy import Ask, Room, choose, grow, seat
+from roadless.service.scheduling.policy import Ask, Room, choose, grow, seat
 
 ROOMS = st.lists(st.builds(Room, st.integers(0, 8), st.integers(0, 4)), max_size=5)
 ASKS = st.lists(

@@ -11,12 +11,12 @@ from played import NODE, Rank
 from sqlalchemy import text
 from stage import LEASE_SECONDS, staged
 
-from service.contract.ids import new_id
-from service.contract.states import Reason
-from service.db.tables import JobRow
-from service.errors import Fenced, NotFound
-from service.jobs import store
-from service.scheduling import routes
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.states import Reason
+from roadless.service.db.tables import JobRow
+from roadless.service.errors import Fenced, NotFound
+from roadless.service.jobs import store
+from roadless.service.scheduling import routes
 
 ONE_RANK = {"parallelism": {"num_workers": 1}}
 

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 from stage import staged
 
-from service.clock import utc_now
-from service.contract.secrets import NewSecret
-from service.db.session import Database
-from service.db.tables import SecretRow
-from service.secrets import actions, store
-from service.secrets.cipher import Cipher, KeyUnusable, Sealed, SecretUnreadable, new_key
-from service.secrets.keys import open_cipher
-from service.secrets.rotation import Rotated, rotate
-from service.settings import Settings
+from roadless.service.clock import utc_now
+from roadless.service.contract.secrets import NewSecret
+from roadless.service.db.session import Database
+from roadless.service.db.tables import SecretRow
+from roadless.service.secrets import actions, store
+from roadless.service.secrets.cipher import Cipher, KeyUnusable, Sealed, SecretUnreadable, new_key
+from roadless.service.secrets.keys import open_cipher
+from roadless.service.secrets.rotation import Rotated, rotate
+from roadless.service.settings import Settings
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PLACE = {"project": "default", "name": "HF_TOKEN"}
@@ -106,8 +106,8 @@ def test_a_damaged_key_file_is_named_and_never_replaced(tmp_path):
 def test_the_service_does_not_start_with_a_key_that_is_none(tmp_path):
     environment = {"ROADLESS_HOME": str(tmp_path), "ROADLESS_SECRETS_KEY": "not-a-key-but-private"}
     done = subprocess.run(
-        [sys.executable, "-m", "service.main"],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
+        [sys.executable, "-m", "roadless.service.main"],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
@@ -143,7 +143,7 @@ def values(found: actions.Handed) -> dict[str, str]:
 
 def test_after_a_rotation_the_new_key_opens_everything_alone(db, monkeypatch):
     """In batches, over projects, whatever is sealed with the new key already left as it is."""
-    monkeypatch.setattr("service.secrets.rotation._BATCH", 2)
+    monkeypatch.setattr("roadless.service.secrets.rotation._BATCH", 2)
     old, new = new_key(), new_key()
     for index in range(5):
         put(db, Cipher([old]), f"A{index}_KEY", f"value {index}")
@@ -160,7 +160,7 @@ def test_after_a_rotation_the_new_key_opens_everything_alone(db, monkeypatch):
 
 
 def test_what_no_key_opens_stays_until_its_key_is_back(db, monkeypatch):
-    monkeypatch.setattr("service.secrets.rotation._BATCH", 2)
+    monkeypatch.setattr("roadless.service.secrets.rotation._BATCH", 2)
     lost, present = new_key(), new_key()
     for index in range(3):
         put(db, Cipher([lost]), f"A{index}_KEY", f"value {index}")

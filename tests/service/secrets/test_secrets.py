@@ -12,12 +12,12 @@ from played import Service
 from secret_keeping import VALUE, files_with, forms_in
 from sqlalchemy import insert, select
 
-from service.auth.tokens import Audience, digest, mint
-from service.contract import secrets as contract
-from service.contract.ids import new_id
-from service.db.session import Database
-from service.db.tables import IdempotencyRow, SecretRow, TokenRow
-from service.main import create_app
+from roadless.service.auth.tokens import Audience, digest, mint
+from roadless.service.contract import secrets as contract
+from roadless.service.contract.ids import new_id
+from roadless.service.db.session import Database
+from roadless.service.db.tables import IdempotencyRow, SecretRow, TokenRow
+from roadless.service.main import create_app
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_values_up_to_the_bound_are_taken_and_come_back_as_they_were(service, wa
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_project_has_a_bounded_number(service, monkeypatch):
-    monkeypatch.setattr("service.secrets.actions.MAX_SECRETS", 2)
+    monkeypatch.setattr("roadless.service.secrets.actions.MAX_SECRETS", 2)
     assert [put(service, f"A{i}_KEY").status_code for i in range(3)] == [201, 201, 409]
     assert names(service) == ["A0_KEY", "A1_KEY"]
     assert put(service, "A1_KEY", "another value").status_code == 204

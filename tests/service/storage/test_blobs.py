@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_server import new_bucket, s3_server
 
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.errors import BlobMissing
-from service.storage.blobs import MemoryBlobs
-from service.storage.local_blobs import LocalBlobs
-from service.storage.s3_blobs import S3Blobs
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.errors import BlobMissing
+from roadless.service.storage.blobs import MemoryBlobs
+from roadless.service.storage.local_blobs import LocalBlobs
+from roadless.service.storage.s3_blobs import S3Blobs
 
 CONTENT = b"0123456789"
 #: The clock of an S3 server counts in seconds.

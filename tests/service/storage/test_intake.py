@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from live_app import serving
 from tearing import torn
 
-from service.checkpoints.keys import blob_key
-from service.contract.ids import new_id
-from service.errors import Unavailable
-from service.main import create_app
-from worker.api import AttemptApi, Away, Fenced, Refused
-from worker.retry import insist
+from roadless.service.checkpoints.keys import blob_key
+from roadless.service.contract.ids import new_id
+from roadless.service.errors import Unavailable
+from roadless.service.main import create_app
+from roadless.worker.api import AttemptApi, Away, Fenced, Refused
+from roadless.worker.retry import insist
 
 PART = 60_000
 CONTENT = random.Random(0).randbytes(500_000)
@@ -40,9 +40,9 @@ def database_url(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _small_and_quick(monkeypatch):
-    monkeypatch.setattr("worker.api.PART_BYTES", PART)
-    monkeypatch.setattr("worker.retry.FIRST_SECONDS", 0.005)
-    monkeypatch.setattr("worker.retry.LONGEST_SECONDS", 0.02)
+    monkeypatch.setattr("roadless.worker.api.PART_BYTES", PART)
+    monkeypatch.setattr("roadless.worker.retry.FIRST_SECONDS", 0.005)
+    monkeypatch.setattr("roadless.worker.retry.LONGEST_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service.clock import utc_now
-from service.errors import Unavailable
-from service.storage.local_blobs import LocalBlobs
+from roadless.service.clock import utc_now
+from roadless.service.errors import Unavailable
+from roadless.service.storage.local_blobs import LocalBlobs
 
 KEY = "default/job/ckpt/hash/name"
 OTHER_DISK = Path("/dev/shm")

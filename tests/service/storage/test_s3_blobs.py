@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from s3_server import ACCESS_KEY, SECRET_KEY, client, new_bucket, s3_server, through
 from tearing import torn
 
-from service import main as service_main
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.errors import BlobMissing, Unavailable
-from service.storage import s3_blobs, s3_bucket
-from service.storage.s3_blobs import S3Blobs
-from service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
+from roadless.service import main as service_main
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.errors import BlobMissing, Unavailable
+from roadless.service.storage import s3_blobs, s3_bucket
+from roadless.service.storage.s3_blobs import S3Blobs
+from roadless.service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
 
 ROOT = Path(__file__).parents[3]
 PART = 5 << 20  # the least that S3 takes
@@ -283,8 +283,8 @@ def test_the_url_of_a_bucket(url, name, prefix):
 _ROUND_TRIP = """
 import hashlib, resource, sys
 from pathlib import Path
-from service.storage.s3_blobs import S3Blobs
-from service.storage.s3_bucket import Bucket
+from roadless.service.storage.s3_blobs import S3Blobs
+from roadless.service.storage.s3_bucket import Bucket
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

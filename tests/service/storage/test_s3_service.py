@@ -10,12 +10,12 @@ from played import Service
 from s3_server import client, new_bucket, s3_server
 from tearing import torn
 
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.main import create_app
-from service.scheduling.housekeeping import Housekeeping
-from service.settings import Settings
-from service.storage import s3_bucket
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.main import create_app
+from roadless.service.scheduling.housekeeping import Housekeeping
+from roadless.service.settings import Settings
+from roadless.service.storage import s3_bucket
 
 CONTENT = bytes(i * i % 251 for i in range(2_500_000))
 LATER = timedelta(hours=2)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from optim.planning import Family, best_base
-from optim.schedules.by_name import rates
-from service.contract.job.schedules import (
+from roadless.optim.planning import Family, best_base
+from roadless.optim.schedules.by_name import rates
+from roadless.service.contract.job.schedules import (
     ConstantScheduleSpec,
     CosineScheduleSpec,
     LinearScheduleSpec,
@@ -13,10 +13,10 @@ from service.contract.job.schedules import (
     SqrtScheduleSpec,
     WSDScheduleSpec,
 )
-from service.theory import advice as module
-from service.theory.advice import Extension, advice
-from service.theory.averaging import Averaging
-from service.theory.steps import Steps, blocks_of
+from roadless.service.theory import advice as module
+from roadless.service.theory.advice import Extension, advice
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.steps import Steps, blocks_of
 
 T0 = 4000
 WSD = WSDScheduleSpec(name="wsd")

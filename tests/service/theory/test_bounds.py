@@ -1,12 +1,13 @@
-"""Terms at several horizons: those of ``optim.theory.bounds``, and none where there is no bound."""
+"""Terms at several horizons: those of ``roadless.optim.theory.bounds``, and none where there is no
+bound."""
 
 import numpy as np
 import pytest
 
-from optim.theory.bounds import bounds_at, schedule_free_bounds_at
-from service.theory.averaging import Averaging
-from service.theory.bounds import terms_at
-from service.theory.steps import MAX_BLOCKS, Steps, blocks_of
+from roadless.optim.theory.bounds import bounds_at, schedule_free_bounds_at
+from roadless.service.theory.averaging import Averaging
+from roadless.service.theory.bounds import terms_at
+from roadless.service.theory.steps import MAX_BLOCKS, Steps, blocks_of
 
 N = 300
 ETA = 0.1 * np.minimum(1, np.arange(1, N + 1) / 50)

@@ -3,10 +3,10 @@
 import pytest
 from theory_jobs import SPEC
 
-from service.contract.job.spec import JobSpec
-from service.contract.theory.analysis import CaveatCode
-from service.theory.averaging import Averaging, averaging_of
-from service.theory.caveats import of_spec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.theory.analysis import CaveatCode
+from roadless.service.theory.averaging import Averaging, averaging_of
+from roadless.service.theory.caveats import of_spec
 
 
 def codes(**changes):

@@ -6,8 +6,8 @@ from functools import partial
 import anyio
 import pytest
 
-from service.errors import Unavailable
-from service.theory.concurrency import MAX_AT_ONCE, Turns
+from roadless.service.errors import Unavailable
+from roadless.service.theory.concurrency import MAX_AT_ONCE, Turns
 
 
 def test_few_work_at_once_and_all_get_their_turn():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optim.planning import Family, transfer_base
+from roadless.optim.planning import Family, transfer_base
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

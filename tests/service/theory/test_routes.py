@@ -17,11 +17,11 @@ from theory_jobs import (
     trained,
 )
 
-from optim.planning import Assumptions, Family, extend_by_cooldown, extend_by_factor
-from optim.schedules.schedules import SCHEDULES, WSDSchedule
-from optim.theory.bounds import split_bound, split_schedule_free_bound
-from optim.theory.fitting import fit_losses
-from service.theory import reading
+from roadless.optim.planning import Assumptions, Family, extend_by_cooldown, extend_by_factor
+from roadless.optim.schedules.schedules import SCHEDULES, WSDSchedule
+from roadless.optim.theory.bounds import split_bound, split_schedule_free_bound
+from roadless.optim.theory.fitting import fit_losses
+from roadless.service.theory import reading
 
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

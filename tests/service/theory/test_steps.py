@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optim.schedules.by_name import rates
-from optim.theory.bounds import bound
-from service.theory import steps as module
-from service.theory.steps import MAX_BLOCKS, Steps, block_size, blocks_of
+from roadless.optim.schedules.by_name import rates
+from roadless.optim.theory.bounds import bound
+from roadless.service.theory import steps as module
+from roadless.service.theory.steps import MAX_BLOCKS, Steps, block_size, blocks_of
 
 rows = st.integers(1, 40).flatmap(
     lambda n: st.tuples(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from packaging.utils import canonicalize_name
 from wheel_maker import PACKAGE, make_wheel
 
-from service.errors import Invalid
-from service.wheels import inspection
-from service.wheels.inspection import WheelFacts, facts_of_name, inspect
+from roadless.service.errors import Invalid
+from roadless.service.wheels import inspection
+from roadless.service.wheels.inspection import WheelFacts, facts_of_name, inspect
 
 INFO = "our_models-1.0.dist-info"
 
@@ -184,14 +184,14 @@ def test_metadata_of_two_distributions_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "taken"),
     [
-        ("worker/__init__.py", "worker"),
+        ("roadless/__init__.py", "roadless"),
         ("torch/__init__.py", "torch"),
         ("torch/nn/extra.py", "torch"),
-        ("service.py", "service"),
-        ("optim.cpython-311-x86_64-linux-gnu.so", "optim"),
+        ("roadless.py", "roadless"),
+        ("roadless.cpython-311-x86_64-linux-gnu.so", "roadless"),
         ("json/__init__.py", "json"),
         ("sitecustomize.py", "sitecustomize"),
-        ("our_models-1.0.data/purelib/worker/__init__.py", "worker"),
+        ("our_models-1.0.data/purelib/roadless/__init__.py", "roadless"),
         ("our_models-1.0.data/platlib/numpy.py", "numpy"),
         ("other-2.0.data/purelib/ray/__init__.py", "ray"),
     ],

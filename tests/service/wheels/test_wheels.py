@@ -10,15 +10,15 @@ from fastapi.testclient import TestClient
 from played import Service
 from wheel_maker import make_wheel
 
-from service.clock import utc_now
-from service.contract.ids import new_id
-from service.contract.uploads.wheels import MAX_WHEEL_BYTES
-from service.db.tables import WheelRow
-from service.errors import Unavailable
-from service.main import create_app
-from service.scheduling.housekeeping import Housekeeping
-from service.settings import Settings
-from service.wheels import actions, arrival
+from roadless.service.clock import utc_now
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.uploads.wheels import MAX_WHEEL_BYTES
+from roadless.service.db.tables import WheelRow
+from roadless.service.errors import Unavailable
+from roadless.service.main import create_app
+from roadless.service.scheduling.housekeeping import Housekeeping
+from roadless.service.settings import Settings
+from roadless.service.wheels import actions, arrival
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from optim import AdamWScheduleFree
+from roadless.optim import AdamWScheduleFree
 from tests.studies.evidence.schedules import CONSTANT, COSINE, LINEAR, factors
 from tests.studies.evidence.side_by_side import Groups, Method, PolyakAdamW
 

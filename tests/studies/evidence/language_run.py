@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from optim import AdamWScheduleFree, at_average
-from service.contract.job.models import GptPreset
+from roadless.optim import AdamWScheduleFree, at_average
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.data.base import Batch
+from roadless.worker.data.builtin import stdlib_bytes
+from roadless.worker.data.prepared.token_dataset import TokenWindows
+from roadless.worker.data.sampler import global_indices
+from roadless.worker.model.gpt import Gpt
 from tests.studies.evidence.schedules import factors
-from worker.data.base import Batch
-from worker.data.builtin import stdlib_bytes
-from worker.data.prepared.token_dataset import TokenWindows
-from worker.data.sampler import global_indices
-from worker.model.gpt import Gpt
 
 #: AdamW's first, and the second of every method.
 BETA_1, BETA_2 = 0.9, 0.95

@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import Tensor
 from torch.nn import functional
 
-from worker.data.sampler import global_indices
+from roadless.worker.data.sampler import global_indices
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from optim import SGDScheduleFree
-from optim.theory.bounds import optimal_base, tuned_schedule_free
+from roadless.optim import SGDScheduleFree
+from roadless.optim.theory.bounds import optimal_base, tuned_schedule_free
 from tests.studies.evidence import schedules
 from tests.studies.evidence.convex_search import Choice, Chosen, chosen
 from tests.studies.evidence.linear_models import hinge_classifier

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from optim.schedules.by_name import rates
+from roadless.optim.schedules.by_name import rates
 
 Factors = NDArray[np.float64]
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optim import averaged_point
-from optim.schedule_free.base import ScheduleFreeOptimizer
+from roadless.optim import averaged_point
+from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 from tests.studies.evidence.linear_models import LinearModel
 from tests.studies.evidence.schedules import Factors
 

@@ -46,7 +46,7 @@ class Noise(Problem):
 
 
 class Valley(Problem):
-    """That of `optim.SOAP`'s docstring."""
+    """That of `roadless.optim.SOAP`'s docstring."""
 
     name = "narrow valley"
 

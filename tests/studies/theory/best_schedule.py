@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optim.planning import Family, best_base
-from optim.theory.bounds import Floats, bound
+from roadless.optim.planning import Family, best_base
+from roadless.optim.theory.bounds import Floats, bound
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 100

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import Assumptions, Family, Plan, best_base, plan_at
-from optim.theory.bounds import averaged_bounds_at, bounds_at, tuned_schedule_free
+from roadless.optim.planning import Assumptions, Family, Plan, best_base, plan_at
+from roadless.optim.theory.bounds import averaged_bounds_at, bounds_at, tuned_schedule_free
 from tests.studies.theory.record import COLOURS, Row, Study
 
 T = 400

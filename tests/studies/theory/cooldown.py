@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import CooldownCurve, Family, best_base, cooldown_curve
-from optim.schedules.parts import DecayType
+from roadless.optim.planning import CooldownCurve, Family, best_base, cooldown_curve
+from roadless.optim.schedules.parts import DecayType
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 400

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from optim.schedules.schedules import CosineSchedule, compute_optimal_base
+from roadless.optim.schedules.schedules import CosineSchedule, compute_optimal_base
 from tests.studies.theory.record import SEQUENCE, Row, Study, plain_ticks
 
 T = 400

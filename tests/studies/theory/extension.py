@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import (
+from roadless.optim.planning import (
     Family,
     Plan,
     best_base,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import Family, Plan, best_base
-from optim.theory.bounds import bounds_at
+from roadless.optim.planning import Family, Plan, best_base
+from roadless.optim.theory.bounds import bounds_at
 from tests.studies.theory.record import COLOURS, Row, Study, plain_ticks
 
 HORIZONS = (200, 400, 800, 1600, 3200)

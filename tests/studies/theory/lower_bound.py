@@ -10,9 +10,9 @@ from typing import Any
 from PEPit import PEP, Point
 from PEPit.functions import ConvexFunction
 
-from optim.averaging import Counters, advance
-from optim.planning import Family, best_base
-from optim.theory.bounds import bounds_at, schedule_free_bounds_at, tuned_schedule_free
+from roadless.optim.averaging import Counters, advance
+from roadless.optim.planning import Family, best_base
+from roadless.optim.theory.bounds import bounds_at, schedule_free_bounds_at, tuned_schedule_free
 from tests.studies.theory.record import COLOURS, Row, Study, plain_ticks
 
 T = 24

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import Family, transfer_base
-from optim.schedules.parts import DecayType
+from roadless.optim.planning import Family, transfer_base
+from roadless.optim.schedules.parts import DecayType
 from tests.studies.theory.record import SEQUENCE, Row, Study
 
 HORIZONS = (400, 1600, 6400, 25600)

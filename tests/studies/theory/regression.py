@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from optim.averaging import Counters, advance
-from optim.planning import Family
-from optim.theory.bounds import Floats
+from roadless.optim.averaging import Counters, advance
+from roadless.optim.planning import Family
+from roadless.optim.theory.bounds import Floats
 from tests.studies.theory.record import COLOURS, Row, Study
 
 NUM_POINTS = 20

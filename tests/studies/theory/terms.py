@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optim.planning import Family, Plan, best_base
-from optim.theory.bounds import Floats, bounds_at
+from roadless.optim.planning import Family, Plan, best_base
+from roadless.optim.theory.bounds import Floats, bounds_at
 from tests.studies.theory.record import COLOURS, SEQUENCE, Row, Study
 
 T = 4000

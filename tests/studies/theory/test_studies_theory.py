@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from optim.planning import Family, best_base
-from optim.theory.bounds import bound
+from roadless.optim.planning import Family, best_base
+from roadless.optim.theory.bounds import bound
 from tests.studies.theory import (
     best_schedule,
     comparison,

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from worker_drills import STAND_IN, is_alive, make_launch, read_note, wait_until
 
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import PRELOAD, Exited, LaunchError, rank_environment
-from worker.rank_launch import RankLaunch, WheelFile
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import PRELOAD, Exited, LaunchError, rank_environment
+from roadless.worker.rank_launch import RankLaunch, WheelFile
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
 
@@ -78,7 +78,7 @@ import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from worker_drills import STAND_IN, make_launch
-from worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.fork_launcher import ForkLauncher
 launcher = ForkLauncher(
     scratch=Path({str(tmp_path)!r}), on_exit=print, entry=STAND_IN, preload=())
 launcher.launch([make_launch({str(tmp_path)!r})])
@@ -109,7 +109,7 @@ def test_missing_entry_is_named(tmp_path: Path) -> None:
 
 def test_preloaded_server_has_one_thread_and_no_ray(tmp_path: Path) -> None:
     """Several threads, or an OpenMP pool, would make forked children hang."""
-    command = [sys.executable, "-m", "worker.agent.fork_server", "--entry", STAND_IN]
+    command = [sys.executable, "-m", "roadless.worker.agent.fork_server", "--entry", STAND_IN]
     command += ["--preload", ",".join(PRELOAD), "--parent", str(os.getpid())]
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=rank_environment(os.environ)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from worker_drills import STAND_IN, is_alive, make_launch, read_note, wait_until
 
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import PRELOAD, Exited, Launcher, LaunchError
-from worker.agent.node_launcher import NodeLauncher
-from worker.agent.spawn_launcher import SpawnLauncher
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import PRELOAD, Exited, Launcher, LaunchError
+from roadless.worker.agent.node_launcher import NodeLauncher
+from roadless.worker.agent.spawn_launcher import SpawnLauncher
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
 
@@ -183,7 +183,7 @@ time.sleep(600)
 
 def test_a_spawned_rank_has_one_thread_when_its_entry_runs(tmp_path: Path) -> None:
     """As a forked one, with all that a rank imports: what it forks then is whole."""
-    launcher = make_launcher("spawn", tmp_path, preload=(*PRELOAD, "worker.rank.main"))
+    launcher = make_launcher("spawn", tmp_path, preload=(*PRELOAD, "roadless.worker.rank.main"))
     try:
         launcher.launch([make_launch(tmp_path)])
         wait_until((tmp_path / "born-0.json").exists, seconds=60)
@@ -258,6 +258,6 @@ def test_a_node_starts_a_rank_as_its_launch_says(
     launcher = make_launcher("node", tmp_path)
     try:
         launcher.launch([make_launch(tmp_path, method=method)])
-        assert ("worker.agent.fork_server" in read_note(tmp_path)["argv"]) is is_forked
+        assert ("roadless.worker.agent.fork_server" in read_note(tmp_path)["argv"]) is is_forked
     finally:
         launcher.close()

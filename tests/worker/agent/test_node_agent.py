@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from worker_drills import STAND_IN, Listener, is_alive, make_launch, read_note, wait_until
 
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import Exited, LaunchError
-from worker.agent.node_agent import NodeAgent
-from worker.rank_launch import RankLaunch
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import Exited, LaunchError
+from roadless.worker.agent.node_agent import NodeAgent
+from roadless.worker.rank_launch import RankLaunch
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
 
@@ -152,7 +152,7 @@ def test_attempt_that_could_not_be_launched_is_not_counted_as_running(tmp_path: 
 def test_kill_says_so_when_a_rank_does_not_die(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.agent.node_agent._KILL_SECONDS", 0.05)
+    monkeypatch.setattr("roadless.worker.agent.node_agent._KILL_SECONDS", 0.05)
     launcher = _BrokenLauncher(scratch=tmp_path, on_exit=lambda _: None)
     launcher.is_broken = False
     agent = NodeAgent(scratch=str(tmp_path), make_launcher=lambda **_: launcher)

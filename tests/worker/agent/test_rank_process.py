@@ -8,10 +8,10 @@ from fake_attempt_server import serving
 from training_bench import make_brief
 from worker_drills import make_launch, wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.reports.events import EvalPoint, Finished, StepMetrics
-from worker.agent.launcher import RANK_ENTRY, Exited
-from worker.agent.node_launcher import NodeLauncher
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.reports.events import EvalPoint, Finished, StepMetrics
+from roadless.worker.agent.launcher import RANK_ENTRY, Exited
+from roadless.worker.agent.node_launcher import NodeLauncher
 
 
 def trained(launcher: NodeLauncher, exits: list[Exited], folder: Path, method: str) -> Any:

@@ -12,10 +12,15 @@ from optimizer_specs import OPTIMIZERS, make_optimizer
 from torch import nn
 from training_bench import bits
 
-from optim import at_average, averaged_point
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from worker.checkpointing.model_files import MODEL_FILE, check_files, read_model, write_model
-from worker.checkpointing.training_state import (
+from roadless.optim import at_average, averaged_point
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.worker.checkpointing.model_files import (
+    MODEL_FILE,
+    check_files,
+    read_model,
+    write_model,
+)
+from roadless.worker.checkpointing.training_state import (
     STATE_FILE,
     Resumed,
     read_state,
@@ -23,8 +28,8 @@ from worker.checkpointing.training_state import (
     tensors_file,
     write_share,
 )
-from worker.errors import CheckpointUnreadable
-from worker.position import Position
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.position import Position
 
 STATE_TENSORS_FILE = tensors_file(0)
 POSITION = Position(step=7, samples=56, tokens=1, wall_seconds=0.1 + 0.2, gpu_seconds=1e-300)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from training_bench import bits
 
-from worker.checkpointing.safetensors_file import (
+from roadless.worker.checkpointing.safetensors_file import (
     TensorForm,
     in_file_order,
     write_bytes,

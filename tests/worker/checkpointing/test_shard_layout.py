@@ -12,7 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from worker.checkpointing.shard_layout import Slice, distributed_like, own_slice, slices_by_writer
+from roadless.worker.checkpointing.shard_layout import (
+    Slice,
+    distributed_like,
+    own_slice,
+    slices_by_writer,
+)
 
 RANKS = 4
 

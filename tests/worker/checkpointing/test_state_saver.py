@@ -16,12 +16,12 @@ from model_cases import MODELS, job_of
 from training_bench import CONVNET, Bench, bits, make_brief
 from worker_drills import wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.reports.events import Notice
-from worker.checkpointing import model_files, safetensors_file, state_saver
-from worker.checkpointing.model_files import check_files, gathered
-from worker.checkpointing.state_saver import HostCopy
-from worker.position import Position
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.reports.events import Notice
+from roadless.worker.checkpointing import model_files, safetensors_file, state_saver
+from roadless.worker.checkpointing.model_files import check_files, gathered
+from roadless.worker.checkpointing.state_saver import HostCopy
+from roadless.worker.position import Position
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert gate.wait(10)
         return write(*given, **named)
 
-    monkeypatch.setattr("worker.checkpointing.training_state.write_tensors", patient)
+    monkeypatch.setattr("roadless.worker.checkpointing.training_state.write_tensors", patient)
     return gate
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.checkpointing.state_tree import join, split
+from roadless.worker.checkpointing.state_tree import join, split
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.text(max_size=3) | st.integers(-5, 5)

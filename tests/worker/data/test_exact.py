@@ -10,9 +10,9 @@ from data_cases import Node, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worker.data.base import Batch, DataSet
-from worker.data.prefetch import Prefetch
-from worker.data.sampler import Shares, global_indices
+from roadless.worker.data.base import Batch, DataSet
+from roadless.worker.data.prefetch import Prefetch
+from roadless.worker.data.sampler import Shares, global_indices
 
 BATCH = 12  # which 1, 2 and 3 ranks share evenly
 NUM_STEPS = 30  # over some epochs of the small sets below

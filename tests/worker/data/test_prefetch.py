@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import Bench, bits, make_brief
 
-from worker.data.prefetch import BLOCK_STEPS, QUICK_IN_A_ROW, Prefetch
-from worker.errors import DataUnreadable
+from roadless.worker.data.prefetch import BLOCK_STEPS, QUICK_IN_A_ROW, Prefetch
+from roadless.worker.errors import DataUnreadable
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.integers(1, 4))
@@ -103,7 +103,7 @@ def take(prefetch: Prefetch[int], steps: range) -> None:
 @pytest.fixture
 def patient_quickness(monkeypatch: pytest.MonkeyPatch) -> None:
     """A busy machine makes nothing in a fifth of a millisecond."""
-    monkeypatch.setattr("worker.data.prefetch.QUICK_SECONDS", 0.2)
+    monkeypatch.setattr("roadless.worker.data.prefetch.QUICK_SECONDS", 0.2)
 
 
 @pytest.mark.usefixtures("patient_quickness")
@@ -133,7 +133,7 @@ def test_what_is_made_quickly_is_made_for_many_steps_up_to_the_same_ones_whereve
 def test_one_slow_batch_brings_the_thread_back(monkeypatch):
     make = Making()
     prefetch = Prefetch(make)
-    monkeypatch.setattr("worker.data.prefetch.BLOCK_STEPS", 2)
+    monkeypatch.setattr("roadless.worker.data.prefetch.BLOCK_STEPS", 2)
     take(prefetch, range(40))
     make.seconds = 0.5
     take(prefetch, range(40, 41))
@@ -174,7 +174,7 @@ def test_training_is_the_same_bit_for_bit_with_and_without_it(tmp_path: Path, mo
     brief = make_brief(budget={"max_steps": 3 * BLOCK_STEPS})
     ahead = Bench(brief, tmp_path / "ahead")
     ahead.training.run()
-    monkeypatch.setattr("worker.training.loop.Prefetch", Direct)
+    monkeypatch.setattr("roadless.worker.training.loop.Prefetch", Direct)
     direct = Bench(brief, tmp_path / "direct")
     direct.training.run()
     for one, other in zip(ahead.reporter.steps, direct.reporter.steps, strict=True):

@@ -10,10 +10,10 @@ from data_cases import Node, write_table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.data import progress
-from worker.data.formats.chunk import CHUNK_ROWS
-from worker.data.prepared import row_writer
-from worker.data.progress import SAY_EVERY_SECONDS, Progress, telling
+from roadless.worker.data import progress
+from roadless.worker.data.formats.chunk import CHUNK_ROWS
+from roadless.worker.data.prepared import row_writer
+from roadless.worker.data.progress import SAY_EVERY_SECONDS, Progress, telling
 
 
 @given(st.lists(st.floats(0, 30), max_size=40))
@@ -89,7 +89,7 @@ def test_work_that_cannot_say_how_far_it_is_is_told_until_it_ends(monkeypatch):
 
 
 def test_the_bound_of_the_cache_is_kept_while_an_entry_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr("worker.data.prepared.preparation._MEASURE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("roadless.worker.data.prepared.preparation._MEASURE_EVERY_SECONDS", 0.0)
     node = Node.at(tmp_path, cache_bytes=20_000)
     num_rows = 50 * CHUNK_ROWS
     lines = (json.dumps({"x": 1.0, "y": 0}) + "\n") * num_rows

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.data.sampler import global_indices, rank_slice, reserved_seed
+from roadless.worker.data.sampler import global_indices, rank_slice, reserved_seed
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**63 - 1)

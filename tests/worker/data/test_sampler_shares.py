@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import bits
 
-from worker.data.base import ALIGNMENT_BYTES, Batch, Indices
-from worker.data.builtin.digits import Digits
-from worker.data.sampler import Shares
-from worker.evaluation.task import UNCOUNTED
+from roadless.worker.data.base import ALIGNMENT_BYTES, Batch, Indices
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.data.sampler import Shares
+from roadless.worker.evaluation.task import UNCOUNTED
 
 
 class Numbers:

@@ -8,9 +8,9 @@ from fake_attempt_server import AttemptServer, serving
 from rank_runs import Ranks
 from training_bench import make_brief
 
-from service.contract.reports.events import Failed, Finished
-from service.contract.states import Reason
-from worker.data.builtin.digits import Digits
+from roadless.service.contract.reports.events import Failed, Finished
+from roadless.service.contract.states import Reason
+from roadless.worker.data.builtin.digits import Digits
 
 
 @pytest.fixture

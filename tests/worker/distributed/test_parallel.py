@@ -10,8 +10,8 @@ import pytest
 from rank_runs import Found, Ranks
 from training_bench import ALONE, Bench, build, make_brief, make_spec
 
-from worker.checkpointing.model_files import read_model
-from worker.evaluation.evaluate import reevaluate
+from roadless.worker.checkpointing.model_files import read_model
+from roadless.worker.evaluation.evaluate import reevaluate
 
 GPT = {"kind": "preset", "name": "gpt", "layers": 2, "width": 16, "heads": 2, "context": 8}
 ON_BYTES = {

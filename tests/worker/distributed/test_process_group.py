@@ -7,7 +7,7 @@ import pytest
 import torch
 from worker_drills import make_launch
 
-from worker.distributed.process_group import Cluster, join
+from roadless.worker.distributed.process_group import Cluster, join
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from worker.distributed.process_group import wait_for_listener
+from roadless.worker.distributed.process_group import wait_for_listener
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def test_it_returns_when_somebody_listens_and_not_before() -> None:
 
 
 def test_where_nobody_listens_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.distributed.process_group.PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr("roadless.worker.distributed.process_group.PATIENCE_SECONDS", 0.05)
     assert not wait_for_listener("127.0.0.1", free_port())
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from service.contract.job.evaluation_sets import CustomMetric as Spec
-from service.contract.states import RETRYABLE, Reason
-from worker.data.base import DataSet
-from worker.data.builtin.digits import Digits
-from worker.data.prepared.token_dataset import TokenString, TokenWindows
-from worker.errors import JobFailed
-from worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
-from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.service.contract.job.evaluation_sets import CustomMetric as Spec
+from roadless.service.contract.states import RETRYABLE, Reason
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
+from roadless.worker.errors import JobFailed
+from roadless.worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
 
 MODULE = "metric_functions"
 DIGITS = Digits()

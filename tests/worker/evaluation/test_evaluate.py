@@ -8,26 +8,26 @@ import torch
 from ranks_in_turn import over_ranks
 from torch import nn
 
-from optim import using_buffers
-from service.contract.job.evaluation import EvaluationSpec
-from service.contract.job.models import ConvnetPreset, GptPreset
-from service.contract.job.spec import JobSpec
-from worker.data.base import Batch, Description
-from worker.data.builtin.digits import Digits
-from worker.data.prepared.token_dataset import TokenString, TokenWindows
-from worker.data.sampler import global_indices, reserved_seed
-from worker.errors import DataInvalid
-from worker.evaluation.evaluate import evaluate, recalibrated_buffers, reevaluate
-from worker.evaluation.sets import HeldOutSets
-from worker.evaluation.task import (
+from roadless.optim import using_buffers
+from roadless.service.contract.job.evaluation import EvaluationSpec
+from roadless.service.contract.job.models import ConvnetPreset, GptPreset
+from roadless.service.contract.job.spec import JobSpec
+from roadless.worker.data.base import Batch, Description
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
+from roadless.worker.data.sampler import global_indices, reserved_seed
+from roadless.worker.errors import DataInvalid
+from roadless.worker.evaluation.evaluate import evaluate, recalibrated_buffers, reevaluate
+from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.task import (
     UNCOUNTED,
     example_scores,
     num_counted,
     score_names,
     training_loss,
 )
-from worker.model.convnet import Convnet
-from worker.model.gpt import Gpt
+from roadless.worker.model.convnet import Convnet
+from roadless.worker.model.gpt import Gpt
 
 DIGITS = Digits()
 SPEC = EvaluationSpec(batch_size=50, batchnorm_batches=5)

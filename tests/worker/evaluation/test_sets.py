@@ -17,25 +17,25 @@ from ranks_in_turn import over_ranks
 from torch import nn
 from training_bench import Bench, bits, make_brief, make_spec
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.job.spec import JobSpec
-from service.contract.states import Reason
-from worker import verify
-from worker.data.base import Batch, DataSet, Description
-from worker.data.build import build_data
-from worker.errors import JobFailed
-from worker.evaluation.custom_metrics import CustomMetric
-from worker.evaluation.evaluate import (
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.states import Reason
+from roadless.worker import verify
+from roadless.worker.data.base import Batch, DataSet, Description
+from roadless.worker.data.build import build_data
+from roadless.worker.errors import JobFailed
+from roadless.worker.evaluation.custom_metrics import CustomMetric
+from roadless.worker.evaluation.evaluate import (
     EvalResult,
     evaluate_all,
     num_passes,
     reevaluate,
     set_receipts,
 )
-from worker.evaluation.sets import HeldOutSets, NamedSet, build_held_out
-from worker.evaluation.task import UNCOUNTED
-from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
-from worker.validation.reload import MANIFEST_FILE
+from roadless.worker.evaluation.sets import HeldOutSets, NamedSet, build_held_out
+from roadless.worker.evaluation.task import UNCOUNTED
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.worker.validation.reload import MANIFEST_FILE
 
 METRICS = "metric_functions"
 DIGITS = {"kind": "builtin", "name": "digits"}
@@ -247,7 +247,7 @@ def test_metrics_of_every_set_are_verified_and_what_is_no_number_equals_itself(
         told["evaluation"]["metrics"]["eval.a.accuracy"] += 1e-9
     (staged.folder / MANIFEST_FILE).write_text(json.dumps(told))
     monkeypatch.setenv(ENTRY_POINTS_VARIABLE, NOT_A_NUMBER["entry_point"])
-    monkeypatch.setattr(sys, "argv", ["worker.verify", str(staged.folder)])
+    monkeypatch.setattr(sys, "argv", ["roadless.worker.verify", str(staged.folder)])
     with pytest.raises(SystemExit) as left:
         verify.main()
     said = json.loads(capsys.readouterr().out)

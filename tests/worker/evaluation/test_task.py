@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from worker.data.base import Batch
-from worker.evaluation.task import (
+from roadless.worker.data.base import Batch
+from roadless.worker.evaluation.task import (
     UNCOUNTED,
     example_scores,
     metrics,

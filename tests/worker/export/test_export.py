@@ -19,25 +19,25 @@ from model_cases import MODELS, job_of
 from safetensors.torch import load_file
 from training_bench import Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.job.models import GptPreset
-from worker.data.base import Description
-from worker.errors import CheckpointUnreadable, ModelForbidden
-from worker.export import __main__ as command
-from worker.export import formats as exporting
-from worker.export import onnx_file
-from worker.export.compare import require_same
-from worker.export.errors import ExportError, NotExportable, OutputsDiffer, ToolMissing
-from worker.export.formats import export
-from worker.export.onnx_file import OPSET
-from worker.export.source import Loaded, load, open_source
-from worker.export.transformers_folder import TOLERANCE
-from worker.model.build import build_model
-from worker.model.huggingface import folders as huggingface_folders
-from worker.model.huggingface.folders import load_folder, write_gpt
-from worker.rank_launch import ENVIRONMENTS
-from worker.settings import RunnerSettings
-from worker.validation.reload import MANIFEST_FILE
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.data.base import Description
+from roadless.worker.errors import CheckpointUnreadable, ModelForbidden
+from roadless.worker.export import __main__ as command
+from roadless.worker.export import formats as exporting
+from roadless.worker.export import onnx_file
+from roadless.worker.export.compare import require_same
+from roadless.worker.export.errors import ExportError, NotExportable, OutputsDiffer, ToolMissing
+from roadless.worker.export.formats import export
+from roadless.worker.export.onnx_file import OPSET
+from roadless.worker.export.source import Loaded, load, open_source
+from roadless.worker.export.transformers_folder import TOLERANCE
+from roadless.worker.model.build import build_model
+from roadless.worker.model.huggingface import folders as huggingface_folders
+from roadless.worker.model.huggingface.folders import load_folder, write_gpt
+from roadless.worker.rank_launch import ENVIRONMENTS
+from roadless.worker.settings import RunnerSettings
+from roadless.worker.validation.reload import MANIFEST_FILE
 
 STEPS = 3
 SETTINGS = RunnerSettings.from_environment({})
@@ -231,7 +231,7 @@ def test_a_disk_that_is_full_is_said_in_one_line(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(exporting.shutil, "copyfile", full)
-    arguments = ["worker.export", str(mlp), str(tmp_path / "out"), "--to", "safetensors"]
+    arguments = ["roadless.worker.export", str(mlp), str(tmp_path / "out"), "--to", "safetensors"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit, match=r"nothing was exported: .*No space left"):
         command.main()
@@ -492,7 +492,7 @@ def test_the_same_outputs_differ_by_nothing() -> None:
 def test_it_is_a_command(mlp: Path, tmp_path: Path) -> None:
     arguments = [str(mlp), str(tmp_path / "out"), "--to", "onnx"]
     ran = subprocess.run(
-        [sys.executable, "-m", "worker.export", *arguments],
+        [sys.executable, "-m", "roadless.worker.export", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -509,7 +509,13 @@ def test_the_command_says_in_one_line_why_nothing_was_exported(
     mlp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     folder = tmp_path / "absent" if fault == "no folder" else mlp
-    arguments = ["worker.export", str(folder), str(tmp_path / "out"), "--to", "transformers"]
+    arguments = [
+        "roadless.worker.export",
+        str(folder),
+        str(tmp_path / "out"),
+        "--to",
+        "transformers",
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as left:
         command.main()
@@ -530,13 +536,13 @@ def test_with_a_wheel_the_command_runs_in_its_environment(
     monkeypatch.setenv("ROADLESS_SCRATCH", str(tmp_path))
     out = str(tmp_path / "out")
     wheel = "models-1-py3-none-any.whl"
-    arguments = ["worker.export", str(mlp), out, "--to", "onnx", "--wheel", wheel]
+    arguments = ["roadless.worker.export", str(mlp), out, "--to", "onnx", "--wheel", wheel]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         command.main()
     how = {
         "root": tmp_path / ENVIRONMENTS,
-        "module": "worker.export",
+        "module": "roadless.worker.export",
         "arguments": [str(mlp), out, "--to", "onnx"],
     }
     assert ran == [(Path(wheel), how)]

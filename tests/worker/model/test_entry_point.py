@@ -12,13 +12,13 @@ from model_cases import BYTES, DIGITS, parse
 from torch import nn
 from training_bench import Bench, bits, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.states import RETRYABLE, Reason
-from worker.data.base import Description
-from worker.errors import JobFailed
-from worker.model.build import build_model
-from worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources, wheel_of_this_process
-from worker.validation.reload import MANIFEST_FILE
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.states import RETRYABLE, Reason
+from roadless.worker.data.base import Description
+from roadless.worker.errors import JobFailed
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources, wheel_of_this_process
+from roadless.worker.validation.reload import MANIFEST_FILE
 
 MODULE = "entry_point_models"
 
@@ -146,7 +146,7 @@ def test_a_stranger_with_the_package_finds_the_loss_of_the_receipt(tmp_path: Pat
     staged = bench.reporter.of_kind(CheckpointKind.EVAL)[-1]
     (staged.folder / MANIFEST_FILE).write_text(staged.manifest.model_dump_json())
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "worker.verify", str(staged.folder)]
+    command = [sys.executable, "-m", "roadless.worker.verify", str(staged.folder)]
     ran, refused = (
         subprocess.run(
             command,

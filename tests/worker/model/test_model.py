@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from service.contract.job.models import (
+from roadless.service.contract.job.models import (
     GPT_SIZES,
     ConvnetPreset,
     GptPreset,
@@ -20,16 +20,16 @@ from service.contract.job.models import (
     ResnetPreset,
     VitPreset,
 )
-from worker.data.base import Description
-from worker.errors import ModelInvalid
-from worker.model.base import blocks_of
-from worker.model.build import build_model
-from worker.model.convnet import Convnet
-from worker.model.gpt import Gpt
-from worker.model.linear import Linear
-from worker.model.mlp import Mlp
-from worker.model.resnet import Resnet
-from worker.model.vit import Vit
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.base import blocks_of
+from roadless.worker.model.build import build_model
+from roadless.worker.model.convnet import Convnet
+from roadless.worker.model.gpt import Gpt
+from roadless.worker.model.linear import Linear
+from roadless.worker.model.mlp import Mlp
+from roadless.worker.model.resnet import Resnet
+from roadless.worker.model.vit import Vit
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "models.md"
 IMAGES = Description(input_shape=(3, 9, 7), num_classes=5, tokens_per_sample=0, fingerprint="")

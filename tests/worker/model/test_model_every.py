@@ -14,17 +14,17 @@ import torch
 from model_cases import MODELS, data_of, job_of, parse
 from training_bench import Bench, bits, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from worker.evaluation.evaluate import evaluate
-from worker.model.build import build_model
-from worker.validation.reload import MANIFEST_FILE
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker.evaluation.evaluate import evaluate
+from roadless.worker.model.build import build_model
+from roadless.worker.validation.reload import MANIFEST_FILE
 
 ALL = pytest.mark.parametrize("name", MODELS)
 STEPS = 3
 VERIFY = """
 import json, sys
 from pathlib import Path
-from worker.verify import verify
+from roadless.worker.verify import verify
 for folder in sys.argv[1:]:
     expected, seen = verify(Path(folder))
     print(json.dumps([expected.loss.hex(), seen.loss.hex(), expected.metrics, seen.metrics]))

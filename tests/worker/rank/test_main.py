@@ -10,11 +10,17 @@ from rank_runs import Ranks
 from torch import nn
 from training_bench import Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import EvalPoint, Failed, Finished, Started, StepMetrics
-from service.contract.states import Desired, Reason
-from worker.checkpointing.training_state import tensors_file
+from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import (
+    EvalPoint,
+    Failed,
+    Finished,
+    Started,
+    StepMetrics,
+)
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.checkpointing.training_state import tensors_file
 
 # ---- two ranks ----------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from rank_runs import Ranks
 from training_bench import make_brief
 from transformers import AutoModelForCausalLM
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import EvalPoint, Failed, StepMetrics
-from service.contract.states import Reason
-from worker.validation.reload import MANIFEST_FILE
-from worker.verify import verify
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import EvalPoint, Failed, StepMetrics
+from roadless.service.contract.states import Reason
+from roadless.worker.validation.reload import MANIFEST_FILE
+from roadless.worker.verify import verify
 
 TWO = {"num_workers": 2}
 

@@ -9,17 +9,17 @@ import pytest
 from model_cases import DIGITS, job_of
 from training_bench import Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.ids import new_id
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.states import Reason
-from worker.data.base import Description
-from worker.errors import JobFailed
-from worker.model.sources import ModelSources
-from worker.rank.restore import initial_model
-from worker.reporting.staged_checkpoint import Staged
-from worker.validation.reload import MANIFEST_FILE
-from worker.verify import verify
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.states import Reason
+from roadless.worker.data.base import Description
+from roadless.worker.errors import JobFailed
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank.restore import initial_model
+from roadless.worker.reporting.staged_checkpoint import Staged
+from roadless.worker.validation.reload import MANIFEST_FILE
+from roadless.worker.verify import verify
 
 NOTHING = ModelSources()
 

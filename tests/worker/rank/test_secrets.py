@@ -15,13 +15,13 @@ from pydantic import SecretStr
 from training_bench import make_brief
 from worker_drills import make_launch, wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import Failed
-from service.contract.states import Reason
-from worker.agent.fork_launcher import ForkLauncher
-from worker.agent.launcher import Exited
-from worker.validation.reload import MANIFEST_FILE
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import Failed
+from roadless.service.contract.states import Reason
+from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.launcher import Exited
+from roadless.worker.validation.reload import MANIFEST_FILE
 
 VALUE = "hf_+never/logged&in any=form"
 FACTORY = "leaking_models:refused"
@@ -166,8 +166,8 @@ def verified(
     folder: Path, environment: dict[str, str], *options: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "worker.verify", str(folder), *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
+        [sys.executable, "-m", "roadless.worker.verify", str(folder), *options],
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )

@@ -10,13 +10,13 @@ from fake_attempt_server import AttemptServer
 from rank_runs import Ranks
 from training_bench import CONVNET, bits, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import EvalPoint, Failed, Finished, Started
-from service.contract.states import Reason
-from worker.data.builtin.digits import Digits
-from worker.validation.reload import MANIFEST_FILE
-from worker.verify import verify
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import EvalPoint, Failed, Finished, Started
+from roadless.service.contract.states import Reason
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.validation.reload import MANIFEST_FILE
+from roadless.worker.verify import verify
 
 TOP = "metric_functions:top"
 SPREAD = "metric_functions:spread"

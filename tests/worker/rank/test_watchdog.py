@@ -15,9 +15,9 @@ from rank_runs import Ranks
 from training_bench import make_brief
 from worker_drills import wait_until
 
-from service.contract.reports.events import Failed, StepMetrics
-from service.contract.states import RETRYABLE, Reason
-from worker.rank.watchdog import TOLD_CHARACTERS, Watchdog
+from roadless.service.contract.reports.events import Failed, StepMetrics
+from roadless.service.contract.states import RETRYABLE, Reason
+from roadless.worker.rank.watchdog import TOLD_CHARACTERS, Watchdog
 
 
 def test_a_silence_is_told_once_with_the_stacks_of_all_threads(
@@ -61,7 +61,7 @@ def test_what_keeps_the_interpreter_to_itself_is_killed_with_its_stacks_in_the_l
     """No Python thread runs while native code holds the lock; the C timer does."""
     program = """
         import ctypes
-        from worker.rank.watchdog import Watchdog
+        from roadless.worker.rank.watchdog import Watchdog
 
         def hold_the_lock():
             ctypes.PyDLL(None).sleep(60)

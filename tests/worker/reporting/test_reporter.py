@@ -22,9 +22,13 @@ from hypothesis import strategies as st
 from small_disk import SmallDisk
 from worker_drills import wait_until
 
-from service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, EvaluationReceipt
-from service.contract.job.evaluation import CheckpointsSpec
-from service.contract.reports.events import (
+from roadless.service.contract.checkpoint.manifest import (
+    CheckpointFile,
+    CheckpointKind,
+    EvaluationReceipt,
+)
+from roadless.service.contract.job.evaluation import CheckpointsSpec
+from roadless.service.contract.reports.events import (
     CheckpointSaved,
     EvalPoint,
     Event,
@@ -34,13 +38,13 @@ from service.contract.reports.events import (
     StepMetrics,
     Usage,
 )
-from service.contract.states import Desired, Reason
-from worker import retry
-from worker.api import Fenced
-from worker.reporting import outbox, spool
-from worker.reporting.outbox import Heard
-from worker.reporting.reporter import Reporter
-from worker.reporting.staged_checkpoint import Staged
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker import retry
+from roadless.worker.api import Fenced
+from roadless.worker.reporting import outbox, spool
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.reporting.staged_checkpoint import Staged
 
 MakeReporter = Callable[..., Reporter]
 FINISHED = Finished(reason=Reason.BUDGET_REACHED, step=1)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from fake_attempt_service import FakeAttemptService
 
-from service.contract.reports.events import Failed, Notice
-from service.contract.states import Reason
-from worker.reporting.reporter import Reporter
-from worker.secrets import Redactor
+from roadless.service.contract.reports.events import Failed, Notice
+from roadless.service.contract.states import Reason
+from roadless.worker.reporting.reporter import Reporter
+from roadless.worker.secrets import Redactor
 
 VALUE = "a-secret-value"
 

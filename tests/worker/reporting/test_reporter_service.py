@@ -11,13 +11,13 @@ import uvicorn
 from fake_attempt_service import eval_point, stage, step_point
 from worker_drills import wait_until
 
-from service.contract.reports.cluster import Assignment, Node, Sync
-from service.contract.reports.events import Finished, Started
-from service.contract.states import Reason
-from service.main import create_app
-from service.settings import Settings
-from worker.api import AttemptApi, RunnerApi
-from worker.reporting.reporter import Reporter
+from roadless.service.contract.reports.cluster import Assignment, Node, Sync
+from roadless.service.contract.reports.events import Finished, Started
+from roadless.service.contract.states import Reason
+from roadless.service.main import create_app
+from roadless.service.settings import Settings
+from roadless.worker.api import AttemptApi, RunnerApi
+from roadless.worker.reporting.reporter import Reporter
 
 SPEC: dict[str, Any] = {
     "model": {"kind": "preset", "name": "mlp"},

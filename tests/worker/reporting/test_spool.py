@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from small_disk import SmallDisk
 
-from worker.reporting import spool
-from worker.reporting.spool import Spool
+from roadless.worker.reporting import spool
+from roadless.worker.reporting.spool import Spool
 
 SEGMENT = 64
 LINE = st.binary(min_size=1, max_size=40)
@@ -129,7 +129,9 @@ def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
 
 
 def run_with_spool(code: str, folder: Path) -> tuple[int, str]:
-    head = "import sys; from pathlib import Path; from worker.reporting.spool import Spool\n"
+    head = (
+        "import sys; from pathlib import Path; from roadless.worker.reporting.spool import Spool\n"
+    )
     made = "spool = Spool(Path(sys.argv[1]))\n"
     ran = subprocess.run(
         [sys.executable, "-c", head + made + code, str(folder)],

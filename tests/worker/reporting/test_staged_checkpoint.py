@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.checkpoint.retention import Stored, superfluous_evals
-from service.contract.job.evaluation import CheckpointsSpec
-from worker.reporting.staged_checkpoint import Waiting, superfluous
+from roadless.service.contract.checkpoint.retention import Stored, superfluous_evals
+from roadless.service.contract.job.evaluation import CheckpointsSpec
+from roadless.worker.reporting.staged_checkpoint import Waiting, superfluous
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICIES = st.builds(

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.reports.cluster import Node
-from worker.runner.capacity import Bundle, Held, account
+from roadless.service.contract.reports.cluster import Node
+from roadless.worker.runner.capacity import Bundle, Held, account
 
 
 def node(name: str, cpus: float, gpus: float = 0) -> Node:

@@ -13,16 +13,16 @@ from ray.util import list_named_actors
 from ray.util.placement_group import placement_group_table
 from worker_drills import STAND_IN, is_alive, read_note, wait_until
 
-from service.contract.ids import new_id
-from service.contract.reports.cluster import Assignment
-from service.contract.states import RETRYABLE, Reason
-from service.contract.uploads.wheels import AssignedWheel
-from worker.data.sources.access import DataSources
-from worker.model.sources import ModelSources
-from worker.rank_launch import LaunchMethod
-from worker.runner.gang import Gangs, StartFailed
-from worker.runner.node_agents import Agents
-from worker.runner.ray_cluster import Head
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import Assignment
+from roadless.service.contract.states import RETRYABLE, Reason
+from roadless.service.contract.uploads.wheels import AssignedWheel
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import LaunchMethod
+from roadless.worker.runner.gang import Gangs, StartFailed
+from roadless.worker.runner.node_agents import Agents
+from roadless.worker.runner.ray_cluster import Head
 
 _NO_SOURCES = ModelSources()
 
@@ -105,7 +105,7 @@ def test_the_operators_choice_of_launcher_reaches_every_rank(
     assignment = assign()
     chosen.start(assignment)
     note = read_note(scratch / assignment.attempt_id)
-    assert ("worker.agent.fork_server" in note["argv"]) is (method == "fork")
+    assert ("roadless.worker.agent.fork_server" in note["argv"]) is (method == "fork")
     chosen.release(assignment.attempt_id)
     assert not is_alive(note["pid"])
 
@@ -160,7 +160,7 @@ def test_second_start_launches_nothing(gangs: Gangs, scratch: Path) -> None:
 def test_gang_without_room_fails_and_can_be_released(
     gangs: Gangs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner.gang._PLACE_SECONDS", 0.5)
+    monkeypatch.setattr("roadless.worker.runner.gang._PLACE_SECONDS", 0.5)
     assignment = assign(workers=3, cpus=3)
     with pytest.raises(StartFailed, match="no room for 3 ranks"):
         gangs.start(assignment)

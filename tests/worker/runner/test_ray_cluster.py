@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from worker_drills import is_alive, wait_until
 
-from worker.runner.ray_cluster import (
+from roadless.worker.runner.ray_cluster import (
     Head,
     RayStartError,
     UnauthenticatedRay,
@@ -69,7 +69,7 @@ def test_tree_is_ended_though_its_members_refuse_and_sit_in_other_sessions() -> 
     grandchild = int(root.stdout.readline())
     started = time.monotonic()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("worker.runner.ray_cluster._STOP_SECONDS", 0.3)
+        patch.setattr("roadless.worker.runner.ray_cluster._STOP_SECONDS", 0.3)
         stop_trees([root.pid])
     assert time.monotonic() - started < 5
     assert root.wait(1) == -9

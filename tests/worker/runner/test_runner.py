@@ -19,16 +19,16 @@ import ray
 from ray.util import list_named_actors
 from worker_drills import STAND_IN, Listener, is_alive, read_note, wait_until
 
-from service.contract.ids import new_id
-from service.contract.reports.cluster import Assignment, Node, Registered, Sync, SyncReply
-from service.contract.states import Reason
-from worker.api import Away, Refused
-from worker.data.sources.access import DataSources
-from worker.runner.capacity import Bundle, Held
-from worker.runner.gang import Gangs, Group, NotReleased, StartFailed, View
-from worker.runner.node_agents import Agents
-from worker.runner.ray_cluster import Head
-from worker.runner.runner import Runner
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import Assignment, Node, Registered, Sync, SyncReply
+from roadless.service.contract.states import Reason
+from roadless.worker.api import Away, Refused
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.runner.capacity import Bundle, Held
+from roadless.worker.runner.gang import Gangs, Group, NotReleased, StartFailed, View
+from roadless.worker.runner.node_agents import Agents
+from roadless.worker.runner.ray_cluster import Head
+from roadless.worker.runner.runner import Runner
 
 NODE = Node(node_id="n1", cpus=4, gpus=0, free_cpus=4, free_gpus=0)
 
@@ -215,7 +215,7 @@ def test_release_follows_the_start_that_is_still_running(
 def test_release_that_fails_is_not_told_and_tried_again(
     runner: Runner, api: FakeApi, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner.runner._RELEASE_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("roadless.worker.runner.runner._RELEASE_AGAIN_SECONDS", 0.01)
     cluster.homes["att_1"] = ["n1"]
     cluster.refusals = 1
     api.replies = [SyncReply(stop=["att_1"])]
@@ -282,7 +282,7 @@ class _Enough(Exception):
 def test_runner_outlasts_a_service_that_is_away_and_registers_again_when_unknown(
     runner: Runner, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.retry.FIRST_SECONDS", 0.001)
+    monkeypatch.setattr("roadless.worker.retry.FIRST_SECONDS", 0.001)
     unknown = Refused("no such runner", status=404)
     api.replies = [Away("down"), Away("down"), unknown, SyncReply(), _Enough()]
     with pytest.raises(_Enough):
@@ -368,7 +368,7 @@ def start_runner(head: Head, service: FakeService, log: Path) -> "subprocess.Pop
     }
     with log.open("ab") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "worker.runner"],
+            [sys.executable, "-m", "roadless.worker.runner"],
             env=environment,
             stdout=file,
             stderr=file,

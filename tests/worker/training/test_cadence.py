@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import Bench, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
-from service.contract.states import Desired
-from worker import position
-from worker.position import Position
-from worker.reporting.outbox import Heard
-from worker.reporting.staged_checkpoint import Staged
-from worker.training.cadence import by_seconds, geometric_steps, steps_of_share
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
+from roadless.service.contract.states import Desired
+from roadless.worker import position
+from roadless.worker.position import Position
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.reporting.staged_checkpoint import Staged
+from roadless.worker.training.cadence import by_seconds, geometric_steps, steps_of_share
 
 
 def evaluated(bench: Bench) -> list[int]:

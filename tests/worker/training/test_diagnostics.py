@@ -9,9 +9,9 @@ from optimizer_specs import OPTIMIZERS, make_optimizer
 from torch import nn
 from training_bench import Bench, make_brief
 
-from optim import at_average, averaged_point
-from service.contract.reports.events import Notice
-from worker.training.diagnostics import (
+from roadless.optim import at_average, averaged_point
+from roadless.service.contract.reports.events import Notice
+from roadless.worker.training.diagnostics import (
     WARMUP_STEPS,
     Y_BETTER_EVALUATIONS,
     LagHint,

@@ -12,12 +12,12 @@ from in_process_evaluator import InProcessEvaluator
 from training_bench import CONVNET, Bench, ScriptedReporter, bits, make_brief
 from worker_drills import wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.reports.events import Notice
-from service.contract.states import Reason
-from worker.reporting.outbox import Heard
-from worker.training import evaluations
-from worker.validation.checkpoint_validator import Examiner
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.reports.events import Notice
+from roadless.service.contract.states import Reason
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.training import evaluations
+from roadless.worker.validation.checkpoint_validator import Examiner
 
 ASYNC = {"every_steps": 1, "placement": "async"}
 

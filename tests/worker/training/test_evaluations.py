@@ -6,12 +6,12 @@ import pytest
 import torch
 from training_bench import CONVNET, Bench, bits, make_brief
 
-from optim import at_average, averaged_point
-from service.contract.checkpoint.manifest import CheckpointKind
-from worker.checkpointing.model_files import check_files, read_model
-from worker.checkpointing.training_state import read_state
-from worker.distributed.process_group import Cluster
-from worker.position import Position
+from roadless.optim import at_average, averaged_point
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker.checkpointing.model_files import check_files, read_model
+from roadless.worker.checkpointing.training_state import read_state
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.position import Position
 
 POSITION = Position(step=4, samples=32, tokens=0, wall_seconds=1.5, gpu_seconds=0.0)
 

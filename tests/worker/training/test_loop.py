@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import nn
 from training_bench import CONVNET, MLP, Bench, bits, make_brief
 
-from optim import averaged_point
-from service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from service.contract.reports.events import EvalPoint, Notice, StepMetrics
-from service.contract.states import Desired, Reason
-from worker.errors import NonFiniteLoss
-from worker.position import Position
-from worker.reporting.outbox import Heard
-from worker.training.loop import _seed_step
+from roadless.optim import averaged_point
+from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.reports.events import EvalPoint, Notice, StepMetrics
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.errors import NonFiniteLoss
+from roadless.worker.position import Position
+from roadless.worker.reporting.outbox import Heard
+from roadless.worker.training.loop import _seed_step
 
 STOP = Heard(Desired.STOP)
 SGD = {"name": "sgd_schedulefree", "lr": 0.5, "weight_decay": 0.01}

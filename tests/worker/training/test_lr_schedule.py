@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from training_bench import Bench, make_brief, make_spec
 
-from optim.planning import Family, extend_by_cooldown, extend_by_factor
-from optim.schedules.by_name import NAMES
-from optim.schedules.by_name import rates as named_rates
-from service.contract.job.schedules import ScheduleSpec, has_horizon
-from worker.training.lr_schedule import build_rates
+from roadless.optim.planning import Family, extend_by_cooldown, extend_by_factor
+from roadless.optim.schedules.by_name import NAMES
+from roadless.optim.schedules.by_name import rates as named_rates
+from roadless.service.contract.job.schedules import ScheduleSpec, has_horizon
+from roadless.worker.training.lr_schedule import build_rates
 
 _SPEC: TypeAdapter[ScheduleSpec] = TypeAdapter(ScheduleSpec)
 BASE_LR = 0.5

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from training_bench import Bench, bits, make_brief
 
-from service.contract.checkpoint.manifest import CheckpointKind
-from service.contract.job.budget import BudgetSpec
-from service.contract.reports.events import BudgetNow
-from service.contract.states import Desired, Reason
-from worker.reporting.outbox import Heard
+from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.reports.events import BudgetNow
+from roadless.service.contract.states import Desired, Reason
+from roadless.worker.reporting.outbox import Heard
 
 
 def heard(desired: Desired = Desired.RUN, **limits: Any) -> Heard:

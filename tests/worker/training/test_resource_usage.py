@@ -12,9 +12,9 @@ import pytest
 import torch
 from training_bench import Bench, make_brief
 
-from service.contract.reports.events import Usage
-from worker.training import resource_usage
-from worker.training.resource_usage import USAGE_SECONDS, UsageMeter, busy_meter
+from roadless.service.contract.reports.events import Usage
+from roadless.worker.training import resource_usage
+from roadless.worker.training.resource_usage import USAGE_SECONDS, UsageMeter, busy_meter
 
 CPU = torch.device("cpu")
 

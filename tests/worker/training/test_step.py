@@ -11,14 +11,21 @@ from optimizer_specs import OPTIMIZERS, make_optimizer
 from torch import nn
 from training_bench import ALONE, bits
 
-from optim import AdamWScheduleFree
-from worker.data.base import Batch
-from worker.distributed.activation_checkpointing import recompute_activations
-from worker.distributed.precision import set_precision
-from worker.distributed.process_group import Cluster
-from worker.errors import ModelInvalid, NonFiniteLoss
-from worker.evaluation.task import UNCOUNTED
-from worker.training.step import Orders, StepResult, StepSettings, agree, global_norm, train_step
+from roadless.optim import AdamWScheduleFree
+from roadless.worker.data.base import Batch
+from roadless.worker.distributed.activation_checkpointing import recompute_activations
+from roadless.worker.distributed.precision import set_precision
+from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.errors import ModelInvalid, NonFiniteLoss
+from roadless.worker.evaluation.task import UNCOUNTED
+from roadless.worker.training.step import (
+    Orders,
+    StepResult,
+    StepSettings,
+    agree,
+    global_norm,
+    train_step,
+)
 
 TARGETS = torch.tensor([0, 1, 0, 1])
 

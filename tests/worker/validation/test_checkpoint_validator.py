@@ -13,12 +13,16 @@ from fake_attempt_service import eval_point, stage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.checkpoint.manifest import EvaluationCheck, EvaluationReceipt, Manifest
-from service.contract.reports.events import EvalPoint, Event, Notice
-from worker.errors import CheckpointUnreadable
-from worker.evaluation.evaluate import Checked, EvalResult
-from worker.validation.checkpoint_validator import GPU_TOLERANCE, Examiner, tolerance_on
-from worker.validation.evaluator import EvaluatorFailed
+from roadless.service.contract.checkpoint.manifest import (
+    EvaluationCheck,
+    EvaluationReceipt,
+    Manifest,
+)
+from roadless.service.contract.reports.events import EvalPoint, Event, Notice
+from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.evaluation.evaluate import Checked, EvalResult
+from roadless.worker.validation.checkpoint_validator import GPU_TOLERANCE, Examiner, tolerance_on
+from roadless.worker.validation.evaluator import EvaluatorFailed
 
 NAN = math.nan
 

@@ -17,9 +17,13 @@ from rank_runs import Ranks
 from training_bench import make_brief
 from worker_drills import wait_until
 
-from service.contract.checkpoint.manifest import CheckpointKind, EvaluationReceipt, Manifest
-from service.contract.reports.cluster import AttemptBrief
-from service.contract.reports.events import CheckpointSaved, EvalPoint, Finished, Notice
+from roadless.service.contract.checkpoint.manifest import (
+    CheckpointKind,
+    EvaluationReceipt,
+    Manifest,
+)
+from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.events import CheckpointSaved, EvalPoint, Finished, Notice
 
 Serve = Callable[[AttemptBrief], AttemptServer]
 EACH_STEP = {"every_steps": 1}

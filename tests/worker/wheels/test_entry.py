@@ -15,10 +15,10 @@ from stack import rank_pids
 from wheel_maker import make_wheel
 from worker_drills import is_alive, make_launch, wait_until
 
-from worker.agent.launcher import Exited
-from worker.agent.node_launcher import WHEEL_ENTRY
-from worker.agent.spawn_launcher import SpawnLauncher
-from worker.rank_launch import RankLaunch, WheelFile
+from roadless.worker.agent.launcher import Exited
+from roadless.worker.agent.node_launcher import WHEEL_ENTRY
+from roadless.worker.agent.spawn_launcher import SpawnLauncher
+from roadless.worker.rank_launch import RankLaunch, WheelFile
 
 
 @dataclass

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from wheel_maker import make_wheel
 
-from service.contract.states import RETRYABLE, Reason
-from worker.errors import JobFailed, ModelInvalid
-from worker.rank_launch import WheelFile
-from worker.wheels import environment as wheel_environment
-from worker.wheels.environment import EnvironmentFailed, hold_environment
+from roadless.service.contract.states import RETRYABLE, Reason
+from roadless.worker.errors import JobFailed, ModelInvalid
+from roadless.worker.rank_launch import WheelFile
+from roadless.worker.wheels import environment as wheel_environment
+from roadless.worker.wheels.environment import EnvironmentFailed, hold_environment
 
 
 class Shelf:
@@ -64,10 +64,10 @@ def test_the_package_is_there_beside_those_of_the_node_and_nowhere_else(
     """torch, numpy and our own packages are the very files of the node."""
     shelf = Shelf(make_wheel(tmp_path, requires=["numpy", 'absent; python_version < "3"']))
     interpreter = hold(root, shelf)
-    names = ["numpy", "torch", "worker", "service", "optim"]
+    names = ["numpy", "torch", "roadless", "roadless.worker", "roadless.optim"]
     code = f"""
 import importlib.util, json, sys
-from worker.model.sources import wheel_of_this_process
+from roadless.worker.model.sources import wheel_of_this_process
 names = {[*names, "our_models"]!r}
 found = {{name: importlib.util.find_spec(name).origin for name in names}}
 print(json.dumps([found, wheel_of_this_process(), sys.version]))
@@ -157,7 +157,7 @@ def test_another_set_of_packages_on_the_node_is_another_environment(
         ({"files": {"sklearn/__init__.py": ""}}, "saw sklearn (of a rank)"),
         ({"files": {"httpx/__init__.py": ""}}, "saw httpx (of"),
         ({"files": {"yaml/__init__.py": ""}}, "saw yaml (of PyYAML)"),
-        ({"files": {"worker.py": ""}}, "saw worker (of a rank)"),
+        ({"files": {"roadless.py": ""}}, "saw roadless (of a rank)"),
     ],
 )
 def test_a_wheel_that_does_not_fit_is_named_and_leaves_nothing(
@@ -236,7 +236,7 @@ _HOLDER = """
 import os
 from pathlib import Path
 from test_environment import Shelf
-from worker.wheels.environment import hold_environment
+from roadless.worker.wheels.environment import hold_environment
 shelf = Shelf(Path({wheel!r}))
 interpreter = str(hold_environment(Path({root!r}), shelf.wheel, fetch=shelf.fetch).interpreter)
 os.execv(interpreter, [interpreter, "-c", "print(1, flush=True); input()"])

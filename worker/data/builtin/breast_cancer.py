@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.data.prepared import normalization
-from worker.data.prepared.row_dataset import NumberRows, Table
-from worker.errors import DataNotFound, DataUnreadable
+from roadless.worker.data.prepared import normalization
+from roadless.worker.data.prepared.row_dataset import NumberRows, Table
+from roadless.worker.errors import DataNotFound, DataUnreadable
 
 _HELD_OUT_EVERY = 5
 

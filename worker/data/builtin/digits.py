@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.data.base import Batch, Description, Indices
-from worker.errors import DataNotFound, DataUnreadable
+from roadless.worker.data.base import Batch, Description, Indices
+from roadless.worker.errors import DataNotFound, DataUnreadable
 
 _HELD_OUT_EVERY = 5
 _BRIGHTEST = 16.0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from worker.data.prepared.token_dataset import TokenString, TokenWindows
-from worker.data.prepared.tokenizer import Bytes
-from worker.errors import DataNotFound
+from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
+from roadless.worker.data.prepared.tokenizer import Bytes
+from roadless.worker.errors import DataNotFound
 
 _HELD_OUT_DIVISOR = 20  # the last 5 %
 

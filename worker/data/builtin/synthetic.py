@@ -9,10 +9,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.job.data import SyntheticClassification, SyntheticRegression, SyntheticTokens
-from worker.data.prepared.row_dataset import NumberRows, Table
-from worker.data.prepared.token_dataset import TokenString, TokenWindows
-from worker.data.prepared.tokenizer import narrowest
+from roadless.service.contract.job.data import (
+    SyntheticClassification,
+    SyntheticRegression,
+    SyntheticTokens,
+)
+from roadless.worker.data.prepared.row_dataset import NumberRows, Table
+from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
+from roadless.worker.data.prepared.tokenizer import narrowest
 
 _HELD_OUT_DIVISOR = 20  # the last 5 %
 #: What is drawn, as the second word of the key: one stream for each, independent of the others.

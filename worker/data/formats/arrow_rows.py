@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from worker.data.formats.chunk import Choose, Chunk, Column
-from worker.errors import DataInvalid
+from roadless.worker.data.formats.chunk import Choose, Chunk, Column
+from roadless.worker.errors import DataInvalid
 
 #: Few: encoded images make rows of 100 KB and more.
 _ROWS = 1024

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.errors import DataInvalid
+from roadless.worker.errors import DataInvalid
 
 #: Rows and bytes that a reader gathers before it hands them on.
 CHUNK_ROWS = 4096

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.formats.chunk import Chunk, Column, shown
+from roadless.worker.data.formats.chunk import Chunk, Column, shown
 
 #: Above every label that a specification can name, and exact as a float.
 _HIGHEST_LABEL = 2**31

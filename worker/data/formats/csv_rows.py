@@ -5,8 +5,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from worker.data.formats.chunk import MAX_RECORD_BYTES, Choose, Chunk, gathered, shown_names
-from worker.errors import DataInvalid
+from roadless.worker.data.formats.chunk import (
+    MAX_RECORD_BYTES,
+    Choose,
+    Chunk,
+    gathered,
+    shown_names,
+)
+from roadless.worker.errors import DataInvalid
 
 csv.field_size_limit(MAX_RECORD_BYTES)
 

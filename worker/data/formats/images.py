@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from worker.data.formats.chunk import Chunk, shown
+from roadless.worker.data.formats.chunk import Chunk, shown
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _GREY_MODES = ("1", "L")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from worker.data.formats.chunk import (
+from roadless.worker.data.formats.chunk import (
     MAX_RECORD_BYTES,
     Choose,
     Chunk,
@@ -13,7 +13,7 @@ from worker.data.formats.chunk import (
     require_columns,
     shown,
 )
-from worker.errors import DataInvalid
+from roadless.worker.errors import DataInvalid
 
 
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from worker.data.formats.chunk import CHUNK_BYTES, CHUNK_ROWS, Choose, Chunk
-from worker.errors import DataInvalid
+from roadless.worker.data.formats.chunk import CHUNK_BYTES, CHUNK_ROWS, Choose, Chunk
+from roadless.worker.errors import DataInvalid
 
 _SUFFIX = ".npy"
 _HEADER_BYTES = 65536

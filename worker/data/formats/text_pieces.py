@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from worker.data.formats.chunk import Piece
-from worker.errors import DataInvalid
+from roadless.worker.data.formats.chunk import Piece
+from roadless.worker.errors import DataInvalid
 
 #: A longer text is tokenised in pieces of about this size, which end with a line where they can.
 PIECE_BYTES = 2**20

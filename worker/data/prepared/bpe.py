@@ -10,9 +10,9 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-from worker.data.prepared.tokenizer import config_beside
-from worker.data.sources.source_file import Identity
-from worker.errors import DataInvalid
+from roadless.worker.data.prepared.tokenizer import config_beside
+from roadless.worker.data.sources.source_file import Identity
+from roadless.worker.errors import DataInvalid
 
 
 class Bpe:

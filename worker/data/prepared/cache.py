@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker.errors import DataInvalid
+from roadless.worker.errors import DataInvalid
 
 _LOCKS = "locks"
 _WORK_SUFFIX = ".part"

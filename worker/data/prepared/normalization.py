@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.prepared.row_dataset import Standard
-from worker.data.progress import Tell
+from roadless.worker.data.prepared.row_dataset import Standard
+from roadless.worker.data.progress import Tell
 
 _BLOCK_BYTES = 32 * 2**20
 #: Bytes of decoded images go from 0..255 to [-1, 1].

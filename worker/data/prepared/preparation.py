@@ -13,17 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from service.contract.job.data import HeldOutShare, RecordsData
-from service.contract.job.tasks import Task
-from worker.data.base import DataSet
-from worker.data.prepared import rows, tokenizer, tokens
-from worker.data.prepared.cache import Cache
-from worker.data.prepared.row_writer import Wanted
-from worker.data.prepared.rows import HeldOut
-from worker.data.prepared.token_dataset import TokenWindows
-from worker.data.progress import Tell
-from worker.data.records.base import Records
-from worker.data.sources.access import DataSources
+from roadless.service.contract.job.data import HeldOutShare, RecordsData
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import DataSet
+from roadless.worker.data.prepared import rows, tokenizer, tokens
+from roadless.worker.data.prepared.cache import Cache
+from roadless.worker.data.prepared.row_writer import Wanted
+from roadless.worker.data.prepared.rows import HeldOut
+from roadless.worker.data.prepared.token_dataset import TokenWindows
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.records.base import Records
+from roadless.worker.data.sources.access import DataSources
 
 #: Grows when the same sources and settings make other files than before.
 _LAYOUT = 1

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.data.base import Batch, Description, Indices
-from worker.errors import DataInvalid
+from roadless.worker.data.base import Batch, Description, Indices
+from roadless.worker.errors import DataInvalid
 
 
 @dataclass(frozen=True)

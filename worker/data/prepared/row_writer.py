@@ -9,11 +9,11 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.job.tasks import Task
-from worker.data.formats.chunk import Chunk, require_columns, shown_names
-from worker.data.formats.columns import labels, numbers
-from worker.data.lazy_import import lazy_import
-from worker.errors import DataInvalid
+from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.formats.chunk import Chunk, require_columns, shown_names
+from roadless.worker.data.formats.columns import labels, numbers
+from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.errors import DataInvalid
 
 INPUTS_FILE, TARGETS_FILE = "inputs.bin", "targets.bin"
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.prepared import normalization
-from worker.data.prepared.row_dataset import NumberRows, Standard, Table
-from worker.data.prepared.row_writer import INPUTS_FILE, TARGETS_FILE, RowWriter, Wanted
-from worker.data.progress import Tell
-from worker.data.records.base import Part, Records, parts_of, require_all_filled
-from worker.errors import DataInvalid
+from roadless.worker.data.prepared import normalization
+from roadless.worker.data.prepared.row_dataset import NumberRows, Standard, Table
+from roadless.worker.data.prepared.row_writer import INPUTS_FILE, TARGETS_FILE, RowWriter, Wanted
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.records.base import Part, Records, parts_of, require_all_filled
+from roadless.worker.errors import DataInvalid
 
 #: Apart from every key of ``order.py``, whose second word is the number of an epoch.
 _SECOND_WORD = 2**64 - 1

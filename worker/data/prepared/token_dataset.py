@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from worker.data.base import Batch, Description, Indices
-from worker.errors import DataInvalid
+from roadless.worker.data.base import Batch, Description, Indices
+from roadless.worker.errors import DataInvalid
 
 #: Unsigned and at most 32 bits wide, memory-mapped or not.
 Tokens = NDArray[np.unsignedinteger[Any]]

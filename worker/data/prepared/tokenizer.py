@@ -7,11 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.lazy_import import lazy_import
-from worker.data.sources.access import DataSources
-from worker.data.sources.local_files import allowed_path
-from worker.data.sources.source_file import Identity
-from worker.errors import DataNotFound
+from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.data.sources.local_files import allowed_path
+from roadless.worker.data.sources.source_file import Identity
+from roadless.worker.errors import DataNotFound
 
 TOKENIZER_FILE = "tokenizer.json"
 

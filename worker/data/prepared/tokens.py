@@ -15,11 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.data.formats.chunk import Piece
-from worker.data.prepared.token_dataset import TokenString
-from worker.data.prepared.tokenizer import Tokenizer, narrowest
-from worker.data.progress import Tell
-from worker.data.records.base import Part, Records, parts_of, require_all_filled
+from roadless.worker.data.formats.chunk import Piece
+from roadless.worker.data.prepared.token_dataset import TokenString
+from roadless.worker.data.prepared.tokenizer import Tokenizer, narrowest
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.records.base import Part, Records, parts_of, require_all_filled
 
 _TOKENS, _TEXTS, _FACTS = "tokens.bin", "texts.bin", "tokens.json"
 #: What is tokenised in one call, by all cores of the rank.

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
-from worker.data.formats.chunk import Choose, Chunk, Piece
-from worker.data.progress import Tell
-from worker.data.sources.source_file import Identity
-from worker.errors import DataInvalid
+from roadless.worker.data.formats.chunk import Choose, Chunk, Piece
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources.source_file import Identity
+from roadless.worker.errors import DataInvalid
 
 Part = Literal["train", "eval"]
 

@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.contract.job.data import FORMATS_OF_TEXT, Format
-from worker.data.formats import csv_rows, jsonl_rows, npz_rows, text_pieces
-from worker.data.formats.chunk import Choose, Chunk, Piece, require_columns
-from worker.data.formats.columns import texts
-from worker.data.lazy_import import lazy_import
-from worker.data.progress import Tell
-from worker.data.records.base import Part
-from worker.data.sources.source_file import Identity, SourceFile, opened
+from roadless.service.contract.job.data import FORMATS_OF_TEXT, Format
+from roadless.worker.data.formats import csv_rows, jsonl_rows, npz_rows, text_pieces
+from roadless.worker.data.formats.chunk import Choose, Chunk, Piece, require_columns
+from roadless.worker.data.formats.columns import texts
+from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.records.base import Part
+from roadless.worker.data.sources.source_file import Identity, SourceFile, opened
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,17 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from service.contract.job.data import HeldOutSplit, HuggingFaceData
-from worker.data.formats.arrow_rows import chunks_of
-from worker.data.formats.chunk import Choose, Chunk, Piece
-from worker.data.progress import Tell, telling
-from worker.data.records.base import Part
-from worker.data.records.files import only, pieces_of
-from worker.data.sources.access import ALLOW_HUB_VARIABLE, DataSources, is_below
-from worker.data.sources.local_files import allowed_path
-from worker.data.sources.source_file import Identity, SourceAway
-from worker.errors import DataForbidden, DataInvalid, DataNotFound
-from worker.secrets import REDACTOR
+from roadless.service.contract.job.data import HeldOutSplit, HuggingFaceData
+from roadless.worker.data.formats.arrow_rows import chunks_of
+from roadless.worker.data.formats.chunk import Choose, Chunk, Piece
+from roadless.worker.data.progress import Tell, telling
+from roadless.worker.data.records.base import Part
+from roadless.worker.data.records.files import only, pieces_of
+from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, DataSources, is_below
+from roadless.worker.data.sources.local_files import allowed_path
+from roadless.worker.data.sources.source_file import Identity, SourceAway
+from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound
+from roadless.worker.secrets import REDACTOR
 
 #: Readers of plain data. Others of the library's unpickle, or follow paths in what they read.
 _READERS = frozenset({"arrow", "csv", "json", "parquet", "text"})

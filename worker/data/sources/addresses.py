@@ -4,8 +4,8 @@ import ipaddress
 import socket
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from worker.data.sources.access import DATA_URLS_VARIABLE
-from worker.errors import DataForbidden
+from roadless.worker.data.sources.access import DATA_URLS_VARIABLE
+from roadless.worker.errors import DataForbidden
 
 _PORTS = {"http": 80, "https": 443}
 #: Translates to an IPv4 address, which is what counts (RFC 6052).

@@ -17,11 +17,11 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from worker.data.progress import Tell
-from worker.data.sources.access import DataSources
-from worker.data.sources.addresses import is_listed, origin_of, resolve
-from worker.data.sources.source_file import Identity, SourceAway, SourceFile
-from worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.data.sources.addresses import is_listed, origin_of, resolve
+from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile
+from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from worker.data.lazy_import import lazy_import
-from worker.data.progress import Tell
-from worker.data.sources import http_files, local_files
-from worker.data.sources.access import DataSources
-from worker.data.sources.patterns import has_magic
-from worker.data.sources.source_file import MAX_FILES, SourceFile
-from worker.errors import DataInvalid
+from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources import http_files, local_files
+from roadless.worker.data.sources.access import DataSources
+from roadless.worker.data.sources.patterns import has_magic
+from roadless.worker.data.sources.source_file import MAX_FILES, SourceFile
+from roadless.worker.errors import DataInvalid
 
 
 def find_files(

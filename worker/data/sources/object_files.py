@@ -26,12 +26,12 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
-from worker.data.progress import Tell
-from worker.data.sources.access import DATA_URLS_VARIABLE, DataSources
-from worker.data.sources.addresses import is_listed
-from worker.data.sources.patterns import before_magic, has_magic, matcher
-from worker.data.sources.source_file import MAX_FILES, SourceAway, SourceFile
-from worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources.access import DATA_URLS_VARIABLE, DataSources
+from roadless.worker.data.sources.addresses import is_listed
+from roadless.worker.data.sources.patterns import before_magic, has_magic, matcher
+from roadless.worker.data.sources.source_file import MAX_FILES, SourceAway, SourceFile
+from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _GOOGLE_OVERRIDES = ("gcs_base_url", "disable_oauth")

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.data.progress import Tell
-from worker.errors import DataUnreadable
+from roadless.worker.data.progress import Tell
+from roadless.worker.errors import DataUnreadable
 
 #: Files of one source; more are a mistake in a pattern, or belong into fewer, larger ones.
 MAX_FILES = 10_000

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from service.contract.uploads.datasets import DatasetContent, DatasetFile
-from worker.data.progress import Tell
-from worker.data.sources.patterns import matcher
-from worker.data.sources.source_file import SourceFile
-from worker.errors import DataNotFound
+from roadless.service.contract.uploads.datasets import DatasetContent, DatasetFile
+from roadless.worker.data.progress import Tell
+from roadless.worker.data.sources.patterns import matcher
+from roadless.worker.data.sources.source_file import SourceFile
+from roadless.worker.errors import DataNotFound
 
 _SHOWN_FILES = 20
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from worker.model.base import SelfSaving
+from roadless.worker.model.base import SelfSaving
 
 _PREFIX = "model."
 #: What a training step has no use for, or would have to unpack.

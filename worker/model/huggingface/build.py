@@ -13,14 +13,14 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from service.contract.job.models import TransformersModel
-from worker.data.base import Description
-from worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
-from worker.model.huggingface import companions
-from worker.model.huggingface.adapter import TransformersAdapter
-from worker.model.huggingface.config import new_config, require_fit, require_plain
-from worker.model.sources import ALLOW_HUB_VARIABLE, ModelSources, allowed_folder
-from worker.model.trial import require_outputs
+from roadless.service.contract.job.models import TransformersModel
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
+from roadless.worker.model.huggingface import companions
+from roadless.worker.model.huggingface.adapter import TransformersAdapter
+from roadless.worker.model.huggingface.config import new_config, require_fit, require_plain
+from roadless.worker.model.sources import ALLOW_HUB_VARIABLE, ModelSources, allowed_folder
+from roadless.worker.model.trial import require_outputs
 
 #: No pickles and no code are even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)

@@ -5,7 +5,7 @@ Copied as they are: what is not parsed here cannot be changed here.
 
 from pathlib import Path
 
-from worker.errors import ModelUnreadable
+from roadless.worker.errors import ModelUnreadable
 
 NAMES = (
     "tokenizer.json",

@@ -5,9 +5,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from service.contract.job.models import TransformersModel
-from worker.data.base import Description
-from worker.errors import ModelInvalid
+from roadless.service.contract.job.models import TransformersModel
+from roadless.worker.data.base import Description
+from roadless.worker.errors import ModelInvalid
 
 #: Fields that fetch or run code, or choose what the job's precision chooses.
 _REFUSED = frozenset(

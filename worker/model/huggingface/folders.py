@@ -9,9 +9,9 @@ import transformers
 from transformers import ArceeConfig, ArceeForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from service.contract.job.models import GptPreset
-from worker.model.gpt import MLP_FACTOR, ROTARY_BASE, Block, Gpt
-from worker.model.huggingface.adapter import TransformersAdapter
+from roadless.service.contract.job.models import GptPreset
+from roadless.worker.model.gpt import MLP_FACTOR, ROTARY_BASE, Block, Gpt
+from roadless.worker.model.huggingface.adapter import TransformersAdapter
 
 transformers_logging.disable_progress_bar()
 

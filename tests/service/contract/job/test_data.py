@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract.ids import new_id
-from service.contract.job.data import DataSpec, FilesData, tasks_of_data
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job.data import DataSpec, FilesData, tasks_of_data
+from roadless.service.contract.job.spec import JobSpec
 
 ADAPTER: TypeAdapter[DataSpec] = TypeAdapter(DataSpec)
 FILES = {"kind": "files", "path": "/data/a"}

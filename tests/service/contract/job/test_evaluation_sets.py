@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract.job.budget import METRICS
-from service.contract.job.data import DataSpec
-from service.contract.job.evaluation import EvaluationSpec
-from service.contract.job.evaluation_sets import (
+from roadless.service.contract.job.budget import METRICS
+from roadless.service.contract.job.data import DataSpec
+from roadless.service.contract.job.evaluation import EvaluationSpec
+from roadless.service.contract.job.evaluation_sets import (
     MAX_CUSTOM_METRICS,
     MAX_SETS,
     RESERVED_NAMES,
@@ -16,7 +16,7 @@ from service.contract.job.evaluation_sets import (
     metric_names,
     prepared_alike,
 )
-from service.contract.job.spec import JobSpec, uploads_of
+from roadless.service.contract.job.spec import JobSpec, uploads_of
 
 DATA: TypeAdapter[DataSpec] = TypeAdapter(DataSpec)
 DIGITS = {"kind": "builtin", "name": "digits"}

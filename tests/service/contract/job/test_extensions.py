@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.job.spec import JobSpec
 
 COOLDOWN = {"kind": "cooldown", "cooldown_len": 0.5}
 KEEP = {"kind": "keep_last_rate"}

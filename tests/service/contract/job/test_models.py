@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from service.contract.ids import new_id
-from service.contract.job import models
-from service.contract.job.models import ModelSpec
-from service.contract.job.spec import JobSpec
-from service.contract.job.tasks import Task
+from roadless.service.contract.ids import new_id
+from roadless.service.contract.job import models
+from roadless.service.contract.job.models import ModelSpec
+from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.job.tasks import Task
 
 MODEL: TypeAdapter[Any] = TypeAdapter(ModelSpec)
 GPT = {"kind": "preset", "name": "gpt"}

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from service.contract.job.spec import JobSpec
+from roadless.service.contract.job.spec import JobSpec
 
 
 def spec_with(digits_spec, schedule, **changes):

@@ -5,7 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.contract.job.training import ParallelismSpec, TrainingSpec, gang_sizes, num_parts
+from roadless.service.contract.job.training import (
+    ParallelismSpec,
+    TrainingSpec,
+    gang_sizes,
+    num_parts,
+)
 
 SIZES = st.integers(1, 24)
 

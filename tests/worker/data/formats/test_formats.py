@@ -14,9 +14,9 @@ from data_cases import Node, all_rows, csv_text, jsonl_text, write_table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.contract.states import Reason
-from worker.data.formats.chunk import CHUNK_ROWS
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.formats.chunk import CHUNK_ROWS
+from roadless.worker.errors import JobFailed
 
 TABLES = ("csv", "jsonl", "npz", "parquet")
 
@@ -296,7 +296,7 @@ def test_what_is_no_text_says_where(node, format, content, problem):
 
 
 def test_records_have_a_largest_size(node, monkeypatch):
-    monkeypatch.setattr("worker.data.formats.jsonl_rows.MAX_RECORD_BYTES", 30)
+    monkeypatch.setattr("roadless.worker.data.formats.jsonl_rows.MAX_RECORD_BYTES", 30)
     node.write("rows.jsonl", json.dumps({"x": 1, "y": 0}) + "\n" + json.dumps({"x": [1] * 50}))
     assert "row 2: expected at most 30 bytes" in fault(node, "rows.jsonl")
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.data.prepared import cache as cache_module
-from worker.data.prepared.cache import Cache, CacheFull, size_of
-from worker.errors import DataInvalid
+from roadless.worker.data.prepared import cache as cache_module
+from roadless.worker.data.prepared.cache import Cache, CacheFull, size_of
+from roadless.worker.errors import DataInvalid
 
 FORK = multiprocessing.get_context("fork")
 Process = Any

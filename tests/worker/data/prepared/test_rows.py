@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.states import Reason
-from worker.data.prepared import normalization
-from worker.data.prepared.rows import drawn_rows
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.prepared import normalization
+from roadless.worker.data.prepared.rows import drawn_rows
+from roadless.worker.errors import JobFailed
 
 
 @pytest.fixture

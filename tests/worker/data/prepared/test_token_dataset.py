@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.states import Reason
-from worker.data.prepared.token_dataset import TokenString, TokenWindows
-from worker.errors import DataInvalid
+from roadless.service.contract.states import Reason
+from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
+from roadless.worker.errors import DataInvalid
 
 
 def string(tokens: np.ndarray, num_train: int) -> TokenString:

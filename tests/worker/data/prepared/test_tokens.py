@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from service.contract.states import Reason
-from worker.data.formats import text_pieces
-from worker.data.formats.chunk import Piece
-from worker.data.prepared import tokens
-from worker.data.prepared.token_dataset import TokenString
-from worker.data.prepared.tokenizer import Bytes, load
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.formats import text_pieces
+from roadless.worker.data.formats.chunk import Piece
+from roadless.worker.data.prepared import tokens
+from roadless.worker.data.prepared.token_dataset import TokenString
+from roadless.worker.data.prepared.tokenizer import Bytes, load
+from roadless.worker.errors import JobFailed
 
 TEXT = "Über die Brücke, über den Fluß.\nUnd zurück.\n"
 END = "<|end|>"

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_cases import Node, all_rows, csv_text, jsonl_text, said
 
-from service.contract.states import Reason
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.errors import JobFailed
 
 ROWS = {"x": [float(i) for i in range(3000)], "y": [i % 3 for i in range(3000)]}
 FEW = {"x": [0.5, 1.5], "y": [2, 0]}

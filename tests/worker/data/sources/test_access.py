@@ -11,10 +11,10 @@ import torch
 from data_cases import Node
 from sklearn.datasets import load_breast_cancer, load_digits
 
-from service.contract.states import Reason
-from worker.data.builtin import breast_cancer, stdlib_bytes
-from worker.data.builtin.digits import Digits
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.builtin import breast_cancer, stdlib_bytes
+from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.errors import JobFailed
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_without_their_package_they_are_not_found_and_without_their_file_unreada
     elsewhere = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py"))
     for found, reason in ((None, Reason.DATA_NOT_FOUND), (elsewhere, Reason.DATA_UNREADABLE)):
         monkeypatch.setattr(
-            f"worker.data.builtin.{room}.find_spec", lambda name, found=found: found
+            f"roadless.worker.data.builtin.{room}.find_spec", lambda name, found=found: found
         )
         with pytest.raises(JobFailed, match=f"scikit-learn|{room}") as caught:
             load()

@@ -8,10 +8,10 @@ from data_cases import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.states import Reason
-from worker.data.sources import local_files
-from worker.data.sources.patterns import before_magic, matcher
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.sources import local_files
+from roadless.worker.data.sources.patterns import before_magic, matcher
+from roadless.worker.errors import JobFailed
 
 CONTENT = bytes(range(200))
 
@@ -128,7 +128,7 @@ def test_a_file_that_vanishes_once_it_was_found_is_data_unreadable(node):
 
 def test_too_many_files_are_refused(node, monkeypatch):
     for module in ("local_files", "locations"):
-        monkeypatch.setattr(f"worker.data.sources.{module}.MAX_FILES", 2)
+        monkeypatch.setattr(f"roadless.worker.data.sources.{module}.MAX_FILES", 2)
     for number in range(3):
         node.write(f"many/{number}", b"x")
     for path in (f"{node.root}/many/*", [f"{node.root}/many/{number}" for number in range(3)]):

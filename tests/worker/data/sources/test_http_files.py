@@ -13,11 +13,11 @@ from data_cases import Node, csv_text
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.contract.states import Reason
-from worker.data.sources import http_files
-from worker.data.sources.addresses import is_listed, is_public
-from worker.data.sources.source_file import SourceAway
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.sources import http_files
+from roadless.worker.data.sources.addresses import is_listed, is_public
+from roadless.worker.data.sources.source_file import SourceAway
+from roadless.worker.errors import JobFailed
 
 CONTENT = csv_text(
     {"x": [float(i) for i in range(5000)], "y": [i % 2 for i in range(5000)]}
@@ -234,7 +234,7 @@ def test_a_name_is_judged_by_every_address_and_the_connection_goes_to_one_that_w
         addresses = ["127.0.0.1"] if len(asked) == 1 else ["1.1.1.1", "127.0.0.1"]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
 
-    monkeypatch.setattr("worker.data.sources.addresses.socket.getaddrinfo", resolving)
+    monkeypatch.setattr("roadless.worker.data.sources.addresses.socket.getaddrinfo", resolving)
     url = f"http://files.example:{port}/rows.csv"
     found = http_files.find(url, sources=node.allowing(urls=(url,)).sources)
     assert found.size == len(CONTENT)

@@ -13,10 +13,10 @@ from data_cases import Node, csv_text
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
-from service.contract.states import Reason
-from worker.data.sources import object_files
-from worker.data.sources.source_file import SourceAway
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.sources import object_files
+from roadless.worker.data.sources.source_file import SourceAway
+from roadless.worker.errors import JobFailed
 
 REGION = "us-east-1"
 

@@ -12,9 +12,9 @@ from data_cases import Node, csv_text
 from guarded_site import Site, guarded_site
 from s3_guarded import REGION, Guarded, guarded_s3
 
-from service.contract.states import Reason
-from worker.data.sources import http_files, object_files
-from worker.errors import JobFailed
+from roadless.service.contract.states import Reason
+from roadless.worker.data.sources import http_files, object_files
+from roadless.worker.errors import JobFailed
 
 AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 ROWS = csv_text({"x": [float(i) for i in range(50)], "y": [i % 2 for i in range(50)]})

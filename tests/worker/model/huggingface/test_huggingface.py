@@ -21,14 +21,14 @@ from torch import nn
 from training_bench import bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from service.contract.states import Reason
-from worker.checkpointing.model_files import read_model, write_model
-from worker.data.base import Description
-from worker.errors import CheckpointUnreadable, JobFailed
-from worker.model.base import blocks_of
-from worker.model.build import build_model
-from worker.model.huggingface import companions
-from worker.model.sources import ModelSources
+from roadless.service.contract.states import Reason
+from roadless.worker.checkpointing.model_files import read_model, write_model
+from roadless.worker.data.base import Description
+from roadless.worker.errors import CheckpointUnreadable, JobFailed
+from roadless.worker.model.base import blocks_of
+from roadless.worker.model.build import build_model
+from roadless.worker.model.huggingface import companions
+from roadless.worker.model.sources import ModelSources
 
 CLASSIFIER = {"auto_class": "AutoModelForImageClassification", "context": None}
 LLAMA = {
@@ -458,9 +458,9 @@ COMMIT = "0123456789" * 4
 HUB_SCRIPT = """
 import json, sys
 from model_cases import BYTES, parse, transformers_model
-from worker.errors import JobFailed
-from worker.model.build import build_model
-from worker.model.sources import ModelSources
+from roadless.worker.errors import JobFailed
+from roadless.worker.model.build import build_model
+from roadless.worker.model.sources import ModelSources
 for name in sys.argv[1:]:
     spec = parse(transformers_model(None, hub_id=name))
     try:
@@ -565,16 +565,16 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_and_code(
 
 
 def test_a_rank_that_asks_for_no_such_model_does_not_import_the_library() -> None:
-    script = "import sys, worker.rank.main; print(sorted(sys.modules))"
+    script = "import sys, roadless.worker.rank.main; print(sorted(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "'worker.model.build'" in ran.stdout
+    assert "'roadless.worker.model.build'" in ran.stdout
     assert "'transformers'" not in ran.stdout
     assert "huggingface" not in ran.stdout
 
 
 def test_a_node_without_the_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [*sys.modules]:
-        if name.startswith("worker.model.huggingface."):
+        if name.startswith("roadless.worker.model.huggingface."):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "transformers", None)
     failure = refusal(transformers_model(GPT2))
