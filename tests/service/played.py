@@ -1,6 +1,7 @@
 """A runner and ranks that are played by the test, and the app as they and users see it."""
 
 import hashlib
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,8 +163,12 @@ class Service:
         return answer.json()
 
     def claim(self, **view: Any) -> Rank:
-        """Have the runner take the one job that waits."""
-        (assignment,) = self.sync(**view)["start"]
+        """Have the runner take the one job that waits; a busy service may hold its row just then."""
+        for _ in range(50):
+            if found := self.sync(**view)["start"]:
+                break
+            time.sleep(0.02)
+        (assignment,) = found
         return Rank(self.http, assignment)
 
     def running(self, spec: dict[str, Any], steps: int = 1) -> tuple[str, Rank]:
