@@ -163,7 +163,7 @@ class Service:
         return answer.json()
 
     def claim(self, **view: Any) -> Rank:
-        """Have the runner take the one job that waits; a busy service may hold its row just then."""
+        """Have the runner take the one job that waits, once the service lets go of its row."""
         for _ in range(50):
             if found := self.sync(**view)["start"]:
                 break
