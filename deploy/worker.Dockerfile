@@ -16,6 +16,7 @@ RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}" 
 COPY migrations migrations
 COPY optim optim
 COPY service service
+# No setup.py: it would ask for the chart library of a dashboard that no worker serves.
 COPY worker worker
 RUN pip install --no-deps --force-reinstall .
 

@@ -1,5 +1,6 @@
 """The pages and the way in: paste the token once, keep it in a cookie that scripts cannot read."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +15,11 @@ from roadless.service.auth import store
 from roadless.service.auth.dependencies import COOKIE
 from roadless.service.auth.tokens import Audience
 from roadless.service.contract.ids import PATTERN_TAIL
+from roadless.service.dashboard import vendor
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import AppSettings, Db
+
+log = logging.getLogger(__name__)
 
 
 class Assets(StaticFiles):
@@ -53,7 +57,10 @@ Next = Annotated[str, Query(pattern=f"^/(jobs/{_JOB_ID})?$")]
 
 
 def mount(app: FastAPI) -> None:
-    """Add the pages and their static files to the app."""
+    """Add the pages and their static files to the app; warn when there is nothing to draw with."""
+    problem = vendor.problem()
+    if problem:
+        log.warning("the dashboard has no charts: %s", problem)
     app.include_router(router)
     app.mount("/static", Assets(directory=_HERE / "static"), name="static")
 
@@ -122,7 +129,7 @@ def job_page(job_id: str, request: Request, is_signed_in: SignedIn) -> Response:
     """One job: progress, curves, checkpoints, events, specification."""
     if not is_signed_in:
         return RedirectResponse(f"/login?next=/jobs/{job_id}", status_code=303)
-    return _page(request, "job.html", job_id=job_id)
+    return _page(request, "job.html", job_id=job_id, problem=vendor.problem())
 
 
 def _login(

@@ -42,7 +42,7 @@ export async function keepLooking(look) {
         return;
       }
       console.warn(error);
-      show("off", "the service does not answer; trying again");
+      show("off", "the service is not answering; trying again");
     }
     await new Promise((resume) => setTimeout(resume, pause));
     await whenVisible();

@@ -23,6 +23,7 @@ class Chart {
   // `empty`: what to say when there is nothing to draw.
   draw(data, { axis, isLog, empty }) {
     if (data[0].length === 0) return this.say(empty);
+    if (typeof uPlot === "undefined") return this.say("The charts are missing.");
     this.data = isLog ? [data[0], ...data.slice(1).map(positive)] : data;
     this.axis = axis;
     this.isLog = isLog;
@@ -56,13 +57,21 @@ class Chart {
   }
 
   options() {
-    const axes = { stroke: colour("--dim"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+    const axes = {
+      stroke: colour("--dim"),
+      grid: { stroke: colour("--line"), width: 1 },
+      ticks: { stroke: colour("--line"), width: 1 },
+    };
     return {
       ...this.size(),
       scales: { x: { time: false }, y: this.isLog ? { distr: 3 } : {} },
       axes: [
         { ...axes, values: (_, ticks) => ticks.map(short) },
-        { ...axes, size: 64, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))) },
+        {
+          ...axes,
+          size: 64,
+          values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
+        },
       ],
       cursor: { drag: { x: true, y: false } },
       ...this.content(),
@@ -71,11 +80,17 @@ class Chart {
 }
 
 // null is a gap in the line, undefined none: the column has nothing to say there.
-const positive = (values) => values.map((value) => (value === undefined || value > 0 ? value : null));
+const positive = (values) =>
+  values.map((value) => (value === undefined || value > 0 ? value : null));
 const short = (value) => {
   if (value === null || value === undefined) return "-";
   if (Math.abs(value) >= 1e4) {
-    const [scaled, unit] = Math.abs(value) >= 1e9 ? [value / 1e9, "G"] : Math.abs(value) >= 1e6 ? [value / 1e6, "M"] : [value / 1e3, "k"];
+    const [scaled, unit] =
+      Math.abs(value) >= 1e9
+        ? [value / 1e9, "G"]
+        : Math.abs(value) >= 1e6
+          ? [value / 1e6, "M"]
+          : [value / 1e3, "k"];
     return `${+scaled.toPrecision(4)}${unit}`;
   }
   return String(+value.toPrecision(4));
@@ -86,14 +101,22 @@ const legend = (_, value) => short(value);
 export class BandChart extends Chart {
   content() {
     const edge = { stroke: "transparent", points: { show: false }, value: legend };
+    const band = colour("--band");
     return {
+      legend: { markers: { fill: (_, i) => (i < 3 ? band : null) } },
       series: [
         { label: this.axis, value: legend },
         { label: "min", ...edge },
         { label: "max", ...edge },
-        { label: "last", stroke: colour("--train"), width: 1.5, points: { show: false }, value: legend },
+        {
+          label: "last",
+          stroke: colour("--train"),
+          width: 1.5,
+          points: { show: false },
+          value: legend,
+        },
       ],
-      bands: [{ series: [2, 1], fill: colour("--band") }],
+      bands: [{ series: [2, 1], fill: band }],
     };
   }
 }
@@ -109,12 +132,20 @@ export class PointChart extends Chart {
       legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       series: [
         { label: this.axis, value: legend },
-        { label: "eval loss", stroke: line, width: 1.5, points: { show: true, size: 5, fill: colour("--card") }, value: legend },
+        {
+          label: "eval loss",
+          stroke: line,
+          width: 1.5,
+          points: { show: true, size: 5, fill: colour("--card") },
+          value: legend,
+        },
         ...(this.data.length > 2 ? this.overlay() : []),
       ],
       hooks: {
         draw: [(plot) => this.drawKept(plot, line)],
-        setCursor: [(plot) => this.element.classList.toggle("keeps", Boolean(this.links[plot.cursor.idx]))],
+        setCursor: [
+          (plot) => this.element.classList.toggle("keeps", Boolean(this.links[plot.cursor.idx])),
+        ],
         ready: [(plot) => plot.over.addEventListener("click", () => this.follow(plot))],
       },
     };
@@ -134,7 +165,13 @@ export class PointChart extends Chart {
       const value = plot.data[1][i];
       if (!link || value === null || value === undefined) return;
       plot.ctx.beginPath();
-      plot.ctx.arc(plot.valToPos(plot.data[0][i], "x", true), plot.valToPos(value, "y", true), 5 * devicePixelRatio, 0, 7);
+      plot.ctx.arc(
+        plot.valToPos(plot.data[0][i], "x", true),
+        plot.valToPos(value, "y", true),
+        5 * devicePixelRatio,
+        0,
+        7,
+      );
       plot.ctx.fill();
     });
   }

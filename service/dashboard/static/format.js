@@ -4,11 +4,16 @@ export const NOTHING = "-";
 
 const TERMINAL = new Set(["STOPPED", "SUCCEEDED", "FAILED", "CANCELLED"]);
 const TONE = {
-  RUNNING: "good", SUCCEEDED: "good", FAILED: "bad", FAILING: "bad",
-  RECOVERING: "warn", CANCELLING: "warn", CANCELLED: "warn",
+  RUNNING: "good",
+  SUCCEEDED: "good",
+  FAILED: "bad",
+  FAILING: "bad",
+  RECOVERING: "warn",
+  CANCELLING: "warn",
+  CANCELLED: "warn",
 };
 const REASONS = {
-  waiting_for_capacity: "waits for free workers",
+  waiting_for_capacity: "waiting for free workers",
   no_runner: "no runner is connected; is `roadless up` running?",
 };
 
@@ -27,7 +32,8 @@ export function reason(job) {
 }
 
 export const count = (value) => value.toLocaleString("en");
-export const loss = (value) => (value === null || value === undefined ? NOTHING : String(+value.toPrecision(5)));
+export const loss = (value) =>
+  value === null || value === undefined ? NOTHING : String(+value.toPrecision(5));
 
 export function duration(seconds) {
   if (seconds < 60) return `${seconds < 10 ? +seconds.toFixed(1) : Math.floor(seconds)} s`;
@@ -41,7 +47,9 @@ export function age(time) {
   const seconds = Math.max(0, (Date.now() - Date.parse(time)) / 1000);
   if (seconds < 60) return `${Math.floor(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min`;
-  return seconds < 172_800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86_400)} d`;
+  return seconds < 172_800
+    ? `${Math.floor(seconds / 3600)} h`
+    : `${Math.floor(seconds / 86_400)} d`;
 }
 
 export function bytes(size) {

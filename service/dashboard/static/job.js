@@ -2,8 +2,19 @@
 
 import { get, keepLooking } from "./api.js";
 import { BandChart, PointChart } from "./charts.js";
+import {
+  bytes,
+  count,
+  duration,
+  isTerminal,
+  loss,
+  NOTHING,
+  node,
+  reason,
+  showPhase,
+  write,
+} from "./format.js";
 import { Overlay } from "./theory.js";
-import { NOTHING, bytes, count, duration, isTerminal, loss, node, reason, showPhase, write } from "./format.js";
 
 const LIVE_MS = 1000;
 const ENDED_MS = 10_000;
@@ -20,10 +31,12 @@ const isLog = byId("log");
 const seen = { mark: null, fence: null, buckets: null, curve: [], progress: [], lastEvent: null };
 
 const trainChart = new BandChart(byId("train-chart"), {
-  describe: ([x, , , last]) => `Train loss in ${x.length} buckets; the last is ${loss(last.at(-1))}.`,
+  describe: ([x, , , last]) =>
+    `Train loss in ${x.length} buckets; the last is ${loss(last.at(-1))}.`,
 });
 const evalChart = new PointChart(byId("eval-chart"), {
-  describe: () => `${seen.curve.length} evaluations at the averaged point; the last loss is ${loss(seen.curve.at(-1)?.loss)}.${overlay.inWords()}`,
+  describe: () =>
+    `${seen.curve.length} evaluations at the averaged point; the last loss is ${loss(seen.curve.at(-1)?.loss)}.${overlay.inWords()}`,
 });
 const overlay = new Overlay(`${base}/theory`);
 
@@ -57,7 +70,8 @@ function showHeader(job) {
   write("wall", duration(wall_seconds));
   write("attempt", attempt(job));
   for (const option of axis.options) {
-    if (option.value in job.progress) option.disabled = job.progress[option.value] === 0 && option.value !== "step";
+    if (option.value in job.progress)
+      option.disabled = job.progress[option.value] === 0 && option.value !== "step";
   }
   write("spec", JSON.stringify(job.spec, null, 2));
 }
@@ -65,7 +79,7 @@ function showHeader(job) {
 function attempt(job) {
   if (!job.attempt) return NOTHING;
   const { fence, world_size } = job.attempt;
-  return `${fence}, ${world_size} ${world_size === 1 ? "rank" : "ranks"}`;
+  return `${fence} (${world_size} ${world_size === 1 ? "rank" : "ranks"})`;
 }
 
 // Over the last looks while it moves; over the whole training before that and after.
@@ -98,8 +112,10 @@ async function readCheckpoints() {
   const rows = page.data.map((one) =>
     row([count(one.step), "number"], [named(one)], [bytes(one.total_bytes), "number"]),
   );
-  fillTable("checkpoints", rows, "No checkpoint yet.");
-  seen.kept = new Map(page.data.filter((one) => one.kind === "eval").map((one) => [one.step, one.id]));
+  fillTable("checkpoints", rows, "No checkpoints yet.");
+  seen.kept = new Map(
+    page.data.filter((one) => one.kind === "eval").map((one) => [one.step, one.id]),
+  );
 }
 
 // What it is, and the id that the command line asks for.
@@ -128,26 +144,39 @@ function showCharts(job) {
   write("train-loss", loss(last.findLast((value) => value !== null)));
   const curve = seen.curve;
   const rows = overlay.over(curve, axis.value);
-  evalChart.links = rows.map((row) => (seen.kept.has(row.step) && row.loss !== undefined ? address(seen.kept.get(row.step)) : null));
+  evalChart.links = rows.map((row) =>
+    seen.kept.has(row.step) && row.loss !== undefined ? address(seen.kept.get(row.step)) : null,
+  );
   const columns = ["x", "loss", ...(overlay.isDrawn ? ["predicted", "promised"] : [])];
-  evalChart.draw(columns.map((name) => rows.map((row) => row[name])), {
-    ...wanted, empty: nothingYet(job, "evaluation"),
-  });
+  evalChart.draw(
+    columns.map((name) => rows.map((row) => row[name])),
+    {
+      ...wanted,
+      empty: nothingYet(job, "evaluation"),
+    },
+  );
   write("eval-loss", loss(curve.at(-1)?.loss));
-  fillTable("evals", curve.map(evalRow).reverse(), "No evaluation yet.");
+  fillTable("evals", curve.map(evalRow).reverse(), "No evaluations yet.");
 }
 
 function evalRow(point) {
-  const metrics = Object.entries(point.metrics).map(([name, value]) => `${name.replace(/^eval\./, "")} ${loss(value)}`);
+  const metrics = Object.entries(point.metrics).map(
+    ([name, value]) => `${name.replace(/^eval\./, "")} ${loss(value)}`,
+  );
   const kept = seen.kept.get(point.step);
-  return row([count(point.step), "number"], [loss(point.loss), "number"], [metrics.join(", ")], [kept ? archive(kept) : ""]);
+  return row(
+    [count(point.step), "number"],
+    [loss(point.loss), "number"],
+    [metrics.join(", ")],
+    [kept ? archive(kept) : ""],
+  );
 }
 
 function nothingYet(job, what) {
   if (isTerminal(job.phase)) return `The job ended before its first ${what}.`;
-  if (job.phase === "QUEUED") return `Queued: ${reason(job) || "waits for its turn"}.`;
-  if (job.phase === "RUNNING") return `Training; the first ${what} is still to come.`;
-  return `${job.phase.toLowerCase()}: no ${what} yet.`;
+  if (job.phase === "QUEUED") return `Queued: ${reason(job) || "waiting for its turn"}.`;
+  if (job.phase === "RUNNING") return `Training. The first ${what} is yet to come.`;
+  return `${job.phase[0]}${job.phase.slice(1).toLowerCase()}: no ${what} yet.`;
 }
 
 async function readEvents() {
@@ -162,7 +191,9 @@ async function readEvents() {
 function eventItem(event) {
   const item = node("li");
   const at = new Date(event.at);
-  item.append(node("time", at.toLocaleTimeString(), { datetime: event.at, title: at.toLocaleString() }));
+  item.append(
+    node("time", at.toLocaleTimeString(), { datetime: event.at, title: at.toLocaleString() }),
+  );
   item.append(node("span", `${event.code}: ${event.message}`));
   return item;
 }

@@ -23,7 +23,10 @@ function show(page) {
   state.hidden = !table.hidden;
   document.getElementById("more").hidden = !page.has_more;
   if (table.hidden) {
-    state.replaceChildren("No jobs yet. Create one: ", node("code", "roadless submit FILE.yaml --watch"));
+    state.replaceChildren(
+      "No jobs yet. Create one: ",
+      node("code", "roadless submit FILE.yaml --watch"),
+    );
   }
   const shown = page.data.map((job) => fill(rowOf(job), job));
   const body = table.tBodies[0];
@@ -40,7 +43,8 @@ function rowOf(job) {
     const phase = node("td");
     phase.append(node("span", "", { class: "phase" }));
     row.append(name, phase, node("td", "", { class: "wide" }));
-    for (const kind of ["number", "number", "number wide"]) row.append(node("td", "", { class: kind }));
+    for (const kind of ["number", "number", "number wide"])
+      row.append(node("td", "", { class: kind }));
     rows.set(job.id, row);
   }
   return rows.get(job.id);

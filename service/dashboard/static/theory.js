@@ -1,6 +1,6 @@
 // The theory over the eval curve: what the bound predicted, and what it promises of going on.
 
-import { Problem, get } from "./api.js";
+import { get, Problem } from "./api.js";
 import { count, isTerminal, loss, node, write } from "./format.js";
 
 // Each answer costs the service a pass over all steps.
@@ -26,7 +26,8 @@ export class Overlay {
   async read(phase) {
     byId("theory-said").hidden = !this.toggle.checked;
     const isLive = !isTerminal(phase);
-    const isFresh = this.readAt > 0 && (isLive ? Date.now() - this.readAt < PAUSE_MS : !this.wasLive);
+    const isFresh =
+      this.readAt > 0 && (isLive ? Date.now() - this.readAt < PAUSE_MS : !this.wasLive);
     if (!this.toggle.checked || isFresh) return;
     try {
       this.answer = await get(this.path);
@@ -47,14 +48,17 @@ export class Overlay {
 
   // One row for each step of the curve, or of the way ahead: {step, x, loss, predicted, promised}.
   over(curve, axis) {
-    const rows = new Map(curve.map((point) => [point.step, { step: point.step, x: point[axis], loss: point.loss }]));
+    const rows = new Map(
+      curve.map((point) => [point.step, { step: point.step, x: point[axis], loss: point.loss }]),
+    );
     const last = curve.at(-1);
     if (!this.isDrawn || !last) return [...rows.values()];
     const rowOf = (step) => {
       if (!rows.has(step)) rows.set(step, { step, x: (step * last[axis]) / last.step });
       return rows.get(step);
     };
-    for (const point of this.answer.data) if (rows.has(point.step)) rowOf(point.step).predicted = point.predicted;
+    for (const point of this.answer.data)
+      if (rows.has(point.step)) rowOf(point.step).predicted = point.predicted;
     for (const point of this.answer.extension.data) rowOf(point.step).promised = point.predicted;
     return [...rows.values()].sort((one, other) => one.x - other.x);
   }
@@ -71,7 +75,7 @@ function inSentences({ fit, no_fit_reason, gap, extension }) {
   const { offset, slope, median_relative_error } = fit.huber;
   const end = extension.data.at(-1);
   return [
-    `Predicted: ${loss(offset)} + ${loss(slope)} × bound; half of the losses are within ${+(100 * median_relative_error).toPrecision(2)} %.`,
+    `Predicted: ${loss(offset)} + ${loss(slope)} × bound; half of the losses are within ${+(100 * median_relative_error).toPrecision(2)}% of it.`,
     `The last loss is ${loss(Math.abs(gap.last))} ${gap.last < 0 ? "below" : "above"} it.`,
     `Promised (dashed): ${loss(end.predicted)} at step ${count(end.step)}. ${extension.advice}`,
   ].join(" ");

@@ -10,6 +10,8 @@ from live_app import serving
 from playwright.sync_api import ConsoleMessage, Locator, Page, expect, sync_playwright
 from theory_jobs import NUM_STEPS, WITH_WSD, trained
 
+from roadless.service.dashboard import vendor
+
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     "--no-sandbox",
@@ -171,7 +173,7 @@ def test_a_resumed_job_shows_the_new_attempts_points(signed_in, service, digits_
     service.sync(released=[rank.assignment["attempt_id"]])
     rank = service.claim()
     train(rank, 1, 20)
-    expect(signed_in.locator("#attempt")).to_contain_text("2, 2 ranks")
+    expect(signed_in.locator("#attempt")).to_have_text("2 (2 ranks)")
     expect(signed_in.get_by_role("img", name="1 evaluations")).to_be_visible()
 
 
@@ -231,14 +233,14 @@ def test_the_axes_can_be_chosen(signed_in, service, digits_spec):
     legend = signed_in.locator("#train-chart .u-legend")
     expect(legend).to_contain_text("steps")
     with signed_in.expect_response("**/metrics/train.loss?x=samples*"):
-        signed_in.get_by_label("Along").select_option("samples")
+        signed_in.get_by_label("Horizontal axis").select_option("samples")
     expect(legend).to_contain_text("samples")
-    signed_in.get_by_label("logarithmic loss").check()
+    signed_in.get_by_label("Logarithmic loss").check()
     expect(signed_in.get_by_role("img", name="Train loss in 60 buckets")).to_be_visible()
     expect(signed_in.get_by_role("option", name="tokens")).to_be_disabled()
 
 
-OVERLAY = "what the theory says"
+OVERLAY = "What the theory says"
 
 
 def hovered(page: Page, *, share: float) -> dict[str, str]:
@@ -326,11 +328,26 @@ def test_the_overlay_is_drawn_along_every_axis(signed_in, service, axis):
     end = service.get(f"/jobs/{job}/theory").json()["extension"]["data"][-1]
     signed_in.goto(f"/jobs/{job}")
     signed_in.get_by_label(OVERLAY).check()
-    signed_in.get_by_label("Along").select_option(axis)
+    signed_in.get_by_label("Horizontal axis").select_option(axis)
     legend = signed_in.locator("#eval-chart .u-legend")
     expect(legend).to_contain_text({"samples": "samples", "wall_seconds": "seconds"}[axis])
     expect(legend).to_contain_text("promised")
     assert hovered(signed_in, share=1)["promised"] == f"{end['predicted']:.4g}"
+
+
+def test_without_the_chart_library_the_rest_of_a_jobs_page_lives(
+    monkeypatch, signed_in, service, digits_spec, tmp_path
+):
+    monkeypatch.setattr(vendor, "FOLDER", tmp_path)
+    job, rank = service.running(digits_spec)
+    train(rank, 2, 60)
+    signed_in.goto(f"/jobs/{job}")
+    expect(signed_in.get_by_role("alert")).to_contain_text("Run make setup")
+    expect(signed_in.locator("#eval-chart")).to_have_text("The charts are missing.")
+    expect(signed_in.locator("#link")).to_have_text("live")
+    expect(signed_in.locator("#step")).to_have_text("60 of 500")
+    train(rank, 61, 80)
+    expect(signed_in.locator("#step")).to_have_text("80 of 500")
 
 
 def test_a_job_that_does_not_exist_is_said(signed_in):
