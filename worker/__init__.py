@@ -1,1 +1,1 @@
-"""The back of house: computes, owns no database and no port; it calls the service, never back."""
+"""The worker: computes, owns no database and no port; it calls the service and is never called."""

@@ -117,7 +117,7 @@ class AttemptApi:
         self.close()
 
     def brief(self) -> AttemptBrief:
-        """Fetch what the attempt shall train, and from where it goes on."""
+        """Fetch what the attempt trains, and what it resumes from."""
         response = _fencing(lambda: self._client.get(self._path))
         return AttemptBrief.model_validate_json(response.content)
 
@@ -136,8 +136,8 @@ class AttemptApi:
     def upload(self, path: Path, *, checkpoint_id: str, name: str, sha256: str) -> None:
         """Store the file at ``path`` as the checkpoint's file ``name``; a repeat does no harm.
 
-        A file larger than ``PART_BYTES`` goes in parts: the next call after ``Away`` goes on with
-        the first byte that has not arrived.
+        A file larger than ``PART_BYTES`` goes in parts: the next call after ``Away`` resumes at the
+        first byte that has not arrived.
         """
         url = self._file_url(checkpoint_id, name)
         headers = {"X-Content-SHA256": sha256}
@@ -235,7 +235,7 @@ class AttemptApi:
 
 
 def _is_mended_by_looking_again(error: Refused, resumed: Arrived) -> bool:
-    """Whether the service expects other bytes, or has kept wrong ones, which it forgets then."""
+    """Whether the service expects other bytes, or has kept wrong ones, which it then drops."""
     if error.status == httpx.codes.CONFLICT:
         return True
     return error.status == httpx.codes.UNPROCESSABLE_ENTITY and resumed.num_bytes > 0

@@ -1,4 +1,4 @@
-"""Goals of a job: a metric that is good enough, or one that gets no better. Pure.
+"""Early stopping: a metric that is good enough, or one that gets no better, ends a job. Pure.
 
 What evaluations have said so far is a value in the training state, so that an attempt that resumes
 ends with the step that an undisturbed one ends with.
@@ -15,7 +15,7 @@ from roadless.worker.errors import DataInvalid
 
 
 @dataclass(frozen=True)
-class GoalRecord:
+class EarlyStoppingRecord:
     """What the planned evaluations so far say. A NaN is never better and never good enough."""
 
     watched: str | None = None  #: mode and metric of the patience that the next two are about
@@ -25,20 +25,20 @@ class GoalRecord:
     limits: str | None = None  #: JSON of the budget that was reached
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "GoalRecord":
+    def from_record(cls, record: Mapping[str, Any]) -> "EarlyStoppingRecord":
         """Build the value from the JSON of a training state."""
-        reached = record.get("reached")
-        return cls(**{**record, "reached": reached and Reason(reached)})
+        reason = record.get("reached")
+        return cls(**{**record, "reached": reason and Reason(reason)})
 
 
 #: Before the first planned evaluation.
-NOTHING_JUDGED = GoalRecord()
+NOTHING_JUDGED = EarlyStoppingRecord()
 
 
-def standing(record: GoalRecord, budget: BudgetSpec | None) -> Reason | None:
-    """Return which goal is reached; one that another budget had is not, for its user let it go on.
+def reached(record: EarlyStoppingRecord, budget: BudgetSpec | None) -> Reason | None:
+    """Return why the job ends early, if it does; what another budget asked for does not count.
 
-    So a job that was extended trains until its next planned evaluation at least.
+    So a job that its user has extended trains until its next planned evaluation at least.
     """
     if record.reached is None or budget is None:
         return None
@@ -46,13 +46,13 @@ def standing(record: GoalRecord, budget: BudgetSpec | None) -> Reason | None:
 
 
 def judge(
-    record: GoalRecord, values: Mapping[str, float], *, budget: BudgetSpec | None
-) -> GoalRecord:
-    """Return the record with one more planned evaluation in it; a goal that stands is kept.
+    record: EarlyStoppingRecord, values: Mapping[str, float], *, budget: BudgetSpec | None
+) -> EarlyStoppingRecord:
+    """Return the record with one more planned evaluation in it; a limit once reached stays so.
 
-    ``values``: what it found, by metric. Raises DataInvalid when what a goal is about is not there.
+    ``values``: what it found, by metric. Raises DataInvalid when a metric of the budget is missing.
     """
-    if standing(record, budget) is not None:
+    if reached(record, budget) is not None:
         return record  # of an evaluation that was under way beside training by then
     if record.reached is not None:
         record = replace(record, evaluations_since_best=0, reached=None, limits=None)
@@ -60,11 +60,13 @@ def judge(
         return record
     if budget.patience is not None:
         record = _waited(record, values, budget.patience)
-    reached = _verdict(record, values, budget)
-    return replace(record, reached=reached, limits=reached and budget.model_dump_json())
+    reason = _reason(record, values, budget)
+    return replace(record, reached=reason, limits=reason and budget.model_dump_json())
 
 
-def _verdict(record: GoalRecord, values: Mapping[str, float], budget: BudgetSpec) -> Reason | None:
+def _reason(
+    record: EarlyStoppingRecord, values: Mapping[str, float], budget: BudgetSpec
+) -> Reason | None:
     if budget.until is not None and _is_good_enough(values, budget.until):
         return Reason.GOAL_REACHED
     patience = budget.patience
@@ -73,11 +75,13 @@ def _verdict(record: GoalRecord, values: Mapping[str, float], budget: BudgetSpec
     return None
 
 
-def _waited(record: GoalRecord, values: Mapping[str, float], patience: Patience) -> GoalRecord:
+def _waited(
+    record: EarlyStoppingRecord, values: Mapping[str, float], patience: Patience
+) -> EarlyStoppingRecord:
     """Compare the evaluation with the best before it; of another metric nothing is known."""
     watched = f"{patience.mode} {patience.metric}"
     if record.watched != watched:
-        record = GoalRecord(watched=watched)
+        record = EarlyStoppingRecord(watched=watched)
     value = _value(values, patience.metric)
     if _is_better(value, record.best, patience):
         return replace(record, best=value, evaluations_since_best=0)

@@ -1,6 +1,6 @@
 """The error tree of the worker.
 
-    JobFailed                carries the reason that the attempt ends with
+    JobFailed                each class has the reason that the attempt ends with
       DataNotFound           data_not_found         the source does not exist
       DataForbidden          data_forbidden         outside the folders that the operator opened
       DataUnreadable         data_unreadable        it exists, and reading it fails
@@ -19,110 +19,96 @@
 Any other exception is a fault of ours or of the machine and ends the attempt as ``worker_error``.
 """
 
+from typing import ClassVar
+
 from roadless.service.contract.states import Reason
 
 
 class JobFailed(Exception):
-    """Ends the attempt; the message is written for the job's owner."""
+    """Ends the attempt; the message is written for the job's owner. Raised as a subclass."""
 
-    def __init__(self, message: str, *, reason: Reason) -> None:
-        super().__init__(message)
-        self.reason = reason
+    reason: ClassVar[Reason]
 
 
 class DataNotFound(JobFailed):
     """The data source does not exist."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.DATA_NOT_FOUND)
+    reason = Reason.DATA_NOT_FOUND
 
 
 class DataForbidden(JobFailed):
     """The data source lies outside the folders that the operator opened."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.DATA_FORBIDDEN)
+    reason = Reason.DATA_FORBIDDEN
 
 
 class DataUnreadable(JobFailed):
     """The data source exists, and reading it fails."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.DATA_UNREADABLE)
+    reason = Reason.DATA_UNREADABLE
 
 
 class DataInvalid(JobFailed):
     """The data source was read, and cannot be trained on."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.DATA_INVALID)
+    reason = Reason.DATA_INVALID
 
 
 class ModelNotFound(JobFailed):
     """The model's source does not exist."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.MODEL_NOT_FOUND)
+    reason = Reason.MODEL_NOT_FOUND
 
 
 class ModelForbidden(JobFailed):
     """The operator has not opened the model's folder, the hub or the entry point."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.MODEL_FORBIDDEN)
+    reason = Reason.MODEL_FORBIDDEN
 
 
 class ModelUnreadable(JobFailed):
     """The model's source exists, and reading it fails."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.MODEL_UNREADABLE)
+    reason = Reason.MODEL_UNREADABLE
 
 
 class ModelInvalid(JobFailed):
     """The model was read or made, and cannot be trained on this data."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.MODEL_INVALID)
+    reason = Reason.MODEL_INVALID
 
 
 class MetricNotFound(JobFailed):
     """The function of a custom metric is not installed on the node."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.METRIC_NOT_FOUND)
+    reason = Reason.METRIC_NOT_FOUND
 
 
 class MetricForbidden(JobFailed):
     """The operator has not allowed the function of a custom metric."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.METRIC_FORBIDDEN)
+    reason = Reason.METRIC_FORBIDDEN
 
 
 class MetricInvalid(JobFailed):
     """A custom metric's function fails, or returns what is no number a sample."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.METRIC_INVALID)
+    reason = Reason.METRIC_INVALID
 
 
 class SecretUnavailable(JobFailed):
     """A secret that the job names was deleted, or the service cannot open it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.SECRET_UNAVAILABLE)
+    reason = Reason.SECRET_UNAVAILABLE
 
 
 class NonFiniteLoss(JobFailed):
     """The training loss is NaN or infinite; no optimizer step was taken with it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.NON_FINITE_LOSS)
+    reason = Reason.NON_FINITE_LOSS
 
 
 class CheckpointUnreadable(JobFailed):
     """A checkpoint's files are not what its manifest says, or do not fit the specification."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.CHECKPOINT_UNREADABLE)
+    reason = Reason.CHECKPOINT_UNREADABLE

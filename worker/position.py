@@ -1,4 +1,4 @@
-"""Where training stands. Counted over the whole job: an attempt goes on where the last one was."""
+"""How far training is, counted over the whole job: an attempt continues where the last one was."""
 
 import time
 from collections.abc import Mapping
@@ -6,7 +6,10 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from roadless.service.contract.job.budget import BudgetSpec
-from roadless.worker.early_stopping import NOTHING_JUDGED, GoalRecord
+from roadless.worker.early_stopping import NOTHING_JUDGED, EarlyStoppingRecord
+
+#: What training states call the record of early stopping.
+_RECORD_NAME = "goals"
 
 
 class Position(NamedTuple):
@@ -19,17 +22,20 @@ class Position(NamedTuple):
     gpu_seconds: float = 0.0
     skips: int = 0  #: steps without an update, because something was not finite
     skips_in_a_row: int = 0
-    goals: GoalRecord = NOTHING_JUDGED  #: of the lead; the others need none
+    early_stopping: EarlyStoppingRecord = NOTHING_JUDGED  #: of the lead; the others need none
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Position":
         """Build the value from the JSON of a training state, or that of an earlier release."""
-        goals = GoalRecord.from_record(record.get("goals", {}))
-        return cls(**{**record, "goals": goals})
+        counted = {name: value for name, value in record.items() if name != _RECORD_NAME}
+        judged = EarlyStoppingRecord.from_record(record.get(_RECORD_NAME, {}))
+        return cls(**counted, early_stopping=judged)
 
     def as_record(self) -> dict[str, Any]:
         """The value as JSON, for a training state."""
-        return {**self._asdict(), "goals": asdict(self.goals)}
+        record = self._asdict()
+        del record["early_stopping"]
+        return {**record, _RECORD_NAME: asdict(self.early_stopping)}
 
     def after_step(self, *, samples: int, tokens: int) -> "Position":
         """The position one step on; times are the stopwatch's to set."""

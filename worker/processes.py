@@ -1,4 +1,7 @@
-"""Processes that do not outlive who forked them, and who buries those that lost their parent."""
+"""Processes that end with their parent, are adopted or waited for; and the end of their logs.
+
+Used by what forks and spawns ranks, and by ranks themselves: standard library only.
+"""
 
 import ctypes
 import os
@@ -7,10 +10,28 @@ import signal
 from pathlib import Path
 
 _LOG_TAIL_BYTES = 4000
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when ``parent_pid`` dies; leave if it is dead already.
+
+    The kernel means the thread that forked: it must be one that lives as long as its process.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(os.EX_UNAVAILABLE)
+
+
+def adopt_orphans() -> None:
+    """Be the parent of what this process's children leave behind, so that it can be waited for."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def wait_gone(pid: int, *, timeout_seconds: float) -> bool:
-    """Wait until the process is dead; return whether it is. ``pid`` 0 is a process never born."""
+    """Wait until the process is dead; return whether it is. ``pid`` 0 never started."""
     if pid == 0:
         return True
     try:
@@ -39,26 +60,6 @@ def read_tail(path: Path) -> str:
             return file.read().decode(errors="replace").strip()
     except OSError:
         return ""
-
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when ``parent_pid`` dies; leave if it is dead already.
-
-    The kernel means the thread that forked: it must be one that lives as long as its process.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(os.EX_UNAVAILABLE)
-
-
-def adopt_orphans() -> None:
-    """Be the parent of what this process's children leave behind, so that it can be waited for."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _prctl(option: int, value: int) -> None:

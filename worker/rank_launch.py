@@ -1,4 +1,8 @@
-"""What a rank is launched with: one value, as JSON through a pipe or a file descriptor."""
+"""What a rank is launched with: one value, as JSON through a pipe or a file descriptor.
+
+With it goes what the node's operator lets the job read data from and make models of. The fork
+server imports this module: standard library only.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -8,9 +12,39 @@ from typing import Any, Literal, Self
 #: Folder beside those of attempts: environments of uploaded wheels.
 ENVIRONMENTS = "environments"
 
-
-#: How ranks come to life: from a warm process, or each with imports of its own.
+#: How ranks are started: from a warm process, or each with imports of its own.
 LaunchMethod = Literal["fork", "spawn"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSources:
+    """What jobs may read data from: public web addresses, unless the operator says otherwise."""
+
+    roots: tuple[str, ...] = ()  #: folders of the node that data and tokenizers may lie in
+    #: Beginnings of URLs that may be read although they are private (http, https), or with the
+    #: credentials of the node (s3, gs).
+    urls: tuple[str, ...] = ()
+    allow_hub: bool = False  #: whether data sets may be fetched from Hugging Face's hub
+    cache: str = "~/.roadless/data-cache"  #: of prepared data; ``~`` is that of the node's user
+    cache_bytes: int = 100 * 2**30
+    project: str = ""  #: whose job it is
+    #: Names of the job's own credentials, which are in the environment.
+    secrets: tuple[str, ...] = ()
+
+    def has_own(self, *names: str) -> bool:
+        """Whether the job has brought credentials of its own under all these names."""
+        return set(names) <= set(self.secrets)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSources:
+    """What jobs may make models of, beside the presets: nothing, unless the operator allows it."""
+
+    roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may lie in
+    allow_hub: bool = False  #: whether models may be fetched from the hub
+    entry_points: tuple[str, ...] = ()  #: ``package.module:factory``, each in full
+    allow_wheels: bool = False  #: whether jobs may bring packages of their own
+    wheel_sha256: str | None = None  #: of the wheel that this process has an environment for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +57,7 @@ class WheelFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankLaunch:
-    """What a rank knows when it is born. The rest it asks the service for."""
+    """What a rank knows when it starts. The rest it asks the service for."""
 
     attempt_id: str
     job_id: str
@@ -38,13 +72,8 @@ class RankLaunch:
     threads: int  #: torch threads, at least 1
     gpu_ids: tuple[str, ...] = ()  #: empty: the rank computes on the CPU
     scratch: str  #: the attempt's own folder on this node
-    data_roots: tuple[str, ...] = ()  #: folders that the job's data may lie in
-    data_urls: tuple[str, ...] = ()  #: beginnings of URLs that it may be read from
-    data_cache: str = "~/.roadless/data-cache"  #: where prepared data is kept on this node
-    data_cache_bytes: int = 100 * 2**30
-    model_roots: tuple[str, ...] = ()  #: folders that saved models may lie in
-    allow_hub: bool = False  #: whether the job may fetch a model from the hub
-    entry_points: tuple[str, ...] = ()  #: factories that the job may call
+    data_sources: DataSources = DataSources()
+    model_sources: ModelSources = ModelSources()
     method: LaunchMethod = "fork"
     wheel: WheelFile | None = None  #: needs an environment of its own, and so to be spawned
 
@@ -65,6 +94,14 @@ class RankLaunch:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Build the value from what ``to_json`` gave, after a trip through JSON."""
-        lists = {name: tuple(item) for name, item in value.items() if isinstance(item, list)}
-        wheel = WheelFile(**value["wheel"]) if value.get("wheel") else None
-        return cls(**{**value, **lists, "wheel": wheel})
+        nested = {
+            "data_sources": DataSources(**_with_tuples(value["data_sources"])),
+            "model_sources": ModelSources(**_with_tuples(value["model_sources"])),
+            "wheel": WheelFile(**value["wheel"]) if value.get("wheel") else None,
+        }
+        return cls(**{**_with_tuples(value), **nested})
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}

@@ -1,35 +1,37 @@
-"""Ever longer pauses between the tries of a call that nobody answers."""
+"""Calls to a service that may be away: made again after ever longer pauses."""
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, TypeVar
 
 from roadless.worker.api import Away
 
+Answer = TypeVar("Answer")
 
-def insist(call: Callable[[], None], *, seconds: float) -> None:
-    """Make ``call`` until it is answered: wait while the service is away, ``seconds`` at most.
-
-    Raises the last ``Away`` then; ``Fenced`` and ``Refused`` are answers and come through at once.
-    """
-    deadline = time.monotonic() + seconds
-    for pause in pauses():
-        try:
-            call()
-            return
-        except Away:
-            if time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-
-
-#: The first pause, and the longest, which each next one doubles up to.
+#: The first pause, which doubles up to the longest.
 FIRST_SECONDS: Final = 0.05
 LONGEST_SECONDS: Final = 2.0
 
 
+def call_with_retry(call: Callable[[], Answer], *, seconds: float) -> Answer:
+    """Make ``call`` until it is answered, and return the answer.
+
+    Waits while the service is away, for at most ``seconds``, and then raises the last ``Away``.
+    ``Fenced`` and ``Refused`` are answers and are raised at once.
+    """
+    deadline = time.monotonic() + seconds
+    for pause in pauses():
+        try:
+            return call()
+        except Away:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+    raise AssertionError("expected pauses without end")
+
+
 def pauses() -> Iterator[float]:
-    """Yield the seconds to wait after each try that failed, without end."""
+    """Yield the seconds to wait after each failed call, without end."""
     seconds = FIRST_SECONDS
     while True:
         yield seconds

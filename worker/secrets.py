@@ -1,6 +1,7 @@
-"""The secrets of a job in its ranks: in the environment, where libraries look for them.
+"""The secrets of a job in its ranks: in the environment, and out of everything that they write.
 
-They come after the process has started, so they are not in what ``/proc`` shows of it.
+They come after the process has started, so they are not in what ``/proc`` shows of it. The
+environment is where libraries look for them; a :class:`Redactor` keeps them out of events and logs.
 """
 
 import base64
@@ -26,58 +27,31 @@ HIDDEN = "***"
 #: of one that is JSON, such as its type.
 _MIN_LINE_LENGTH = 8
 _MIN_TEXT_LENGTH = 20
-
-
-def forms_of(value: str) -> set[str]:
-    """Return how a value and its parts are written: plain, escaped in some way, in base64."""
-    parts = {value, value.strip(), *_texts_of(value)}
-    parts |= {line for part in parts for line in _lines_of(part)}
-    return parts | {form for part in parts for form in _encoded(part)}
-
-
-def _lines_of(text: str) -> Iterator[str]:
-    """As a traceback shows them, perhaps indented."""
-    lines = [line.strip() for line in text.splitlines()]
-    return (line for line in lines if len(lines) > 1 and len(line) >= _MIN_LINE_LENGTH)
-
-
-def _texts_of(value: str) -> Iterator[str]:
-    """What a library finds in a value that is JSON, such as the private key of an account."""
-    try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
-        return iter(())
-    texts = found.values() if isinstance(found, dict) else ()
-    return (text for text in texts if isinstance(text, str) and len(text) >= _MIN_TEXT_LENGTH)
-
-
-def _encoded(text: str) -> Iterator[str]:
-    for quoted in (quote(text, safe=""), quote(text), quote_plus(text)):
-        yield quoted
-        yield re.sub("%..", lambda code: code[0].lower(), quoted)
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
-    yield repr(text)[1:-1]
-    yield repr(text.encode())[2:-1]
-    yield html.escape(text)
-    yield from _base64_within(text.encode())
-
-
-def _base64_within(content: bytes) -> Iterator[str]:
-    """What base64 makes of the content wherever it lies in a longer one, as in a user's password.
-
-    At each of the three offsets the first and last characters depend on the neighbours too, and
-    are left out.
-    """
-    for offset in range(3):
-        encoded = base64.b64encode(bytes(offset) + content).decode().rstrip("=")
-        first = (8 * offset + 5) // 6
-        last = 8 * (offset + len(content)) // 6
-        yield encoded[first:last]
-        yield encoded[first:last].translate(_URL_SAFE)
-
-
 _URL_SAFE = str.maketrans("+/", "-_")
+#: What goes from the environment with a secret: variables of the node that say the same in another
+#: way, some of which libraries would prefer or mix in.
+_REPLACED: Mapping[str, tuple[str, ...]] = {
+    "AWS_ACCESS_KEY_ID": (
+        "AWS_SESSION_TOKEN",
+        "AWS_TOKEN",
+        "AWS_SKIP_SIGNATURE",
+        "AWS_PROFILE",
+        "AWS_ROLE_ARN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    ),
+    "AWS_REGION": ("AWS_DEFAULT_REGION",),
+    "GOOGLE_SERVICE_ACCOUNT_KEY": (
+        "GOOGLE_SERVICE_ACCOUNT",
+        "GOOGLE_SERVICE_ACCOUNT_PATH",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "GOOGLE_SKIP_SIGNATURE",
+    ),
+    "HF_TOKEN": ("HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+}
 
 
 class Redactor:
@@ -143,39 +117,7 @@ class RedactedStream:
 REDACTOR = Redactor()
 
 
-def redact_streams() -> None:
-    """From now on standard output and error of this process go through :data:`REDACTOR`."""
-    for name in ("stdout", "stderr"):
-        setattr(sys, name, cast(TextIO, RedactedStream(getattr(sys, name), REDACTOR)))
-
-
-#: What goes from the environment with a secret: variables of the node that say the same in another
-#: way, some of which libraries would prefer or mix in.
-_REPLACED: Mapping[str, tuple[str, ...]] = {
-    "AWS_ACCESS_KEY_ID": (
-        "AWS_SESSION_TOKEN",
-        "AWS_TOKEN",
-        "AWS_SKIP_SIGNATURE",
-        "AWS_PROFILE",
-        "AWS_ROLE_ARN",
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    ),
-    "AWS_REGION": ("AWS_DEFAULT_REGION",),
-    "GOOGLE_SERVICE_ACCOUNT_KEY": (
-        "GOOGLE_SERVICE_ACCOUNT",
-        "GOOGLE_SERVICE_ACCOUNT_PATH",
-        "GOOGLE_APPLICATION_CREDENTIALS",
-        "GOOGLE_SKIP_SIGNATURE",
-    ),
-    "HF_TOKEN": ("HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
-}
-
-
-def take(brief: AttemptBrief, *, data_cache: str) -> None:
+def install_secrets(brief: AttemptBrief, *, data_cache: str) -> None:
     """Put the job's secrets into this process's environment, and keep them out of what it says.
 
     Before data and model are built, and before Hugging Face's libraries are imported, which look at
@@ -208,3 +150,58 @@ def set_environment(
     if "HF_TOKEN" in secrets:
         environ["HF_HUB_CACHE"] = str(hub_cache)
         environ["HF_XET_CACHE"] = str(hub_cache / "xet")
+
+
+def redact_streams() -> None:
+    """From now on standard output and error of this process go through :data:`REDACTOR`."""
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, cast(TextIO, RedactedStream(getattr(sys, name), REDACTOR)))
+
+
+def forms_of(value: str) -> set[str]:
+    """Return how a value and its parts are written: plain, escaped in some way, in base64."""
+    parts = {value, value.strip(), *_texts_of(value)}
+    parts |= {line for part in parts for line in _lines_of(part)}
+    return parts | {form for part in parts for form in _encoded(part)}
+
+
+def _lines_of(text: str) -> Iterator[str]:
+    """As a traceback shows them, perhaps indented."""
+    lines = [line.strip() for line in text.splitlines()]
+    return (line for line in lines if len(lines) > 1 and len(line) >= _MIN_LINE_LENGTH)
+
+
+def _texts_of(value: str) -> Iterator[str]:
+    """What a library finds in a value that is JSON, such as the private key of an account."""
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return iter(())
+    texts = found.values() if isinstance(found, dict) else ()
+    return (text for text in texts if isinstance(text, str) and len(text) >= _MIN_TEXT_LENGTH)
+
+
+def _encoded(text: str) -> Iterator[str]:
+    for quoted in (quote(text, safe=""), quote(text), quote_plus(text)):
+        yield quoted
+        yield re.sub("%..", lambda code: code[0].lower(), quoted)
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    yield repr(text)[1:-1]
+    yield repr(text.encode())[2:-1]
+    yield html.escape(text)
+    yield from _base64_within(text.encode())
+
+
+def _base64_within(content: bytes) -> Iterator[str]:
+    """What base64 makes of the content wherever it lies in a longer one, as in a user's password.
+
+    At each of the three offsets the first and last characters depend on the neighbours too, and
+    are left out.
+    """
+    for offset in range(3):
+        encoded = base64.b64encode(bytes(offset) + content).decode().rstrip("=")
+        first = (8 * offset + 5) // 6
+        last = 8 * (offset + len(content)) // 6
+        yield encoded[first:last]
+        yield encoded[first:last].translate(_URL_SAFE)

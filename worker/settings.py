@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, get_args
 
-from roadless.worker.data.sources.access import DataSources
-from roadless.worker.model.sources import ModelSources
-from roadless.worker.rank_launch import LaunchMethod
+from roadless.worker.rank_launch import DataSources, LaunchMethod, ModelSources
 
 _POLL_SECONDS = 0.1
 

@@ -1,4 +1,8 @@
-"""How a bare model becomes what is trained: its precision, its device, its ranks, its optimizer."""
+"""From a specification and a bare model to what is trained, and the values that a rank passes on.
+
+A model gets its precision, its device, its ranks and its optimizer here. :class:`RankContext` is
+what everything above needs of its rank.
+"""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,35 +14,22 @@ from torch import nn
 
 from roadless import optim
 from roadless.optim.core.positions import TwoPositions
+from roadless.service.contract.checkpoint.manifest import (
+    CheckpointFile,
+    CheckpointKind,
+    EvaluationReceipt,
+    Manifest,
+)
 from roadless.service.contract.job.optimizers import OptimizerSpec, ScheduleFreeWrapperSpec
 from roadless.service.contract.job.spec import JobSpec
-from roadless.worker.data.base import DataSet
+from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.worker.distributed.activation_checkpointing import recompute_activations
 from roadless.worker.distributed.parallel import replicate, shard
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.distributed.process_group import Cluster
-from roadless.worker.evaluation.sets import HeldOutSets
-
-
-@dataclass(frozen=True)
-class Built:
-    """What a specification has become.
-
-    ``model``: the bare model, which is evaluated and saved. ``wrapped``: the same parameters in the
-    form that is trained: a replica, compiled, or the model itself. ``held_out``: all that is
-    evaluated, and with it what is trained on.
-    """
-
-    model: nn.Module
-    wrapped: nn.Module
-    optimizer: TwoPositions
-    held_out: HeldOutSets
-
-    @property
-    def data(self) -> DataSet:
-        """What is trained on."""
-        return self.held_out.main
-
+from roadless.worker.evaluation.sets import Datasets
+from roadless.worker.position import Position
+from roadless.worker.reporting.reporter import Reporter
 
 #: The contract's short names; every other name is that of the class.
 _CLASS_OF_SHORT_NAME = {
@@ -55,6 +46,53 @@ _CLASS_OF_SHORT_NAME = {
 }
 
 
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What a specification has become.
+
+    ``model``: the bare model, which is evaluated and saved. ``wrapped``: the same parameters in the
+    form that is trained: a replica, compiled, or the model itself. ``datasets``: what is trained on
+    and all that is evaluated.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    optimizer: TwoPositions
+    datasets: Datasets
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """One rank of one attempt: what it trains, among which peers, and whom it reports to."""
+
+    brief: AttemptBrief
+    cluster: Cluster
+    reporter: Reporter
+    setup: TrainingSetup
+
+    def manifest(
+        self,
+        checkpoint_id: str,
+        kind: CheckpointKind,
+        position: Position,
+        files: tuple[CheckpointFile, ...],
+        *,
+        evaluation: EvaluationReceipt | None = None,
+    ) -> Manifest:
+        """Return the manifest of a checkpoint that this attempt has taken at ``position``."""
+        return Manifest(
+            checkpoint_id=checkpoint_id,
+            job_id=self.brief.job_id,
+            attempt_id=self.brief.attempt_id,
+            kind=kind,
+            step=position.step,
+            samples=position.samples,
+            spec=self.brief.spec.model_dump(mode="json"),
+            evaluation=evaluation,
+            files=files,
+        )
+
+
 def build_optimizer(spec: OptimizerSpec, *, params: Iterable[nn.Parameter]) -> TwoPositions:
     """Return the optimizer. The spec's fields are the optimizer's arguments, under their names."""
     make = optimizer_class(spec.name)
@@ -67,35 +105,32 @@ def build_optimizer(spec: OptimizerSpec, *, params: Iterable[nn.Parameter]) -> T
 
 def optimizer_class(name: str) -> Callable[..., TwoPositions]:
     """The class of ``optim`` that a name of the contract means."""
-    found: Callable[..., TwoPositions] = getattr(optim, _CLASS_OF_SHORT_NAME.get(name, name))
-    return found
+    make: Callable[..., TwoPositions] = getattr(optim, _CLASS_OF_SHORT_NAME.get(name, name))
+    return make
 
 
-def assemble(model: nn.Module, *, spec: JobSpec, held_out: HeldOutSets, cluster: Cluster) -> Built:
+def set_up_training(
+    model: nn.Module, *, spec: JobSpec, datasets: Datasets, cluster: Cluster
+) -> TrainingSetup:
     """Bring a fresh float32 model of the CPU into its precision, onto its device and ranks.
 
     Raises ModelInvalid for a model that cannot do what the specification asks for.
     """
-    training, seats = spec.training, spec.parallelism
+    training, parallelism = spec.training, spec.parallelism
     if training.deterministic:
         require_determinism()
     set_precision(model, training.precision)
     if training.activation_checkpointing:
         recompute_activations(model, is_compiled=training.compile)
-    is_sharded = seats.strategy == "fsdp" and cluster.world_size > 1
+    is_sharded = parallelism.strategy == "fsdp" and cluster.world_size > 1
     if is_sharded:
-        shard(model, cluster=cluster, seats=seats)
+        shard(model, cluster=cluster, parallelism=parallelism)
     model.to(cluster.device)
     optimizer = build_optimizer(spec.optimizer, params=model.parameters())
     computing = _compiled(model) if training.compile else model
     is_replicated = cluster.world_size > 1 and not is_sharded
     wrapped = replicate(computing) if is_replicated else computing
-    return Built(model=model, wrapped=wrapped, optimizer=optimizer, held_out=held_out)
-
-
-def _compiled(model: nn.Module) -> nn.Module:
-    """Only training is compiled: an evaluation gives the same bits to a stranger without it."""
-    return cast(nn.Module, torch.compile(model))
+    return TrainingSetup(model=model, wrapped=wrapped, optimizer=optimizer, datasets=datasets)
 
 
 def require_determinism() -> None:
@@ -105,3 +140,8 @@ def require_determinism() -> None:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    """Only training is compiled: an evaluation gives the same bits to a stranger without it."""
+    return cast(nn.Module, torch.compile(model))

@@ -19,11 +19,10 @@ import torch
 from roadless.service.contract.checkpoint.manifest import EvaluationReceipt
 from roadless.service.contract.job.spec import JobSpec
 from roadless.worker.data.build import build_data
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.evaluation.evaluate import EvalResult, reevaluate
-from roadless.worker.evaluation.sets import build_held_out
-from roadless.worker.model.sources import ModelSources, wheel_of_this_process
-from roadless.worker.rank_launch import ENVIRONMENTS
+from roadless.worker.evaluation.sets import build_datasets
+from roadless.worker.model.sources import wheel_of_this_process
+from roadless.worker.rank_launch import ENVIRONMENTS, DataSources, ModelSources
 from roadless.worker.settings import RunnerSettings
 from roadless.worker.validation.reload import empty_model, fill, read_manifest
 from roadless.worker.wheels.environment import run_with_wheel
@@ -49,10 +48,10 @@ def verify(
     spec = JobSpec.model_validate(manifest.spec)
     models = ModelSources(entry_points=entry_points, wheel_sha256=wheel_of_this_process())
     build = partial(build_data, model=spec.model, task=spec.task, sources=sources)
-    held_out = build_held_out(spec, build=build, sources=models)
-    model = empty_model(folder, spec=spec, data=held_out.main.description, sources=models)
+    datasets = build_datasets(spec, build=build, sources=models)
+    model = empty_model(folder, spec=spec, data=datasets.description, sources=models)
     fill(model, folder, manifest)
-    return manifest.evaluation, reevaluate(model, held_out=held_out, spec=spec)
+    return manifest.evaluation, reevaluate(model, datasets=datasets, spec=spec)
 
 
 def main() -> None:
@@ -81,8 +80,8 @@ def main() -> None:
             module="roadless.worker.verify",
             arguments=[*folders, *(f"--secret={name}" for name in arguments.secret)],
         )
-    verdicts = [_is_equal(folder, settings, sources) for folder in arguments.folders]
-    sys.exit(0 if all(verdicts) else 1)
+    are_equal = [_is_equal(folder, settings, sources) for folder in arguments.folders]
+    sys.exit(0 if all(are_equal) else 1)
 
 
 def _is_equal(folder: Path, settings: RunnerSettings, sources: DataSources) -> bool:

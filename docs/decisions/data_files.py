@@ -28,7 +28,7 @@ from roadless.worker.data.base import DataSet
 from roadless.worker.data.build import build_data
 from roadless.worker.data.prefetch import Prefetch
 from roadless.worker.data.sampler import global_indices
-from roadless.worker.data.sources.access import DataSources
+from roadless.worker.rank_launch import DataSources
 
 ROWS, COLUMNS = 100_000, 20
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from training_bench import ALONE, ScriptedReporter, make_brief
+from training_bench import ALONE, ScriptedReporter, context_of, make_brief
 
 from roadless.optim import AdamWScheduleFree
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
+from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.position import Position
-from roadless.worker.setup import Built
-from roadless.worker.training.evaluations import Milestones
+from roadless.worker.setup import TrainingSetup
 
 #: y, z and v of so many float32 parameters are a state of 100 MB.
 NUM_PARAMETERS = 100_000_000 // (3 * 4)
@@ -47,26 +47,20 @@ def _run(folder: Path) -> tuple[list[float], list[float], list[float]]:
     """Return the seconds of steps with nothing beside them, of saves, and of steps beside one."""
     reporter, model = ScriptedReporter(), _Wide()
     optimizer = AdamWScheduleFree(model.parameters(), lr=1e-3)
-    built = Built(model=model, wrapped=model, optimizer=optimizer, held_out=None)  # type: ignore[arg-type]
-    milestones = Milestones(
-        built,
-        brief=make_brief(),
-        cluster=ALONE,
-        reporter=reporter,  # type: ignore[arg-type]  a fake
-        staging=folder,
-        examiner=None,
-    )
+    setup = TrainingSetup(model=model, wrapped=model, optimizer=optimizer, datasets=None)  # type: ignore[arg-type]
+    context = context_of(make_brief(), setup, reporter, cluster=ALONE)
+    states = StateSaver(context, staging=folder)
     alone, saves, beside = [], [], []
     _step(model, optimizer)
-    milestones.prepare_states()
+    states.prepare()
     for number in range(NUM_SAVES):
-        milestones.settle()
+        states.settle()
         alone += [_timed(lambda: _step(model, optimizer)) for _ in range(NUM_STEPS)]
         position = Position(step=number)
-        saves.append(_timed(lambda: milestones.save_state(position, evaluated_step=None)))  # noqa: B023
-        while milestones._states._background.is_busy:
+        saves.append(_timed(lambda: states.save(position, evaluated_step=None)))  # noqa: B023
+        while states._background.is_busy:
             beside.append(_timed(lambda: _step(model, optimizer)))
-    milestones.settle()
+    states.settle()
     size = reporter.of_kind(CheckpointKind.RESUME)[-1].manifest.total_bytes
     assert size > 95_000_000, size
     return alone, saves, beside

@@ -27,7 +27,7 @@ from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.states import Phase
 from roadless.worker.data.build import build_data
 from roadless.worker.evaluation.evaluate import num_passes
-from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.model.build import build_model
 from roadless.worker.runner.ray_cluster import start_head
 from roadless.worker.training.cadence import FIRST_STEP, steps_of_share
@@ -86,7 +86,7 @@ def period_of(name: str) -> int:
     return steps_of_share(
         spec.evaluation.share,
         batch_size=spec.training.batch_size,
-        num_passes=num_passes(model, held_out=HeldOutSets(data), spec=spec.evaluation),
+        num_passes=num_passes(model, datasets=Datasets.of(data), spec=spec.evaluation),
     )
 
 

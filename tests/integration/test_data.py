@@ -13,7 +13,7 @@ from roadless.service.client.client import Client
 from roadless.service.client.datasets import Datasets
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.states import Phase, Reason
-from roadless.worker.data.sources.access import DataSources
+from roadless.worker.rank_launch import DataSources
 from roadless.worker.verify import verify
 
 WORDS = ["free", "of", "schedules", "a", "road", "goes", "on", "and", "on"]

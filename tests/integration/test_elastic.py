@@ -9,7 +9,7 @@ from stack import rank_pids, wait_for_end, wait_for_step, wait_until
 from roadless.service.contract.states import Phase
 
 STEPS = 200
-#: Of semantics.md: float32, another number of ranks, over 200 steps.
+#: float32, another number of ranks, over 200 steps.
 TOLERANCE = 1e-4
 
 
@@ -37,7 +37,7 @@ def sizes_of(client, job_id):
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_job_shrinks_with_its_capacity_and_grows_again(client, strategy):
-    seats = {**spec_of()["parallelism"], "strategy": strategy}
+    parallelism = {**spec_of()["parallelism"], "strategy": strategy}
     fixed = {"num_workers": 2, "strategy": strategy}
     reference = client.submit(spec_of(parallelism=fixed)).id
     assert wait_for_end(client, reference).phase is Phase.SUCCEEDED
@@ -45,7 +45,7 @@ def test_a_job_shrinks_with_its_capacity_and_grows_again(client, strategy):
     takes_two = {"num_workers": 1, "cpus_per_worker": 2}
     blocker = spec_of(name="blocker", parallelism=takes_two, priority=10, budget=None)
 
-    job_id = client.submit(spec_of(parallelism=seats)).id
+    job_id = client.submit(spec_of(parallelism=parallelism)).id
     wait_for_step(client, job_id, 30)
     blocking = client.submit(blocker).id
     os.kill(rank_pids(client.job(job_id).attempt.id)[-1], signal.SIGKILL)

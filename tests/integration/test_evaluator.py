@@ -45,7 +45,7 @@ def on_text(dataset_id: str, *, placement: str, **fields: Any) -> dict[str, Any]
 
 
 def helpers_of(rank_pid: int) -> list[int]:
-    """Processes of a rank's session beside it: its nursery and what that has forked."""
+    """Processes of a rank's session beside it: its zygote and what that has forked."""
     found = []
     for process in Path("/proc").iterdir():
         if process.name.isdigit() and int(process.name) != rank_pid:
@@ -93,11 +93,11 @@ def test_killed_helpers_cost_nothing_that_is_said_and_nothing_stays_behind(
     assert attempt is not None
     lead = rank_pids(attempt.id)[0]
     for step in (60, 120):
-        nursery, *evaluators = wait_until(lambda: _with_evaluator(lead))
+        zygote, *evaluators = wait_until(lambda: _with_evaluator(lead))
         for pid in evaluators:
             os.kill(pid, signal.SIGKILL)
         wait_for_step(client, job_id, step)
-    assert nursery == helpers_of(lead)[0]
+    assert zygote == helpers_of(lead)[0]
     client.cancel(job_id)
     assert wait_for_end(client, job_id).phase is Phase.CANCELLED
     assert helpers_of(lead) == []

@@ -16,7 +16,7 @@ EVERY = 30
 
 def spec_of(num_workers: int, **changes):
     return {
-        "name": f"going on with {num_workers}",
+        "name": f"continued on {num_workers}",
         "model": {"kind": "preset", "name": "convnet", "width": 32},
         "data": {"kind": "builtin", "name": "digits"},
         "task": "classification",

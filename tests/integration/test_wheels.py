@@ -51,7 +51,7 @@ def test_a_model_of_a_wheel_is_trained_by_two_ranks_and_verified_elsewhere(
     commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in rank_pids(attempt.id)]
     assert len(commands) == 2
     assert all(f"/environments/{uploaded.sha256}" in command for command in commands)
-    with pytest.raises(ApiError, match="expected no job that has not ended"):
+    with pytest.raises(ApiError, match="expected no unfinished job"):
         wheels.delete(uploaded.id)
     job = wait_for_end(client, job_id)
     assert job.phase is Phase.SUCCEEDED, job.message

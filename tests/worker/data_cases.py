@@ -16,8 +16,8 @@ from roadless.service.contract.job.models import ModelSpec
 from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import DataSet
 from roadless.worker.data.build import build_data
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.data.sources.uploaded import Uploads
+from roadless.worker.rank_launch import DataSources
 
 MLP = {"kind": "preset", "name": "mlp"}
 

@@ -1,6 +1,6 @@
 """Ranks whose checkpoints or evaluators go wrong as ``job_id`` says; otherwise they are themselves.
 
-What is changed here is changed before the rank forks its nursery, so evaluators have it too.
+What is changed here is changed before the rank forks its zygote, so evaluators have it too.
 """
 
 import json
@@ -19,10 +19,10 @@ from torch import nn
 from roadless.service.contract.checkpoint.manifest import CheckpointFile
 from roadless.worker.checkpointing.model_files import MODEL_FILE, _describe, write_model
 from roadless.worker.rank import main as rank_main
-from roadless.worker.rank_launch import RankLaunch
+from roadless.worker.rank_launch import ModelSources, RankLaunch
 from roadless.worker.training import evaluations
 from roadless.worker.validation import evaluator_process, zygote
-from roadless.worker.validation.evaluator_process import Question, Word
+from roadless.worker.validation.evaluator_process import Question, Reply
 
 Files = tuple[CheckpointFile, ...]
 
@@ -40,9 +40,9 @@ def main(launch: RankLaunch) -> None:
         rank_main.evaluate_files = _watched
     if what == "set up":
         _note_settings(scratch)
-    if what == "no nursery":
+    if what == "no zygote":
         zygote._fork = lambda *_: os._exit(1)
-    rank_main.main(replace(launch, entry_points=ENTRY_POINTS))
+    rank_main.main(replace(launch, model_sources=ModelSources(entry_points=ENTRY_POINTS)))
 
 
 # ---- what a user's package offers ---------------------------------------------------------------
@@ -150,7 +150,7 @@ def _break(act: Callable[[], None], times: int, scratch: Path) -> None:
     """Counted on disk, since each evaluator is a process of its own."""
     answer = evaluator_process._Process.answer
 
-    def broken(process: Any, question: Question) -> Word:
+    def broken(process: Any, question: Question) -> Reply:
         with (scratch / "questions").open("a") as file:
             file.write("x")
         if (scratch / "questions").stat().st_size <= times:
@@ -172,7 +172,7 @@ BAD_EVALUATORS: dict[str, Callable[[], None]] = {
 
 
 def _watched(connection: Connection, launch: RankLaunch) -> None:
-    """Note what an evaluator is born as, before it does anything."""
+    """Note what an evaluator starts as, before it does anything."""
     note = {
         "pid": os.getpid(),
         "parent": os.getppid(),
@@ -193,15 +193,15 @@ def _note_settings(scratch: Path) -> None:
     """What an evaluator computes with."""
     answer = evaluator_process._Process.answer
 
-    def noting(process: Any, question: Question) -> Word:
-        word = answer(process, question)
+    def noting(process: Any, question: Question) -> Reply:
+        reply = answer(process, question)
         note = {
             "threads": torch.get_num_threads(),
             "deterministic": torch.are_deterministic_algorithms_enabled(),
             "secret": os.environ.get("HF_TOKEN"),
         }
         (scratch / "settings.json").write_text(json.dumps(note))
-        return word
+        return reply
 
     evaluator_process._Process.answer = noting  # type: ignore[method-assign]
 

@@ -29,11 +29,11 @@ from roadless.service.contract.states import Desired
 from roadless.worker.api import Away, Fenced, Refused
 from roadless.worker.reporting.staged_checkpoint import Staged
 
-#: lost: never arrives; unheard: applied, but the answer is lost; twice: the network repeats it;
+#: lost: never arrives; noop: applied, but the answer is lost; twice: the network repeats it;
 #: broken: something nobody thought of.
-Fault = Literal["ok", "lost", "unheard", "twice", "broken"]
+Fault = Literal["ok", "lost", "lost_request", "twice", "broken"]
 
-FAULTS: tuple[Fault, ...] = ("ok", "lost", "unheard", "twice", "broken")
+FAULTS: tuple[Fault, ...] = ("ok", "lost", "lost_request", "twice", "broken")
 
 
 class FakeAttemptService:
@@ -74,7 +74,7 @@ class FakeAttemptService:
             reply = self._apply(report)
             if fault == "twice":
                 reply = self._apply(report)
-        if fault == "unheard":
+        if fault == "lost_request":
             raise Away("the answer got lost")
         return reply
 
@@ -87,7 +87,7 @@ class FakeAttemptService:
         content = path.read_bytes()
         assert hashlib.sha256(content).hexdigest() == sha256
         self.files[checkpoint_id, name] = content
-        if fault == "unheard":
+        if fault == "lost_request":
             raise Away("the answer got lost")
 
     def _next_fault(self) -> Fault:

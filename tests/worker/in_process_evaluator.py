@@ -16,8 +16,8 @@ class InProcessEvaluator:
     """Answers from files, once it ``may_answer``; fails at the steps of ``fails``."""
 
     def __init__(self, spec: JobSpec, *, fails: frozenset[int] = frozenset()) -> None:
-        built = build(spec)
-        self._spec, self._model, self._held_out = spec, built.model, built.held_out
+        setup = build(spec)
+        self._spec, self._model, self._datasets = spec, setup.model, setup.datasets
         self._fails = fails
         self.may_answer = threading.Semaphore(1_000_000)
         self.asked: list[tuple[int, int | None]] = []
@@ -34,4 +34,4 @@ class InProcessEvaluator:
         if max_batches is not None:
             evaluation = spec.evaluation.model_copy(update={"max_batches": max_batches})
             spec = spec.model_copy(update={"evaluation": evaluation})
-        return reevaluate(self._model, held_out=self._held_out, spec=spec)
+        return reevaluate(self._model, datasets=self._datasets, spec=spec)

@@ -1,6 +1,6 @@
 """What ranks do in the tests of parallelism: the training loop, with a reporter that only listens.
 
-``job_id`` names a folder beside the rank's scratch folder with what to do: ``wish.json``.
+``job_id`` names a folder beside the rank's scratch folder with what to do: ``changes.json``.
 """
 
 import json
@@ -22,13 +22,13 @@ _ = shard, StateSaver  # imported before the fork, as in production
 
 
 def main(launch: RankLaunch) -> None:
-    """Train as wished and note what was found; states and models go to folders of their own."""
+    """Train as told and note what was found; states and models go to folders of their own."""
     scratch = Path(launch.scratch)
-    wish = json.loads((scratch / "wish.json").read_text())
+    wanted = json.loads((scratch / "changes.json").read_text())
     cluster = join(launch)
     resume = scratch / "resume" if (scratch / "resume").exists() else None
     bench = Bench(
-        make_brief(**wish), scratch / f"rank-{launch.rank}", cluster=cluster, resume=resume
+        make_brief(**wanted), scratch / f"rank-{launch.rank}", cluster=cluster, resume=resume
     )
     bench.training.run()
     _collect(bench, scratch)

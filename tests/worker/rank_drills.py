@@ -24,13 +24,20 @@ from roadless.worker.rank import main as rank_main
 from roadless.worker.rank_launch import RankLaunch
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.training import loop
-from roadless.worker.training.step import Orders, StepResult, StepSettings, agree, train_step
+from roadless.worker.training.step import (
+    Orders,
+    Signals,
+    StepResult,
+    StepSettings,
+    agree,
+    train_step,
+)
 
 
 def main(launch: RankLaunch) -> None:
     """Run the drill and note what it found; ``rank_main`` is the rank's own."""
     if launch.job_id.startswith("rank"):
-        _be_rank(launch)
+        _run_drill(launch)
     found = DRILLS[launch.job_id](join(launch), launch)
     path = Path(launch.scratch) / f"found-{launch.rank}.json"
     path.with_suffix(".tmp").write_text(json.dumps(found))
@@ -38,7 +45,7 @@ def main(launch: RankLaunch) -> None:
     os._exit(0)
 
 
-def _be_rank(launch: RankLaunch) -> None:
+def _run_drill(launch: RankLaunch) -> None:
     if launch.job_id == "rank:impatient":
         rank_main.DRAIN_SECONDS = 0.3
     if launch.job_id == "rank:freezing" and launch.rank == 1:
@@ -115,19 +122,19 @@ def _attempt(cluster: Cluster, *, loss_factor: float = 1.0, gradient_factor: flo
 
 def _agreement(cluster: Cluster, launch: RankLaunch) -> Any:
     """The lead asks for an evaluation; the other asks for everything, and is not heard."""
-    every = dict.fromkeys(Orders._fields, True) | {"evaluate": False}
-    orders = Orders(evaluate=True) if cluster.is_lead else Orders(**every)
+    asked = Orders(Signals(evaluate=True))
+    orders = asked if cluster.is_lead else Orders.of_flags([not flag for flag in asked.flags])
     result = agree(cluster, orders, loss_sum=10.0 * (cluster.rank + 1), count=1 + 2 * cluster.rank)
     values = torch.tensor([float(cluster.rank + 1), 0.5], dtype=torch.float64)
     return {
-        "orders": result.orders._asdict(),
+        "orders": list(result.orders.flags),
         "loss": result.loss,
         "sum": cluster.sum(values).tolist(),
     }
 
 
 def _training(cluster: Cluster, launch: RankLaunch) -> Any:
-    """Only the lead hears of the wishes; the other's reporter has heard nonsense."""
+    """Only the lead hears of what the user wants; the other's reporter has heard nonsense."""
     script = {1: Heard(evaluations_requested=1), 3: Heard(Desired.STOP, 1)}
     nonsense = {0: Heard(Desired.STOP, 7, is_fenced=True)}
     changes = {"parallelism": {"num_workers": 2}, "checkpoints": {"state_every_steps": 2}}
@@ -143,7 +150,7 @@ def _training(cluster: Cluster, launch: RankLaunch) -> Any:
         "step": bench.training.step,
         "order": bench.reporter.order,
         "states": [s.manifest.step for s in bench.reporter.of_kind(CheckpointKind.RESUME)],
-        "parameters": repr(bits(dict(bench.built.model.named_parameters()))),
+        "parameters": repr(bits(dict(bench.setup.model.named_parameters()))),
         "losses": [point.values["train.loss"].hex() for point in bench.reporter.steps],
     }
 

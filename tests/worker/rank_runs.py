@@ -10,7 +10,7 @@ from worker_drills import make_launch, wait_until
 from roadless.worker.agent.fork_launcher import ForkLauncher
 from roadless.worker.agent.launcher import Exited
 
-Found = list[dict[str, Any]]
+Findings = list[dict[str, Any]]
 
 PRELOAD = ("numpy", "torch", "torch._dynamo", "httpx", "safetensors.torch", "sklearn.datasets")
 
@@ -29,7 +29,7 @@ class Ranks:
     ) -> list[int]:
         """Run the ranks to their ends; return their exit codes, rank 0 first.
 
-        ``changes``: of what each of them is born with.
+        ``changes``: of what each of them starts with.
         """
         self._exits.clear()
         port = _free_port()
@@ -50,7 +50,7 @@ class Ranks:
         wait_until(lambda: len(self._exits) == world_size, seconds=60)
         return [end.code for end in sorted(self._exits, key=lambda end: end.rank)]
 
-    def drill(self, scratch: Path, drill: str, *, world_size: int = 2) -> Found:
+    def drill(self, scratch: Path, drill: str, *, world_size: int = 2) -> Findings:
         """Run a drill; return what each rank found."""
         codes = self.run(scratch, drill, world_size=world_size)
         logs = [path.read_text() for path in sorted(scratch.glob("*.log"))]

@@ -5,10 +5,10 @@ from typing import TypeVar
 
 import torch
 
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 
-def over_ranks(function: Callable[..., Found], world_size: int) -> Found:
+def over_ranks(function: Callable[..., Answer], world_size: int) -> Answer:
     """Run ``function`` as each rank, then once more as the last, which hears what all gathered.
 
     ``function`` takes ``rank``, ``world_size`` and ``gather``, and may gather several times.
@@ -18,7 +18,7 @@ def over_ranks(function: Callable[..., Found], world_size: int) -> Found:
     return function(rank=world_size - 1, world_size=world_size, gather=lambda _: next(totals))
 
 
-def _listened(function: Callable[..., Found], rank: int, world_size: int) -> list[torch.Tensor]:
+def _listened(function: Callable[..., Answer], rank: int, world_size: int) -> list[torch.Tensor]:
     shares: list[torch.Tensor] = []
 
     def listen(values: torch.Tensor) -> torch.Tensor:

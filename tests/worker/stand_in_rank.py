@@ -1,4 +1,4 @@
-"""A rank for drills: it notes what it was born with, then does what ``job_id`` says."""
+"""A rank for drills: it notes what it was started with, then does what ``job_id`` says."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def main(launch: RankLaunch) -> None:
         "threads": len(os.listdir("/proc/self/task")),
         "oom_score_adj": Path("/proc/self/oom_score_adj").read_text().strip(),
     }
-    path = Path(launch.scratch) / f"born-{launch.rank}.json"
+    path = Path(launch.scratch) / f"started-{launch.rank}.json"
     path.with_suffix(".tmp").write_text(json.dumps(note))
     path.with_suffix(".tmp").rename(path)
     _act(launch.job_id)

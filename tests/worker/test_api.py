@@ -1,4 +1,4 @@
-"""The client of the internal endpoints: one word for every way a call can end."""
+"""The client of the internal endpoints: one error for every way a call can end."""
 
 import hashlib
 import threading
@@ -24,7 +24,7 @@ from roadless.service.contract.reports.cluster import (
 from roadless.service.contract.reports.events import Notice, Report, ReportReply
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi
-from roadless.worker.retry import insist
+from roadless.worker.retry import call_with_retry
 
 CHECKPOINT = "ckpt_1"
 BRIEF = AttemptBrief(
@@ -327,7 +327,7 @@ def test_nobody_listening_is_away() -> None:
         api.ended(ENDED)
 
 
-def test_insisting_ends_with_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retrying_ends_with_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roadless.worker.retry.FIRST_SECONDS", 0.001)
     outcomes: list[Exception] = [Away("1"), Away("2"), Fenced("3"), Away("4")]
 
@@ -335,13 +335,13 @@ def test_insisting_ends_with_the_first_answer(monkeypatch: pytest.MonkeyPatch) -
         raise outcomes.pop(0)
 
     with pytest.raises(Fenced):
-        insist(call, seconds=10)
+        call_with_retry(call, seconds=10)
     assert len(outcomes) == 1
 
 
-def test_insisting_gives_up_after_its_time() -> None:
+def test_retrying_gives_up_after_its_time() -> None:
     def call() -> None:
         raise Away("for good")
 
     with pytest.raises(Away, match="for good"):
-        insist(call, seconds=0.1)
+        call_with_retry(call, seconds=0.1)

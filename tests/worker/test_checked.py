@@ -12,7 +12,7 @@ from training_bench import build, make_spec
 
 from roadless.worker.data.base import Batch
 from roadless.worker.evaluation.evaluate import CHECKED_BATCHES, reevaluate
-from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.evaluation.task import UNCOUNTED
 
 
@@ -21,13 +21,13 @@ from roadless.worker.evaluation.task import UNCOUNTED
 def test_it_is_an_evaluation_of_the_first_batches_alone(batch_size: int, max_batches: int) -> None:
     """In every bit, so that nobody need evaluate the rest to compare."""
     spec = make_spec(evaluation={"batch_size": batch_size, "max_batches": max_batches})
-    built = build(spec)
-    checked = reevaluate(built.model, held_out=built.held_out, spec=spec).checked
+    setup = build(spec)
+    checked = reevaluate(setup.model, datasets=setup.datasets, spec=spec).checked
     first = min(max_batches, CHECKED_BATCHES)
     limited = spec.evaluation.model_copy(update={"max_batches": first})
     alone = reevaluate(
-        built.model,
-        held_out=built.held_out,
+        setup.model,
+        datasets=setup.datasets,
         spec=spec.model_copy(update={"evaluation": limited}),
     )
     assert checked.num_examples == alone.num_examples
@@ -54,9 +54,9 @@ def test_where_nothing_counts_in_the_first_batches_all_are_computed(
     tmp_path: Path, num_uncounted: int, num_checked: int
 ) -> None:
     spec = make_spec(evaluation={"batch_size": 1, "max_batches": 12})
-    built = build(spec)
-    data = LateTargets(built.data, num_uncounted=num_uncounted)
-    result = reevaluate(built.model, held_out=HeldOutSets(data), spec=spec)  # type: ignore[arg-type]
+    setup = build(spec)
+    data = LateTargets(setup.datasets.validation, num_uncounted=num_uncounted)
+    result = reevaluate(setup.model, datasets=Datasets.of(data), spec=spec)  # type: ignore[arg-type]
     assert result.checked.num_examples == num_checked
     assert result.checked.loss == pytest.approx(result.loss, rel=0.9)
     if num_checked == 12:

@@ -1,4 +1,4 @@
-"""Goals end a job with the same step whatever happens to it meanwhile."""
+"""Early stopping ends a job with the same step whatever happens to it meanwhile."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.job.budget import BudgetSpec
 from roadless.service.contract.reports.events import BudgetNow
 from roadless.service.contract.states import Desired, Reason
-from roadless.worker.early_stopping import GoalRecord, judge, standing
+from roadless.worker.early_stopping import EarlyStoppingRecord, judge, reached
 from roadless.worker.errors import DataInvalid
 from roadless.worker.position import Position
 from roadless.worker.reporting.outbox import Heard
@@ -28,10 +28,10 @@ def budget_of(**limits: Any) -> BudgetSpec:
 
 def ends_after(losses: list[float], budget: BudgetSpec) -> tuple[int, Reason] | None:
     """After how many evaluations the job ends."""
-    record = GoalRecord()
+    record = EarlyStoppingRecord()
     for number, loss in enumerate(losses, start=1):
         record = judge(record, {"eval.loss": loss}, budget=budget)
-        if reason := standing(record, budget):
+        if reason := reached(record, budget):
             return number, reason
     return None
 
@@ -71,30 +71,32 @@ def test_until_ends_with_the_first_value_that_is_good_enough(
 def test_another_budget_lets_the_job_go_on_and_waits_anew() -> None:
     budget = budget_of(max_steps=10, patience={"evaluations": 2})
     more = budget_of(max_steps=20, patience={"evaluations": 2})
-    record = GoalRecord()
+    record = EarlyStoppingRecord()
     for loss in (1.0, 2.0, 2.0):
         record = judge(record, {"eval.loss": loss}, budget=budget)
-    assert standing(record, budget) is Reason.NO_BETTER
-    assert standing(record, more) is None
+    assert reached(record, budget) is Reason.NO_BETTER
+    assert reached(record, more) is None
     once = judge(record, {"eval.loss": 1.5}, budget=more)
-    assert standing(once, more) is None
+    assert reached(once, more) is None
     twice = judge(once, {"eval.loss": 1.5}, budget=more)
-    assert standing(twice, more) is Reason.NO_BETTER
+    assert reached(twice, more) is Reason.NO_BETTER
 
 
 def test_what_was_under_way_when_a_goal_was_reached_takes_nothing_back() -> None:
-    """Evaluations beside training: several verdicts may be found between two steps."""
+    """Evaluations beside training: several may end between two steps."""
     budget = budget_of(patience={"evaluations": 2})
-    record = GoalRecord()
+    record = EarlyStoppingRecord()
     for loss in (1.0, 2.0, 2.0):
         record = judge(record, {"eval.loss": loss}, budget=budget)
     for loss in (2.0, 0.5):
         assert judge(record, {"eval.loss": loss}, budget=budget) == record
-    assert standing(record, budget) is Reason.NO_BETTER
+    assert reached(record, budget) is Reason.NO_BETTER
 
 
 def test_of_another_metric_the_record_knows_nothing() -> None:
-    first = judge(GoalRecord(), {"eval.loss": 0.1}, budget=budget_of(patience={"evaluations": 1}))
+    first = judge(
+        EarlyStoppingRecord(), {"eval.loss": 0.1}, budget=budget_of(patience={"evaluations": 1})
+    )
     accuracy = {"metric": "eval.accuracy", "mode": "max", "evaluations": 1}
     values = {"eval.loss": 9.0, "eval.accuracy": 0.05}
     second = judge(first, values, budget=budget_of(patience=accuracy))
@@ -104,7 +106,7 @@ def test_of_another_metric_the_record_knows_nothing() -> None:
 def test_a_metric_that_the_data_does_not_have_is_named() -> None:
     budget = budget_of(until={"metric": "eval.top5_accuracy", "value": 1, "mode": "max"})
     with pytest.raises(DataInvalid, match=r"expected the metric 'eval.top5_accuracy' of this data"):
-        judge(GoalRecord(), {"eval.loss": 1.0}, budget=budget)
+        judge(EarlyStoppingRecord(), {"eval.loss": 1.0}, budget=budget)
 
 
 def test_a_state_of_an_earlier_release_has_no_record() -> None:
@@ -167,7 +169,7 @@ def test_a_run_that_is_disturbed_ends_with_the_step_of_an_undisturbed_one(
     tmp_path_factory: pytest.TempPathFactory, pauses: set[int]
 ) -> None:
     """Pauses bring evaluations of their own, which must not count; nor does their place matter."""
-    folder = tmp_path_factory.mktemp("goals")
+    folder = tmp_path_factory.mktemp("early")
     whole = Bench(make_brief(**PATIENT), folder / "whole")
     assert whole.training.run() is Reason.NO_BETTER
     assert 8 <= whole.training.step < 40

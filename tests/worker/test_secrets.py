@@ -11,7 +11,7 @@ from training_bench import make_brief
 
 from roadless.service.contract.states import Reason
 from roadless.worker.errors import SecretUnavailable
-from roadless.worker.secrets import REDACTOR, set_environment, take
+from roadless.worker.secrets import REDACTOR, install_secrets, set_environment
 
 NODE = {
     "PATH": "/bin",
@@ -74,7 +74,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets_are_hidden_from_then_on(environment, tmp_path):
     brief = make_brief().model_copy(update={"secrets": {"MY_KEY": SecretStr("taken-by-a-rank")}})
-    take(brief, data_cache=str(tmp_path))
+    install_secrets(brief, data_cache=str(tmp_path))
     assert os.environ["MY_KEY"] == "taken-by-a-rank"
     assert REDACTOR.redact("it is taken-by-a-rank") == "it is ***"
 
@@ -83,7 +83,7 @@ def test_a_secret_that_is_not_to_be_had_ends_the_job_and_is_named(environment, t
     faults = ["MY_KEY was deleted; put it again"]
     brief = make_brief().model_copy(update={"secret_faults": faults})
     with pytest.raises(SecretUnavailable, match="MY_KEY was deleted; put it again") as caught:
-        take(brief, data_cache=str(tmp_path))
+        install_secrets(brief, data_cache=str(tmp_path))
     assert caught.value.reason is Reason.SECRET_UNAVAILABLE
 
 

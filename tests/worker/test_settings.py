@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from roadless.worker.data.sources.access import DataSources
-from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import DataSources, ModelSources
 from roadless.worker.settings import RunnerSettings, SettingsError
 
 

@@ -14,19 +14,20 @@ from roadless.service.contract.job.data import DataSpec
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import EvalPoint, Event, StepMetrics, Usage
+from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed, read_state
 from roadless.worker.data.base import DataSet
 from roadless.worker.data.build import build_data
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.evaluation.evaluate import Checked
-from roadless.worker.evaluation.sets import build_held_out
+from roadless.worker.evaluation.sets import build_datasets
 from roadless.worker.model.build import build_model
-from roadless.worker.model.sources import ModelSources
 from roadless.worker.position import Position
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.reporting.staged_checkpoint import Staged
-from roadless.worker.setup import Built, assemble
-from roadless.worker.training.evaluations import Milestones
+from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
+from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))
@@ -72,17 +73,17 @@ class ScriptedReporter:
         return [staged for staged in self.published if staged.manifest.kind is kind]
 
 
-class TrustingExaminer:
+class TrustingValidator:
     """Finds every checkpoint good at once; for tests of what comes before and after."""
 
     lost_step = None
 
     def check(self, folder: Path, manifest: Manifest, *, checked: Checked) -> Future[Manifest]:
-        verdict: Future[Manifest] = Future()
-        verdict.set_result(manifest)
-        return verdict
+        validated: Future[Manifest] = Future()
+        validated.set_result(manifest)
+        return validated
 
-    def take(self) -> list[Any]:
+    def results(self) -> list[Any]:
         return []
 
 
@@ -98,25 +99,22 @@ class Bench:
         model: nn.Module | None = None,
         resume: Path | None = None,
         cluster: Cluster = ALONE,
-        make_examiner: Callable[[ScriptedReporter], Any] = lambda _: TrustingExaminer(),
+        make_validator: Callable[[ScriptedReporter], Any] = lambda _: TrustingValidator(),
     ) -> None:
-        self.built = build(brief.spec, model=model, cluster=cluster)
+        self.setup = build(brief.spec, model=model, cluster=cluster)
         self.reporter = ScriptedReporter(script)
         resumed = self._resumed(resume)
-        self.milestones = Milestones(
-            self.built,
-            brief=brief,
-            cluster=cluster,
-            reporter=self.reporter,  # type: ignore[arg-type]  a fake
+        context = context_of(brief, self.setup, self.reporter, cluster=cluster)
+        self.evaluations = EvaluationManager(
+            context,
             staging=folder / "staging",
-            examiner=make_examiner(self.reporter) if cluster.is_lead else None,
+            validator=make_validator(self.reporter) if cluster.is_lead else None,
         )
+        self.states = StateSaver(context, staging=folder / "staging")
         self.training = Training(
-            self.built,
-            self.milestones,
-            brief=brief,
-            cluster=cluster,
-            reporter=self.reporter,  # type: ignore[arg-type]  a fake
+            context,
+            evaluations=self.evaluations,
+            states=self.states,
             position=resumed.position,
             evaluated_step=resumed.evaluated_step,
         )
@@ -124,17 +122,33 @@ class Bench:
     @property
     def state(self) -> dict[str, Any]:
         """Everything that training goes on from."""
-        optimizer = self.built.optimizer.state_dict()
-        return {"model": self.built.model.state_dict(), "optimizer": optimizer}
+        optimizer = self.setup.optimizer.state_dict()
+        return {"model": self.setup.model.state_dict(), "optimizer": optimizer}
 
     @property
     def last_state(self) -> Path:
         return self.reporter.of_kind(CheckpointKind.RESUME)[-1].folder
 
+    def settle(self) -> None:
+        """As at the end of a run: what was to be written is written."""
+        self.states.settle()
+        self.evaluations.require_written()
+
     def _resumed(self, folder: Path | None) -> Resumed:
         if folder is None:
             return Resumed(Position(), None)
-        return read_state(folder, model=self.built.model, optimizer=self.built.optimizer)
+        return read_state(folder, model=self.setup.model, optimizer=self.setup.optimizer)
+
+
+def context_of(
+    brief: AttemptBrief, setup: TrainingSetup, reporter: ScriptedReporter, *, cluster: Cluster
+) -> RankContext:
+    return RankContext(
+        brief=brief,
+        cluster=cluster,
+        reporter=reporter,  # type: ignore[arg-type]  a fake
+        setup=setup,
+    )
 
 
 def make_spec(**changes: Any) -> JobSpec:
@@ -154,8 +168,8 @@ def make_spec(**changes: Any) -> JobSpec:
         "checkpoints": {"state_every_steps": 1000},
     }
     for name, value in changes.items():
-        is_part = isinstance(value, dict) and name in ("training", "evaluation", "checkpoints")
-        spec[name] = {**spec[name], **value} if is_part else value
+        is_section = isinstance(value, dict) and name in ("training", "evaluation", "checkpoints")
+        spec[name] = {**spec[name], **value} if is_section else value
     return JobSpec.model_validate(spec)
 
 
@@ -169,11 +183,13 @@ def make_brief(*, evaluations_served: int = 0, **changes: Any) -> AttemptBrief:
     )
 
 
-def build(spec: JobSpec, *, model: nn.Module | None = None, cluster: Cluster = ALONE) -> Built:
-    held_out = build_held_out(spec, build=partial(_data, spec), sources=ENTRY_POINTS)
-    data = held_out.main.description
+def build(
+    spec: JobSpec, *, model: nn.Module | None = None, cluster: Cluster = ALONE
+) -> TrainingSetup:
+    datasets = build_datasets(spec, build=partial(_data, spec), sources=ENTRY_POINTS)
+    data = datasets.description
     model = model or build_model(spec.model, data=data, seed=spec.training.seed)
-    return assemble(model, spec=spec, held_out=held_out, cluster=cluster)
+    return set_up_training(model, spec=spec, datasets=datasets, cluster=cluster)
 
 
 def _data(spec: JobSpec, data: DataSpec) -> DataSet:

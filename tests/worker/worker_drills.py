@@ -42,7 +42,7 @@ def wait_until(is_true: Callable[[], bool], *, seconds: float = 10.0) -> None:
 
 
 def read_note(scratch: Path, rank: int = 0) -> dict[str, Any]:
-    path = scratch / f"born-{rank}.json"
+    path = scratch / f"started-{rank}.json"
     wait_until(path.exists)
     note: dict[str, Any] = json.loads(path.read_text())
     return note

@@ -28,7 +28,7 @@ class _Child:
 
 
 class Children:
-    """Live ranks, by the pidfd that tells their end."""
+    """Live ranks, by the pidfd that becomes readable at their end."""
 
     def __init__(self) -> None:
         self._by_pidfd: dict[int, _Child] = {}
@@ -56,7 +56,7 @@ class Children:
             _kill(child)
 
     def reap(self, pidfd: int) -> Exited:
-        """Let go of a rank that is dead, and say how it ended."""
+        """Reap a dead rank, and return how it ended."""
         child = self._by_pidfd.pop(pidfd)
         # A dead leader keeps its pid, and so its group, until it is reaped: what it has left
         # behind can be killed here and never again.
@@ -77,7 +77,7 @@ def _wait_for_group(pgid: int) -> None:
 
 
 def _kill(child: _Child) -> None:
-    """Kill the rank and its group. By both names: a newborn has not made its group yet."""
+    """Kill the rank and its group. By both names: a new process has not made its group yet."""
     signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
     try:
         os.killpg(child.pid, signal.SIGKILL)

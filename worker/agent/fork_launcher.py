@@ -79,7 +79,9 @@ class ForkLauncher:
         with self._changed:
             self._changed.wait_for(lambda: self._is_warm or self._failure, timeout_seconds)
             if not self._is_warm:
-                raise LaunchError(self._failure or f"not warm after {timeout_seconds:g} s")
+                raise LaunchError(
+                    self._failure or f"the fork server is not warm after {timeout_seconds:g} s"
+                )
 
     def close(self) -> None:
         """End the fork server; the kernel kills its ranks."""
@@ -115,7 +117,7 @@ class ForkLauncher:
                 self._changed.wait_for(lambda: self._is_closed, 0 if was_warm else delay)
 
     def _run_server(self) -> bool:
-        """Start a fork server and hear it to its end; return whether it ever was warm."""
+        """Start a fork server and listen until it ends; return whether it was ever warm."""
         server = self._start_server()
         assert server.stdout is not None
         for line in server.stdout:
@@ -168,7 +170,7 @@ class ForkLauncher:
             self._changed.notify_all()
 
     def _tell_lost(self, pids: dict[tuple[str, int], int]) -> None:
-        """The kernel is killing these ranks; say that they are gone once they are."""
+        """The kernel is killing these ranks; report each once it is gone."""
         deadline = time.monotonic() + _DYING_SECONDS
         for (attempt_id, rank), pid in pids.items():
             if not wait_gone(pid, timeout_seconds=deadline - time.monotonic()):

@@ -23,7 +23,7 @@ from typing import Any
 
 from roadless.worker.agent.child_processes import Children
 from roadless.worker.agent.launcher import Exited
-from roadless.worker.agent.rank_process import Entry, be_rank, load_entry, redirect
+from roadless.worker.agent.rank_process import Entry, load_entry, redirect, run_rank
 from roadless.worker.processes import adopt_orphans, die_with_parent
 from roadless.worker.rank_launch import RankLaunch
 
@@ -31,7 +31,7 @@ _READ_BYTES = 65536
 
 
 class ForkServer:
-    """The loop: forks on request, reaps at once, leaves when its requests end."""
+    """The loop: forks on request, reaps at once, exits when its requests end."""
 
     def __init__(self, *, entry: Entry, requests_fd: int, reports_fd: int) -> None:
         self._entry = entry
@@ -81,7 +81,7 @@ class ForkServer:
             )
             return
         if pid == 0:
-            be_rank(launch, parent_pid=server_pid, begin=self._leave)
+            run_rank(launch, parent_pid=server_pid, begin=self._leave)
         pidfd = self._children.add(launch, pid=pid, wait=partial(_wait, pid))
         self._selector.register(pidfd, selectors.EVENT_READ)
         self.report({"forked": pid, "attempt_id": launch.attempt_id, "rank": launch.rank})
@@ -94,7 +94,7 @@ class ForkServer:
         self.report({"exited": exited.code, "attempt_id": exited.attempt_id, "rank": exited.rank})
 
     def _leave(self) -> Entry:
-        """In the child: let go of all that is the server's, and return what a rank runs."""
+        """In the child: close all that is the server's, and return what a rank runs."""
         os.setsid()
         _close([self._requests_fd, self._reports_fd, *self._children])
         return self._entry

@@ -1,4 +1,4 @@
-"""How a node agent brings ranks to life: the facts of one rank, and the fork server's client.
+"""How a node agent starts ranks: the facts of one rank, and the fork server's client.
 
 Imported by the fork server and by every rank, so it needs the standard library only. The other end
 of the pipe is ``worker/agent/fork_server.py``. ``worker/agent/spawn_launcher.py`` is the other
@@ -39,7 +39,7 @@ class Exited:
 
 
 class Launcher(Protocol):
-    """Starts ranks and tells, through the callback it was built with, how each one ended."""
+    """Starts ranks and reports, through the callback it was given, how each one ended."""
 
     def launch(self, launches: Sequence[RankLaunch]) -> None:
         """Start these ranks; raise LaunchError when none of them can be asked for.
@@ -48,7 +48,7 @@ class Launcher(Protocol):
         """
 
     def kill(self, attempt_id: str) -> None:
-        """Ask for SIGKILL to all ranks of the attempt; their ends are told as usual."""
+        """Ask for SIGKILL to all ranks of the attempt; their ends are reported as usual."""
 
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once ranks can be started as fast as they ever are; raise LaunchError if not."""

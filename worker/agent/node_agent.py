@@ -1,4 +1,4 @@
-"""One per node: starts ranks, sees them die, and says so.
+"""One per node: starts ranks, watches them, and reports their deaths.
 
 Runs as a detached Ray actor, which ``worker/runner/node_agents.py`` makes of it, so it outlives the
 runner and reports a death to the service with the attempt's own token. This class knows nothing of
@@ -22,7 +22,7 @@ from roadless.worker.agent.launcher import Exited, Launcher, LaunchError
 from roadless.worker.api import ApiError, AttemptApi
 from roadless.worker.processes import read_tail
 from roadless.worker.rank_launch import ENVIRONMENTS, RankLaunch
-from roadless.worker.retry import insist
+from roadless.worker.retry import call_with_retry
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Book:
     over: dict[str, None] = field(default_factory=dict)  #: oldest first
 
     def close(self, attempt_id: str) -> None:
-        """Remember that the attempt shall not start again here."""
+        """Remember not to start the attempt here again."""
         self.over[attempt_id] = None
         while len(self.over) > _MAX_OVER:
             del self.over[next(iter(self.over))]
@@ -118,7 +118,7 @@ class NodeAgent:
             return list(self._book.running)
 
     def free_port(self) -> int:
-        """Return a port that nobody listens on at this moment."""
+        """Return a port that is free at this moment."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]
@@ -145,7 +145,7 @@ class NodeAgent:
             self._report_death(running.launches[exited.rank], code=exited.code)
 
     def _report_death(self, launch: RankLaunch, *, code: int) -> None:
-        """Tell the service in a thread of its own: it may be away for long."""
+        """Tell the service from another thread: it may be away for long."""
         message = f"rank {launch.rank} {_how_it_ended(code)}\n{read_tail(launch.log_path)}"
         ended = AttemptEnded(
             reason=Reason.RANK_DIED,
@@ -160,9 +160,9 @@ class NodeAgent:
 def _tell(launch: RankLaunch, ended: AttemptEnded) -> None:
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
         try:
-            insist(lambda: api.ended(ended), seconds=_REPORT_FOR_SECONDS)
+            call_with_retry(lambda: api.ended(ended), seconds=_REPORT_FOR_SECONDS)
         except ApiError as error:
-            _log.warning("the end of %s was not taken: %s", launch.attempt_id, error)
+            _log.warning("the service did not accept the end of %s: %s", launch.attempt_id, error)
 
 
 def _how_it_ended(code: int) -> str:

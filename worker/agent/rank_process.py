@@ -25,8 +25,8 @@ Entry = Callable[[RankLaunch], None]
 _OOM_SCORE_ADJ = "1000"
 
 
-def be_rank(launch: RankLaunch, *, parent_pid: int, begin: Callable[[], Entry]) -> NoReturn:
-    """Become the rank; whatever happens, leave with an exit code and never return.
+def run_rank(launch: RankLaunch, *, parent_pid: int, begin: Callable[[], Entry]) -> NoReturn:
+    """Run the rank; whatever happens, exit with a code and never return.
 
     ``begin``: called with the rank's log in place; returns what the rank runs.
     """
@@ -43,7 +43,7 @@ def be_rank(launch: RankLaunch, *, parent_pid: int, begin: Callable[[], Entry]) 
 
 
 def take_over(launch: RankLaunch) -> None:
-    """Give the rank its log, its GPUs and its place in the kernel's order of victims."""
+    """Give the rank its log, its GPUs and its score for the kernel's out-of-memory killer."""
     redirect("/dev/null", os.O_RDONLY, to=(0,))
     log = open_log(launch)
     for fd in (1, 2):
@@ -118,11 +118,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Become the rank that standard input describes."""
+    """Run the rank that standard input describes."""
     arguments = _arguments()
     preload = tuple(filter(None, arguments.preload.split(",")))
     begin = partial(load_entry, arguments.entry, preload=preload)
-    be_rank(receive(0), parent_pid=arguments.parent, begin=begin)
+    run_rank(receive(0), parent_pid=arguments.parent, begin=begin)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Starts each rank as a process of its own, with imports of its own; see
+"""Starts each rank as a new process that does its own imports; see
 ``worker/agent/launcher.py``.
 
-For ranks that need an environment of their own, and for nodes where CUDA does not bear a fork.
+For ranks that need an environment of their own, and for nodes where CUDA does not survive a fork.
 """
 
 import logging
@@ -92,7 +92,7 @@ class SpawnLauncher:
         self._end_all()
 
     def _handle_requests(self) -> bool:
-        """Do what was asked for; return whether the launcher goes on."""
+        """Do what was asked for; return whether the launcher continues."""
         os.eventfd_read(self._bell)
         while not self._requests.empty():
             match self._requests.get():
@@ -150,7 +150,7 @@ class SpawnLauncher:
         try:
             self._on_exit(exited)
         except Exception:  # the thread must not die of it: all ranks would die with it
-            _log.exception("the end of rank %d was not taken", exited.rank)
+            _log.exception("the agent did not accept the end of rank %d", exited.rank)
 
     def _end_all(self) -> None:
         self._children.kill_all()
@@ -162,7 +162,7 @@ class SpawnLauncher:
 
 
 def _note(launch: RankLaunch, text: str) -> None:
-    """Write into the rank's log what it cannot say itself, if there is a place for it."""
+    """Write into the rank's log what it cannot write itself, if there is a log."""
     try:
         with os.fdopen(open_log(launch), "a") as log:
             log.write(f"{text}\n")

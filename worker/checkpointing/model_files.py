@@ -1,7 +1,8 @@
-"""Eval checkpoints as files, and files checked against a manifest. Training states: ``state.py``.
+"""Eval checkpoints as files, and files checked against a manifest; see ``training_state.py`` too.
 
 Files are written into a staging folder, flushed and hashed; the reporter uploads them and only then
-announces the manifest. Tensors are safetensors; nothing is pickled.
+announces the manifest. Tensors are safetensors, gathered one by one from the ranks that share a
+model; nothing is pickled.
 """
 
 import hashlib
@@ -19,6 +20,64 @@ from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manife
 from roadless.worker.checkpointing.safetensors_file import TensorForm, in_file_order, write_tensors
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.model.base import SelfSaving
+
+MODEL_FILE = "model.safetensors"
+_READ_BYTES = 1 << 20
+#: How files that are not what they should be make themselves known while they are loaded.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+
+
+def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
+    """Write the parameters and buffers as they stand; the caller has put x into them.
+
+    The tensors of a sharded model are gathered one by one; the other ranks call
+    ``roadless.worker.checkpointing.model_files.help_to_gather`` meanwhile. A model of another
+    library is written in that library's format, other files beside it. Raises OSError.
+    """
+    tensors = gathered(model)
+    try:
+        folder.mkdir(parents=True)
+        if isinstance(model, SelfSaving):
+            return _saved_by_itself(model, folder, dict(tensors))
+        values = (tensor for _, tensor in tensors)
+        return (write_tensors(folder / MODEL_FILE, forms_of(model), values),)
+    finally:
+        # Where the disk fails in the midst of it, the other ranks still gather to the end.
+        for _ in tensors:
+            pass
+
+
+def read_model(folder: Path, model: nn.Module) -> None:
+    """Put an eval checkpoint's tensors into a model of the same specification.
+
+    Raises CheckpointUnreadable when they do not fit.
+    """
+    try:
+        if isinstance(model, SelfSaving):
+            model.load_folder(folder)
+        else:
+            model.load_state_dict(load_file(folder / MODEL_FILE))
+    except (*_UNREADABLE, SafetensorError) as error:
+        raise CheckpointUnreadable(f"the model does not load: {error}") from error
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare the files with the manifest; raise CheckpointUnreadable where they differ."""
+    for file in manifest.files:
+        check_file(folder, file)
+
+
+def check_file(folder: Path, file: CheckpointFile) -> None:
+    """Compare one file with what its manifest says; raise CheckpointUnreadable."""
+    try:
+        seen = _describe(folder / file.name)
+    except OSError as error:
+        raise CheckpointUnreadable(f"{file.name}: expected a file, saw {error}") from error
+    if seen != file:
+        raise CheckpointUnreadable(
+            f"{file.name}: expected {file.size} bytes with SHA-256 {file.sha256}, "
+            f"saw {seen.size} with {seen.sha256}"
+        )
 
 
 def forms_of(model: nn.Module) -> dict[str, TensorForm]:
@@ -42,74 +101,14 @@ def help_to_gather(model: nn.Module) -> None:
         pass
 
 
-MODEL_FILE = "model.safetensors"
-
-_READ_BYTES = 1 << 20
-#: How files that are not what they should be make themselves known while they are loaded.
-_UNFIT = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
-
-
-def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
-    """Write the parameters and buffers as they stand; the caller has put x into them.
-
-    The tensors of a sharded model are gathered one by one; the other ranks call
-    ``roadless.worker.checkpointing.model_files.help_to_gather`` meanwhile. A model of another
-    library is written in that library's format, other files beside it. Raises OSError.
-    """
-    tensors = gathered(model)
-    try:
-        folder.mkdir(parents=True)
-        if isinstance(model, SelfSaving):
-            return _saved_by_itself(model, folder, dict(tensors))
-        values = (tensor for _, tensor in tensors)
-        return (write_tensors(folder / MODEL_FILE, forms_of(model), values),)
-    finally:
-        # Where the disk fails in the midst of it, the other ranks still gather to the end.
-        for _ in tensors:
-            pass
-
-
 def _saved_by_itself(
     model: SelfSaving, folder: Path, tensors: dict[str, torch.Tensor]
 ) -> tuple[CheckpointFile, ...]:
     try:
         model.save_folder(folder, tensors)
     except SafetensorError as error:  # what the library makes of an OSError
-        raise OSError(f"the model's files are not written: {error}") from error
+        raise OSError(f"the model's files were not written: {error}") from error
     return _seal(folder, tuple(sorted(path.name for path in folder.iterdir())))
-
-
-def read_model(folder: Path, model: nn.Module) -> None:
-    """Put an eval checkpoint's tensors into a model of the same specification.
-
-    Raises CheckpointUnreadable when they do not fit.
-    """
-    try:
-        if isinstance(model, SelfSaving):
-            model.load_folder(folder)
-        else:
-            model.load_state_dict(load_file(folder / MODEL_FILE))
-    except (*_UNFIT, SafetensorError) as error:
-        raise CheckpointUnreadable(f"the model does not load: {error}") from error
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare the files with the manifest; raise CheckpointUnreadable where they differ."""
-    for file in manifest.files:
-        check_file(folder, file)
-
-
-def check_file(folder: Path, file: CheckpointFile) -> None:
-    """Compare one file with what its manifest says; raise CheckpointUnreadable."""
-    try:
-        seen = _describe(folder / file.name)
-    except OSError as error:
-        raise CheckpointUnreadable(f"{file.name}: expected a file, saw {error}") from error
-    if seen != file:
-        raise CheckpointUnreadable(
-            f"{file.name}: expected {file.size} bytes with SHA-256 {file.sha256}, "
-            f"saw {seen.size} with {seen.sha256}"
-        )
 
 
 def _seal(folder: Path, names: tuple[str, ...]) -> tuple[CheckpointFile, ...]:

@@ -1,4 +1,4 @@
-"""The training state as files: everything that going on bitwise needs, at any number of ranks.
+"""The training state as files: all that resuming bit for bit needs, at any number of ranks.
 
 Each rank writes the blocks that are its own as safetensors; the lead writes also what is whole, and
 a JSON record of the rest: the position, the optimizer's settings and counters, and which block of
@@ -40,7 +40,7 @@ from roadless.worker.position import Position
 STATE_FILE = "state.json"
 
 #: How files that are not what they should be make themselves known while they are read.
-_UNFIT = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 _MODEL, _OPTIMIZER = "model/", "optimizer"
 #: Names of an optimizer's state that are points in parameter space, so lie where parameters do.
 _POINTS = frozenset({"x", "y", "z", "low"})
@@ -148,7 +148,7 @@ def read_state(
             record = blocks.record
             _put_back(_Reader(blocks, model, optimizer), record, model, optimizer)
             return Resumed(Position.from_record(record["position"]), record["evaluated_step"])
-    except (*_UNFIT, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         raise CheckpointUnreadable(f"the training state does not load: {error}") from error
 
 
@@ -163,7 +163,7 @@ def _put_back(
 
 
 def _require_settings(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
-    # torch takes the groups of another optimizer without a word.
+    # torch takes the groups of another optimizer without complaint.
     for expected, seen in zip(optimizer.param_groups, saved, strict=True):
         if missing := expected.keys() - seen.keys():
             raise ValueError(f"expected the settings {sorted(missing)}, saw a state without them")

@@ -1,6 +1,6 @@
 """What a data set is to the rest of the worker: a description, and batches by number.
 
-A data set is read-only and holds no position: the loop owns the step, ``order.py`` turns it into
+A data set is read-only and holds no position: the loop owns the step, ``sampler.py`` turns it into
 sample numbers, and so any step of any run can be asked for at any time.
 """
 
@@ -93,20 +93,16 @@ class Description:
         )
 
 
-class DataSet(Protocol):
-    """Training samples by global number, held-out samples by position."""
+class TrainSplit(Protocol):
+    """What of a data set is trained on: samples by global number."""
 
     @property
     def description(self) -> Description:
-        """Shapes and fingerprint."""
+        """Shapes and fingerprint of the whole data set."""
 
     @property
     def num_train(self) -> int:
         """Training samples in one epoch, at least 1."""
-
-    @property
-    def num_eval(self) -> int:
-        """Held-out samples, at least 1."""
 
     def train_batch(self, indices: Indices) -> Batch:
         """Return the training samples with these numbers: ``epoch * num_train + sample``.
@@ -114,5 +110,21 @@ class DataSet(Protocol):
         Each sample is what it is in any other batch.
         """
 
+
+class EvalSplit(Protocol):
+    """What of a data set is held out: samples by position."""
+
+    @property
+    def description(self) -> Description:
+        """Shapes and fingerprint of the whole data set."""
+
+    @property
+    def num_eval(self) -> int:
+        """Held-out samples, at least 1."""
+
     def eval_batch(self, start: int, stop: int) -> Batch:
         """Return the held-out samples ``start`` to ``stop - 1``, in data-set order."""
+
+
+class DataSet(TrainSplit, EvalSplit, Protocol):
+    """Both splits of one source."""

@@ -30,10 +30,10 @@ from roadless.worker.data.progress import Progress, Tell
 from roadless.worker.data.records.base import Records
 from roadless.worker.data.records.files import FileRecords
 from roadless.worker.data.sources import uploaded
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.data.sources.locations import find_files
 from roadless.worker.data.sources.uploaded import NoUploads, Uploads
 from roadless.worker.errors import DataInvalid
+from roadless.worker.rank_launch import DataSources
 
 _log = logging.getLogger(__name__)
 

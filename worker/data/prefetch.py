@@ -16,8 +16,8 @@ DEPTH: Final = 2
 QUICK_SECONDS: Final = 0.0002
 #: As many batches in a row must have been quick; one that is not brings the thread back.
 QUICK_IN_A_ROW: Final = 16
-#: What is quick is made for so many steps at once, up to a multiple of it: most of what it costs is
-#: the same for one batch and for many.
+#: Quick batches are made for this many steps at once, up to a multiple of it: most of what that
+#: costs is the same for one batch and for many.
 BLOCK_STEPS: Final = 16
 
 
@@ -42,7 +42,7 @@ class Prefetch(Generic[Made]):
     def __call__(self, step: int) -> Made:
         """Return what was made for this step; steps in a row come from ahead."""
         if step != self._next_step:
-            self._forget()
+            self._drop()
         self._next_step = step + 1
         if not self._made:
             self._made.extend(self._from(step))
@@ -50,7 +50,7 @@ class Prefetch(Generic[Made]):
 
     def close(self) -> None:
         """Drop what was made ahead; waits for the one that is being made."""
-        self._forget()
+        self._drop()
         self._pool.shutdown()
 
     def _from(self, step: int) -> Sequence[Made]:
@@ -75,7 +75,7 @@ class Prefetch(Generic[Made]):
         self._quick_in_a_row = self._quick_in_a_row + 1 if is_quick else 0
         return made
 
-    def _forget(self) -> None:
+    def _drop(self) -> None:
         for future in self._ahead:
             future.cancel()
         self._ahead.clear()

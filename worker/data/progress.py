@@ -1,11 +1,11 @@
-"""A word now and then while data is prepared, so that nobody takes a busy rank for a stuck one."""
+"""Progress messages while data is prepared, so that a busy rank is not taken for a stuck one."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-#: Far below the deadline of STARTING, which each word renews.
+#: Far below the deadline of STARTING, which each message renews.
 SAY_EVERY_SECONDS = 20.0
 
 _REPEAT_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""The order of training samples: a pure function of the seed and the step.
+"""Which samples a step trains on, and which of them a rank takes: functions of seed and step.
 
 Nothing is remembered, so a resumed run, or one on another number of ranks, sees the same samples in
 the same steps. A sample's global number is ``epoch * num_train + sample``, which lets a data set
@@ -10,18 +10,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from roadless.worker.data.base import Batch, DataSet, Indices
+from roadless.worker.data.base import Batch, Indices, TrainSplit
+
+#: Seeds of users are below 2**63; this bit makes a second stream that no user's seed can reach.
+_RESERVED_BIT = 1 << 63
 
 
 @dataclass(frozen=True)
-class Shares:
-    """``shares(steps)``: one rank's part of each of these steps' batches.
+class Sampler:
+    """``sampler(steps)``: one rank's share of each of these steps' batches.
 
     Holds no position and draws nothing, so it may be called for any steps, ahead and by any thread.
     ``batch_size``: of the global batch, a multiple of ``world_size``.
     """
 
-    data: DataSet
+    data: TrainSplit
     batch_size: int
     seed: int
     rank: int
@@ -46,10 +49,6 @@ class Shares:
         return [batch.aligned() for batch in samples.split(mine.shape[1])]
 
 
-#: Seeds of users are below 2**63; this bit makes a second stream that no user's seed can reach.
-_RESERVED_BIT = 1 << 63
-
-
 def reserved_seed(seed: int) -> int:
     """Return the seed of the stream that is kept from training, for batch-norm statistics of x.
 
@@ -61,7 +60,7 @@ def reserved_seed(seed: int) -> int:
 def global_indices(
     step: int, *, batch_size: int, num_train: int, seed: int, num_steps: int = 1
 ) -> Indices:
-    """Return the global sample numbers of an optimizer step, or of so many that follow each other.
+    """Return the global sample numbers of an optimizer step, or of several consecutive ones.
 
     ``step`` counts from 0; ``batch_size``, ``num_train`` and ``num_steps`` are at least 1; ``seed``
     is in [0, 2**64). Steps follow each other without a gap: a batch that reaches the end of an
@@ -70,11 +69,11 @@ def global_indices(
     start = step * batch_size
     stop = start + num_steps * batch_size
     epochs = range(start // num_train, (stop - 1) // num_train + 1)
-    parts = [
+    by_epoch = [
         _epoch(epoch, num_train, seed)[max(0, start - epoch * num_train) : stop - epoch * num_train]
         for epoch in epochs
     ]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return by_epoch[0] if len(by_epoch) == 1 else np.concatenate(by_epoch)
 
 
 def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:

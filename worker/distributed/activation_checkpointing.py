@@ -17,7 +17,7 @@ from roadless.worker.model.base import blocks_of
 
 
 def recompute_activations(model: nn.Module, *, is_compiled: bool = False) -> None:
-    """Let each block of the model forget its activations, in place; names stay as they are.
+    """Let each block of the model drop its activations, in place; names stay as they are.
 
     Raises ModelInvalid for a model without blocks, and for a compiled one with batch norm in them.
     """

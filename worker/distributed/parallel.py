@@ -12,13 +12,13 @@ from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.model.base import blocks_of
 
 
-def shard(model: nn.Module, *, cluster: Cluster, seats: ParallelismSpec) -> None:
+def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -> None:
     """Leave this rank its shard of every parameter, in place; the same model on all ranks.
 
     Parameters move to the device unit by unit, so the whole model need not fit there. Optimizers
     are made afterwards, since parameters become other tensors.
     """
-    mesh = _mesh(cluster, seats)
+    mesh = _mesh(cluster, parallelism)
     for unit in _units(model):
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -31,11 +31,11 @@ def replicate(model: nn.Module) -> DistributedDataParallel:
     return DistributedDataParallel(model, find_unused_parameters=True)
 
 
-def _mesh(cluster: Cluster, seats: ParallelismSpec) -> DeviceMesh:
+def _mesh(cluster: Cluster, parallelism: ParallelismSpec) -> DeviceMesh:
     device = cluster.device.type
-    if seats.replicas == 1:
+    if parallelism.replicas == 1:
         return init_device_mesh(device, (cluster.world_size,), mesh_dim_names=("shard",))
-    shape = (seats.replicas, cluster.world_size // seats.replicas)
+    shape = (parallelism.replicas, cluster.world_size // parallelism.replicas)
     return init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
 
 

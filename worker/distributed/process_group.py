@@ -1,4 +1,4 @@
-"""A rank among its peers: the process group and its facts as one frozen value."""
+"""A rank among its peers: how it meets them, and the facts of the group as one frozen value."""
 
 import os
 import socket
@@ -18,51 +18,7 @@ from roadless.worker.rank_launch import RankLaunch
 _TRY_AGAIN_SECONDS: Final = 0.005
 #: After this it may: rank 0 is slow, or its host cannot be reached.
 PATIENCE_SECONDS: Final = 10.0
-
-
-def wait_for_listener(address: str, port: int) -> bool:
-    """Return once something listens there; False where nothing does for so long, or ever will."""
-    give_up_at = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < give_up_at:
-        try:
-            socket.create_connection((address, port), timeout=PATIENCE_SECONDS).close()
-            return True
-        except ConnectionRefusedError:
-            time.sleep(_TRY_AGAIN_SECONDS)
-        except OSError:  # the store says what is wrong
-            return False
-    return False
-
-
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-
-
-def use_interface_towards(address: str) -> None:
-    """Make gloo and NCCL use the way to ``address``, where an operator has not chosen another."""
-    name = interface_towards(address)
-    for variable in _VARIABLES:
-        if name is not None:
-            os.environ.setdefault(variable, name)
-
-
-def interface_towards(address: str) -> str | None:
-    """Return the name of the interface that packets to ``address`` leave through, if there is one.
-
-    Nothing is sent: connecting a datagram socket only looks the route up.
-    """
-    family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(target)
-        except OSError:
-            return None
-        own = probe.getsockname()[0]
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(found.address.partition("%")[0] == own for found in addresses):
-            return name
-    return None
-
-
 #: How long a collective waits for a peer: longer than any ``hang_seconds``, so that the watchdog,
 #: which can say where a rank hangs, comes first. Agents kill the peers of a dead rank long before.
 COLLECTIVE_SECONDS = 90_000.0
@@ -100,6 +56,46 @@ def join(launch: RankLaunch) -> Cluster:
         torch.cuda.set_device(device)
     store = _meet(launch, has_gpu=has_gpu) if launch.world_size > 1 else None
     return Cluster(launch.rank, launch.world_size, device, store)
+
+
+def wait_for_listener(address: str, port: int) -> bool:
+    """Return once something listens there; False where nothing does in time, or ever will."""
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < give_up_at:
+        try:
+            socket.create_connection((address, port), timeout=PATIENCE_SECONDS).close()
+            return True
+        except ConnectionRefusedError:
+            time.sleep(_TRY_AGAIN_SECONDS)
+        except OSError:  # the store says what is wrong
+            return False
+    return False
+
+
+def use_interface_towards(address: str) -> None:
+    """Make gloo and NCCL use the way to ``address``, where an operator has not chosen another."""
+    name = interface_towards(address)
+    for variable in _VARIABLES:
+        if name is not None:
+            os.environ.setdefault(variable, name)
+
+
+def interface_towards(address: str) -> str | None:
+    """Return the name of the interface that packets to ``address`` leave through, if there is one.
+
+    Nothing is sent: connecting a datagram socket only looks the route up.
+    """
+    family, _, _, _, target = socket.getaddrinfo(address, 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(target)
+        except OSError:
+            return None
+        own = probe.getsockname()[0]
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(found.address.partition("%")[0] == own for found in addresses):
+            return name
+    return None
 
 
 def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:

@@ -15,7 +15,7 @@ from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import DataSet
 from roadless.worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
 from roadless.worker.model.entry_point import load
-from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import ModelSources
 
 _FLOATS = (torch.float32, torch.float64)
 #: Two, since a function may forget that there is more than one.

@@ -2,7 +2,7 @@
 
 A batch is computed whole by one rank, what it found travels as float64, and sums are taken in the
 order of the data. So one rank, many ranks and a stranger with the downloaded checkpoint get the
-same bits. Putting the averaged point x into the model is the caller's part.
+same bits. Putting the averaged point x into the model is up to the caller.
 """
 
 import math
@@ -21,11 +21,11 @@ from roadless.service.contract.checkpoint.manifest import SetReceipt
 from roadless.service.contract.job.evaluation import EvaluationSpec
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.job.tasks import Task
-from roadless.worker.data.base import Batch, DataSet, Description
+from roadless.worker.data.base import Batch, Description, EvalSplit, TrainSplit
 from roadless.worker.data.sampler import global_indices, reserved_seed
 from roadless.worker.errors import DataInvalid
 from roadless.worker.evaluation.custom_metrics import CustomMetric
-from roadless.worker.evaluation.sets import HeldOutSets, naming
+from roadless.worker.evaluation.sets import Datasets, naming
 from roadless.worker.evaluation.task import example_scores, score_names, widened
 from roadless.worker.evaluation.task import metrics as task_metrics
 from roadless.worker.model.base import evaluating
@@ -35,12 +35,12 @@ from roadless.worker.model.base import evaluating
 Gather = Callable[[torch.Tensor], torch.Tensor]
 
 
-def unheard() -> None:
-    """What is called after each batch where nobody wants to know."""
-
-
 #: How many batches of an evaluation a fresh process computes again before a checkpoint is listed.
 CHECKED_BATCHES = 8
+
+
+def noop() -> None:
+    """Do nothing; the default of callbacks."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class EvalResult:
 def evaluate_all(
     model: nn.Module,
     *,
-    held_out: HeldOutSets,
+    datasets: Datasets,
     spec: JobSpec,
     rank: int,
     world_size: int,
     gather: Gather,
-    on_batch: Callable[[], None] = unheard,
+    on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
-    """Score the model as it stands on the main held-out set, and then on each further one.
+    """Score the model as it stands on the validation split, and then on each further set.
 
     What a further set tells is among the metrics, under its name: ``eval.shifted.loss``. As with
     :func:`evaluate`, every rank calls this and gets the same result.
@@ -83,15 +83,15 @@ def evaluate_all(
         evaluate,
         model,
         task=spec.task,
-        metrics=held_out.metrics,
+        metrics=datasets.metrics,
         rank=rank,
         world_size=world_size,
         gather=gather,
         on_batch=on_batch,
     )
-    result = score(data=held_out.main, spec=spec.evaluation)
+    result = score(data=datasets.validation, spec=spec.evaluation)
     found = dict(result.metrics)
-    for one in held_out.named:
+    for one in datasets.named:
         with naming(one.name):
             of_set = score(data=one.data, spec=one.spec(spec.evaluation))
         found |= _under(one.name, of_set)
@@ -101,14 +101,14 @@ def evaluate_all(
 def evaluate(
     model: nn.Module,
     *,
-    data: DataSet,
+    data: EvalSplit,
     task: Task,
     spec: EvaluationSpec,
     metrics: tuple[CustomMetric, ...] = (),
     rank: int,
     world_size: int,
     gather: Gather,
-    on_batch: Callable[[], None] = unheard,
+    on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
     """Score the model as it stands on the first ``spec.max_batches`` held-out batches.
 
@@ -188,14 +188,14 @@ def _under(name: str, result: EvalResult) -> dict[str, float]:
 def reevaluate(
     model: nn.Module,
     *,
-    held_out: HeldOutSets,
+    datasets: Datasets,
     spec: JobSpec,
-    on_batch: Callable[[], None] = unheard,
+    on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
     """Evaluate on this process alone, as a receipt asks: the same function, the same bits."""
     return evaluate_all(
         model,
-        held_out=held_out,
+        datasets=datasets,
         spec=spec,
         rank=0,
         world_size=1,
@@ -204,27 +204,26 @@ def reevaluate(
     )
 
 
-def num_evaluated(data: DataSet, *, spec: EvaluationSpec) -> int:
+def num_evaluated(data: EvalSplit, *, spec: EvaluationSpec) -> int:
     """Return how many held-out examples an evaluation looks at."""
     if spec.max_batches is None:
         return data.num_eval
     return min(data.num_eval, spec.max_batches * spec.batch_size)
 
 
-def num_passes(model: nn.Module, *, held_out: HeldOutSets, spec: EvaluationSpec) -> int:
+def num_passes(model: nn.Module, *, datasets: Datasets, spec: EvaluationSpec) -> int:
     """Return how many passes of one sample through the model an evaluation of x costs in all.
 
     One that batch-norm statistics are taken of counts twice: they cost about as much as the pass.
     """
-    main = held_out.main
-    num_samples = num_evaluated(main, spec=spec) * (2 if spec.at_y else 1)
-    num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in held_out.named)
+    num_samples = num_evaluated(datasets.validation, spec=spec) * (2 if spec.at_y else 1)
+    num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in datasets.named)
     if not _channels_by_layer(model):
         return num_samples
-    return num_samples + 2 * spec.batchnorm_batches * min(spec.batch_size, main.num_train)
+    return num_samples + 2 * spec.batchnorm_batches * min(spec.batch_size, datasets.train.num_train)
 
 
-def set_receipts(held_out: HeldOutSets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:
+def set_receipts(datasets: Datasets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:
     """Return what a receipt says of each further set."""
     return {
         one.name: SetReceipt(
@@ -232,20 +231,20 @@ def set_receipts(held_out: HeldOutSets, *, spec: EvaluationSpec) -> dict[str, Se
             max_batches=one.max_batches,
             data_fingerprint=one.data.description.fingerprint,
         )
-        for one in held_out.named
+        for one in datasets.named
     }
 
 
 def recalibrated_buffers(
     model: nn.Module,
     *,
-    data: DataSet,
+    data: TrainSplit,
     spec: EvaluationSpec,
     seed: int,
     rank: int,
     world_size: int,
     gather: Gather,
-    on_batch: Callable[[], None] = unheard,
+    on_batch: Callable[[], None] = noop,
 ) -> dict[str, torch.Tensor]:
     """Return batch-norm buffers for the parameters as they are, for
     ``roadless.optim.using_buffers``.
@@ -303,7 +302,9 @@ def _sum_in_order(values: torch.Tensor) -> float:
     return float(np.add.accumulate(values.numpy())[-1])
 
 
-def _recalibration_batch(number: int, *, data: DataSet, spec: EvaluationSpec, seed: int) -> Batch:
+def _recalibration_batch(
+    number: int, *, data: TrainSplit, spec: EvaluationSpec, seed: int
+) -> Batch:
     indices = global_indices(
         number,
         batch_size=min(spec.batch_size, data.num_train),

@@ -1,7 +1,11 @@
-"""What a rank's node and the service give it to build from: data, and what models come from."""
+"""What a rank builds from: data sets of its node or of the service, and sources of models.
+
+The evaluator process builds the same from the same, so that both see the same samples.
+"""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +14,39 @@ from roadless.service.contract.uploads.datasets import DatasetContent, DatasetFi
 from roadless.worker.api import AttemptApi, Refused
 from roadless.worker.data.build import build_data
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.errors import DataNotFound, DataUnreadable
-from roadless.worker.evaluation.sets import HeldOutSets, build_held_out
-from roadless.worker.model.sources import ModelSources, wheel_of_this_process
-from roadless.worker.rank_launch import RankLaunch
-from roadless.worker.retry import insist
+from roadless.worker.evaluation.sets import Datasets, build_datasets
+from roadless.worker.model.sources import wheel_of_this_process
+from roadless.worker.rank_launch import ModelSources, RankLaunch
+from roadless.worker.retry import call_with_retry
+
+#: How long a starting rank waits for a service that is away.
+START_SECONDS = 60.0
+
+
+def datasets_of(
+    launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, *, say: Callable[[str], None]
+) -> Datasets:
+    """Build the data set, and all else that is evaluated.
+
+    ``say`` hears now and then how far a long preparation is.
+    """
+    build = partial(
+        build_data,
+        model=brief.spec.model,
+        task=brief.spec.task,
+        sources=replace(
+            launch.data_sources, project=brief.spec.project, secrets=brief.spec.secrets
+        ),
+        uploads=ServiceUploads(api, seconds=START_SECONDS),
+        say=say,
+    )
+    return build_datasets(brief.spec, build=build, sources=model_sources(launch))
+
+
+def model_sources(launch: RankLaunch) -> ModelSources:
+    """Return what this node's operator allows models to be made of."""
+    return replace(launch.model_sources, wheel_sha256=wheel_of_this_process())
 
 
 class ServiceUploads:
@@ -27,12 +58,10 @@ class ServiceUploads:
 
     def content(self, dataset_id: str) -> DatasetContent:
         """Return the format and the files of a sealed data set of the job's project."""
-        found: list[DatasetContent] = []
         try:
-            insist(lambda: found.append(self._api.dataset(dataset_id)), seconds=self._seconds)
+            return call_with_retry(lambda: self._api.dataset(dataset_id), seconds=self._seconds)
         except Refused as error:
             raise DataNotFound(f"expected data set {dataset_id}, saw: {error.detail}") from error
-        return found[0]
 
     def download(self, target: Path, *, dataset_id: str, file: DatasetFile, tell: Tell) -> None:
         """Write one of its files to ``target``, part by part, each checked against its hash."""
@@ -42,58 +71,16 @@ class ServiceUploads:
                 tell(f"{file.name} of {dataset_id}: {content.tell()} bytes are here")
 
     def _part(self, part: DatasetPart, *, dataset_id: str, name: str) -> bytes:
-        found: list[bytes] = []
-
-        def fetch() -> None:
-            found.append(self._api.dataset_part(dataset_id, name=name, offset=part.offset))
+        def fetch() -> bytes:
+            return self._api.dataset_part(dataset_id, name=name, offset=part.offset)
 
         try:
-            insist(fetch, seconds=self._seconds)
+            content = call_with_retry(fetch, seconds=self._seconds)
         except Refused as error:
             raise DataNotFound(f"expected {name} of {dataset_id}, saw: {error.detail}") from error
-        if hashlib.sha256(found[0]).hexdigest() != part.sha256:
+        if hashlib.sha256(content).hexdigest() != part.sha256:
             raise DataUnreadable(
                 f"expected {name} of {dataset_id} as it was uploaded, saw other bytes at "
                 f"{part.offset}"
             )
-        return found[0]
-
-
-#: How long a starting rank waits for a service that is away.
-START_SECONDS = 60.0
-
-
-def held_out_of(
-    launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, *, say: Callable[[str], None]
-) -> HeldOutSets:
-    """Build the data set, and all else that is evaluated.
-
-    ``say`` hears now and then how far a long preparation is.
-    """
-    build = partial(
-        build_data,
-        model=brief.spec.model,
-        task=brief.spec.task,
-        sources=DataSources(
-            roots=launch.data_roots,
-            urls=launch.data_urls,
-            allow_hub=launch.allow_hub,
-            cache=launch.data_cache,
-            cache_bytes=launch.data_cache_bytes,
-            project=brief.spec.project,
-            secrets=brief.spec.secrets,
-        ),
-        uploads=ServiceUploads(api, seconds=START_SECONDS),
-        say=say,
-    )
-    return build_held_out(brief.spec, build=build, sources=model_sources(launch))
-
-
-def model_sources(launch: RankLaunch) -> ModelSources:
-    """Return what this node's operator allows models to be made of."""
-    return ModelSources(
-        roots=launch.model_roots,
-        allow_hub=launch.allow_hub,
-        entry_points=launch.entry_points,
-        wheel_sha256=wheel_of_this_process(),
-    )
+        return content

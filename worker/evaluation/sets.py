@@ -1,12 +1,13 @@
-"""All that an evaluation looks at: the held-out part of the model's data, further sets, metrics.
+"""The data sets and metrics of a job: what is trained on, and all that an evaluation looks at.
 
-Built from the specification alone, so that a rank, a process that checks a checkpoint and a
+TrainingSetup from the specification alone, so that a rank, a process that checks a checkpoint and a
 stranger with the download evaluate the same.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from roadless.service.contract.job.data import DataSpec, label_of_data
 from roadless.service.contract.job.evaluation import EvaluationSpec
@@ -16,21 +17,21 @@ from roadless.service.contract.job.evaluation_sets import (
     prepared_alike,
 )
 from roadless.service.contract.job.spec import JobSpec
-from roadless.worker.data.base import DataSet, Description
+from roadless.worker.data.base import DataSet, Description, EvalSplit, TrainSplit
 from roadless.worker.data.prepared.row_dataset import NumberRows
 from roadless.worker.errors import DataInvalid, JobFailed
 from roadless.worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
-from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import ModelSources
 
 _NOTHING = ModelSources()
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """A further set; of its data the held-out part is evaluated."""
+    """A further set, of which the held-out split is evaluated."""
 
     name: str
-    data: DataSet
+    data: EvalSplit
     max_batches: int | None
 
     def spec(self, spec: EvaluationSpec) -> EvaluationSpec:
@@ -39,17 +40,41 @@ class NamedSet:
 
 
 @dataclass(frozen=True)
-class HeldOutSets:
-    """What every evaluation of a job looks at. ``main``: the data that the model is trained on."""
+class Datasets:
+    """What a job is trained and evaluated on.
 
-    main: DataSet
+    ``train`` and ``validation``: the two splits of the model's data. ``named``: further sets, which
+    are evaluated only.
+    """
+
+    train: TrainSplit
+    validation: EvalSplit
     named: tuple[NamedSet, ...] = ()
     metrics: tuple[CustomMetric, ...] = ()
+
+    @property
+    def description(self) -> Description:
+        """That of the model's data."""
+        return self.train.description
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
         """Those of the further sets, by name."""
         return {one.name: one.data.description.fingerprint for one in self.named}
+
+    @classmethod
+    def of(
+        cls,
+        data: DataSet,
+        named: tuple[NamedSet, ...] = (),
+        metrics: tuple[CustomMetric, ...] = (),
+    ) -> Self:
+        """Return the value for a model that is trained and evaluated on ``data``."""
+        return cls(train=data, validation=data, named=named, metrics=metrics)
+
+    def validation_only(self) -> Self:
+        """Return the value without further sets and without metrics."""
+        return replace(self, named=(), metrics=())
 
 
 @contextmanager
@@ -62,9 +87,9 @@ def naming(name: str) -> Iterator[None]:
         raise
 
 
-def build_held_out(
+def build_datasets(
     spec: JobSpec, *, build: Callable[[DataSpec], DataSet], sources: ModelSources = _NOTHING
-) -> HeldOutSets:
+) -> Datasets:
     """Return the data sets and metrics of a job.
 
     ``build``: makes a data set, cut for the job's model and task (``roadless.worker.data.build``).
@@ -75,7 +100,7 @@ def build_held_out(
     metrics = load_metrics(evaluation.metrics, sources=sources)
     try_out(metrics, data=main, task=spec.task)
     named = tuple(_named(one, spec=spec, main=main, build=build) for one in evaluation.sets)
-    return HeldOutSets(main, named, metrics)
+    return Datasets.of(main, named, metrics)
 
 
 def _named(
@@ -92,7 +117,7 @@ def _named(
 
 
 def _require_fit(seen: Description, *, main: Description) -> None:
-    """Fewer classes, or a smaller vocabulary, are a part of what the model tells apart."""
+    """Fewer classes, or a smaller vocabulary, are among those that the model tells apart."""
     of_main = "of the model's data"
     if seen.input_shape != main.input_shape:
         raise DataInvalid(

@@ -22,14 +22,14 @@ def examples(loaded: Loaded) -> list[torch.Tensor]:
 
 
 def require_same(loaded: Loaded, written: Written, *, tolerance: float) -> float:
-    """Return the largest difference, as a part of the largest output, or of 1 where that is less.
+    """Return the largest difference, relative to the largest output, or of 1 where that is less.
 
     Raises OutputsDiffer when it exceeds ``tolerance``, or is no number.
     """
     difference = max(_difference(loaded, written, inputs) for inputs in examples(loaded))
     if not difference <= tolerance:
         raise OutputsDiffer(
-            f"expected the outputs of the model up to {tolerance:g} of their size, saw outputs "
+            f"expected the outputs of the model to within {tolerance:g} of their size, saw outputs "
             f"that differ by {difference:.3g}"
         )
     return difference

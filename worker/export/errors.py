@@ -1,14 +1,14 @@
-"""Why an export came to nothing.
+"""Why an export failed.
 
 ExportError
   NotExportable   this model cannot be written in this format
-  OutputsDiffer   it was written and says something else than the model: thrown away
+  OutputsDiffer   what was written computes something else than the model: removed
   ToolMissing     a package that writes or checks the format is not installed
 """
 
 
 class ExportError(Exception):
-    """Nothing was written; the message is for who asked."""
+    """Nothing was written; the message is for the caller."""
 
 
 class NotExportable(ExportError):

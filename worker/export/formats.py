@@ -15,7 +15,7 @@ from roadless.worker.settings import RunnerSettings
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
-#: Writes into a folder; returns by how much outputs differ, as a part of their size.
+#: Writes into a folder; returns by how much outputs differ, relative to their size.
 Write = Callable[[Source, Path, RunnerSettings], float]
 
 

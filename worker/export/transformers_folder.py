@@ -21,10 +21,10 @@ _ROOM = "roadless.worker.model.huggingface.folders"
 def write_transformers(source: Source, loaded: Loaded, folder: Path) -> float:
     """Write the folder, load it anew and return by how much its outputs differ from the model's.
 
-    Raises NotExportable for a model of which transformers has no equal, ToolMissing, and
+    Raises NotExportable for a model without an equivalent in transformers, ToolMissing, and
     OutputsDiffer.
     """
-    room, spec = _room(), source.architecture
+    transformers, spec = _transformers(), source.architecture
     match spec:
         case TransformersModel(auto_class=auto_class):
             for file in source.manifest.files:
@@ -32,17 +32,17 @@ def write_transformers(source: Source, loaded: Loaded, folder: Path) -> float:
         case GptPreset():
             assert isinstance(loaded.model, Gpt)
             auto_class = "AutoModelForCausalLM"
-            room.write_gpt(loaded.model, folder, spec=spec)
+            transformers.write_gpt(loaded.model, folder, spec=spec)
         case _:
             raise NotExportable(
                 "expected a model of transformers or the preset gpt, saw "
-                f"{label_of(spec)}, of which transformers has no equal"
+                f"{label_of(spec)}, which has no equivalent in transformers"
             )
-    written = room.load_folder(folder, auto_class=auto_class)
+    written = transformers.load_folder(folder, auto_class=auto_class)
     return require_same(loaded, written, tolerance=TOLERANCE)
 
 
-def _room() -> Any:
+def _transformers() -> Any:
     try:
         return importlib.import_module(_ROOM)
     except ModuleNotFoundError as error:

@@ -27,12 +27,12 @@ from roadless.worker.model.gpt import Gpt
 from roadless.worker.model.linear import Linear
 from roadless.worker.model.mlp import Mlp
 from roadless.worker.model.resnet import Resnet
-from roadless.worker.model.sources import ModelSources
 from roadless.worker.model.vit import Vit
+from roadless.worker.rank_launch import ModelSources
 
 _NOTHING = ModelSources()
 #: Imported by the first job that needs it: half a second, and a package that may be absent.
-_TRANSFORMERS_ROOM = "roadless.worker.model.huggingface.build"
+_TRANSFORMERS_MODULE = "roadless.worker.model.huggingface.build"
 
 
 def build_model(
@@ -72,9 +72,7 @@ def _build(
         case GptPreset():
             return Gpt(spec, data=data)
         case TransformersModel():
-            model: nn.Module = _transformers_room().build(
-                spec, data=data, sources=sources, like=like
-            )
+            model: nn.Module = _transformers().build(spec, data=data, sources=sources, like=like)
             return model
         case CheckpointModel(architecture=architecture):
             assert architecture is not None, "expected the service to fill in the architecture"
@@ -85,9 +83,9 @@ def _build(
             assert_never(spec)
 
 
-def _transformers_room() -> Any:
+def _transformers() -> Any:
     try:
-        return importlib.import_module(_TRANSFORMERS_ROOM)
+        return importlib.import_module(_TRANSFORMERS_MODULE)
     except ModuleNotFoundError as error:
         if error.name not in ("transformers", "huggingface_hub"):
             raise

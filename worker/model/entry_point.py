@@ -10,8 +10,9 @@ from torch import nn
 from roadless.service.contract.job.models import EntryPointModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
-from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
 from roadless.worker.model.trial import require_outputs
+from roadless.worker.rank_launch import ModelSources
 
 
 def make(spec: EntryPointModel, *, data: Description, sources: ModelSources) -> nn.Module:

@@ -1,10 +1,9 @@
-"""What the operator of a node lets jobs make models of, beside the presets."""
+"""What an operator opens for models: the variables that say it, and what lies below a folder."""
 
 import json
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from roadless.worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
@@ -16,17 +15,6 @@ ALLOW_WHEELS_VARIABLE = "ROADLESS_ALLOW_WHEELS"
 
 #: In an environment of a wheel, beside ``pyvenv.cfg``: written last, so that it is whole.
 WHEEL_MARKER = "wheel.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSources:
-    """Nothing, unless the operator says otherwise."""
-
-    roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may lie in
-    allow_hub: bool = False  #: whether models may be fetched from the hub
-    entry_points: tuple[str, ...] = ()  #: ``package.module:factory``, each in full
-    allow_wheels: bool = False  #: whether jobs may bring packages of their own
-    wheel_sha256: str | None = None  #: of the wheel that this process has an environment for
 
 
 def wheel_of_this_process() -> str | None:

@@ -14,7 +14,7 @@ _SAMPLES = 2
 def require_outputs(model: nn.Module, *, data: Description, num_tokens: int | None = None) -> None:
     """Run zeros through the model; raise ModelInvalid unless outputs of the right shape come out.
 
-    ``num_tokens``: at most so many of each sample's tokens are tried; None: all.
+    ``num_tokens``: how many of each sample's tokens are tried at most; None: all.
     """
     length = min(data.tokens_per_sample, num_tokens or data.tokens_per_sample)
     shape = (length,) if length else data.input_shape

@@ -1,4 +1,4 @@
-"""What a forked rank does: fetch, build, resume, train, say how it ended, leave."""
+"""A rank from start to exit: fetch, build, resume, train, report how it ended."""
 
 import logging
 import os
@@ -25,29 +25,30 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import Reason
 from roadless.worker.api import AttemptApi, Fenced
+from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
 from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import DataInvalid, JobFailed, NonFiniteLoss
-from roadless.worker.evaluation.inputs import START_SECONDS, held_out_of, model_sources
-from roadless.worker.evaluation.sets import HeldOutSets, naming
-from roadless.worker.rank.restore import _fetch_files, _resume, initial_model
+from roadless.worker.evaluation.inputs import START_SECONDS, datasets_of, model_sources
+from roadless.worker.evaluation.sets import Datasets, naming
+from roadless.worker.rank.restore import fetch_files, initial_model, resume
 from roadless.worker.rank.watchdog import Watchdog
 from roadless.worker.rank_launch import RankLaunch
 from roadless.worker.reporting.reporter import Reporter
-from roadless.worker.retry import insist
-from roadless.worker.secrets import REDACTOR, redact_streams, take
-from roadless.worker.setup import Built, assemble
-from roadless.worker.training.evaluations import Milestones
+from roadless.worker.retry import call_with_retry
+from roadless.worker.secrets import REDACTOR, install_secrets, redact_streams
+from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
+from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
-from roadless.worker.validation.checkpoint_validator import Examiner, tolerance_on
+from roadless.worker.validation.checkpoint_validator import CheckpointValidator, tolerance_on
 from roadless.worker.validation.evaluator import Evaluator
-from roadless.worker.validation.evaluator_process import Beginning
+from roadless.worker.validation.evaluator_process import Setup
 from roadless.worker.validation.evaluator_process import main as evaluate_files
-from roadless.worker.validation.zygote import Nursery
+from roadless.worker.validation.zygote import Zygote
 
 log = logging.getLogger(__name__)
 
-#: How long an ending rank keeps trying to deliver its last words.
+#: How long an ending rank keeps trying to deliver its last events.
 DRAIN_SECONDS = 3600.0
 #: How long a rank that hangs tries to say so, before it dies and its agent speaks for it.
 HANG_REPORT_SECONDS = 10.0
@@ -64,7 +65,7 @@ def main(launch: RankLaunch) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     load_kernels()  # done before the fork, or now: what steps a model never depends on that
     # Before there are threads, peers or a GPU in use: what it forks later knows none of them.
-    nursery = Nursery(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
+    zygote = Zygote(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
         reporter = Reporter(
             api,
@@ -73,9 +74,9 @@ def main(launch: RankLaunch) -> None:
             redact=REDACTOR.redact_event,
         )
         try:
-            ending = _ending_of(launch, api, reporter, nursery)
+            ending = _ending_of(launch, api, reporter, zygote)
         except Fenced:
-            log.info("this attempt is over; leaving without a word")
+            log.info("this attempt is over; leaving silently")
             _leave(0)
         if ending is not None:
             reporter.end(ending)
@@ -90,28 +91,28 @@ def _leave(code: int) -> None:
 
 
 def _ending_of(
-    launch: RankLaunch, api: AttemptApi, reporter: Reporter, nursery: Nursery | None
+    launch: RankLaunch, api: AttemptApi, reporter: Reporter, zygote: Zygote | None
 ) -> Event | None:
-    """Train, and put the ending into words; None when there is nothing to say."""
+    """Train, and return the ending to report; None when there is nothing to say."""
     try:
-        return _run(launch, api, reporter, nursery)
+        return _run(launch, api, reporter, zygote)
     except Fenced:
         raise
     except JobFailed as failure:
-        log.error("the job fails: %s", failure)
+        log.error("the job failed: %s", failure)
         if isinstance(failure, NonFiniteLoss) and launch.rank != 0:
             return None  # all ranks saw it; the lead has points to deliver before the ending
         return Failed(reason=failure.reason, message=_fit(str(failure)))
     except Exception as error:
-        log.exception("the rank fails")
+        log.exception("the rank failed")
         said = _fit(f"rank {launch.rank}: {type(error).__name__}: {error}")
-        # Redacted before it is cut, which could leave a part of a secret that is found no more.
+        # Redacted before it is cut: a secret that is cut in two is no longer recognised.
         trace = _fit(REDACTOR.redact(traceback.format_exc())[-_MESSAGE_LENGTH:])
         return Failed(reason=Reason.WORKER_ERROR, message=f"{said}\n{trace}")
 
 
 def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
-    """Say that this rank hangs, and die; called by another thread than the one that hangs."""
+    """Report that this rank hangs, and exit; called by a thread other than the one that hangs."""
     said = f"rank {launch.rank}: {message}"
     reporter.say(Failed(reason=Reason.RANK_HUNG, message=_fit(said)))
     delivered = reporter.close(timeout_seconds=HANG_REPORT_SECONDS)
@@ -124,45 +125,43 @@ def _fit(text: str) -> str:
 
 
 def _run(
-    launch: RankLaunch, api: AttemptApi, reporter: Reporter, nursery: Nursery | None
+    launch: RankLaunch, api: AttemptApi, reporter: Reporter, zygote: Zygote | None
 ) -> Event | None:
     brief = _fetch_brief(api)
-    take(brief, data_cache=launch.data_cache)
-    reporter.wish(brief.desired)
-    held_out = _held_out(launch, brief, api, reporter)
-    _require_same_data(brief, held_out)
+    install_secrets(brief, data_cache=launch.data_sources.cache)
+    reporter.set_desired_state(brief.desired)
+    datasets = _datasets(launch, brief, api, reporter)
+    _require_same_data(brief, datasets)
     cluster = join(launch)
-    built = _build(launch, brief, api, held_out=held_out, cluster=cluster)
-    resumed = _resume(brief, api, built, Path(launch.scratch) / f"resume-{launch.rank}")
+    setup = _build(launch, brief, api, datasets=datasets, cluster=cluster)
+    resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
+    context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
+    staging = Path(launch.scratch) / f"staging-{launch.rank}"
     watchdog = Watchdog(
         brief.spec.retry.hang_seconds, on_hang=lambda message: _give_up(launch, reporter, message)
     )
-    milestones = Milestones(
-        built,
-        brief=brief,
-        cluster=cluster,
-        reporter=reporter,
-        staging=Path(launch.scratch) / f"staging-{launch.rank}",
-        examiner=_examiner(nursery, brief, cluster, reporter) if nursery is not None else None,
+    evaluations = EvaluationManager(
+        context,
+        staging=staging,
+        validator=_validator(zygote, context) if zygote is not None else None,
         beat=watchdog.beat,
     )
+    states = StateSaver(context, staging=staging)
     training = Training(
-        built,
-        milestones,
-        brief=brief,
-        cluster=cluster,
-        reporter=reporter,
+        context,
+        evaluations=evaluations,
+        states=states,
         position=resumed.position,
         evaluated_step=resumed.evaluated_step,
         beat=watchdog.beat,
     )
     if cluster.is_lead:
-        reporter.say(_started(brief, cluster, held_out, resumed))
+        reporter.say(_started(context, resumed))
     try:
         reason = training.run()
     finally:
         watchdog.close()
-        milestones.close()
+        states.close()
     if reason is None or not cluster.is_lead:
         return None
     assert reason in (
@@ -176,25 +175,24 @@ def _run(
     return Finished(reason=reason, step=training.step, budget=training.budget)
 
 
-def _examiner(
-    nursery: Nursery, brief: AttemptBrief, cluster: Cluster, reporter: Reporter
-) -> Examiner:
-    """Who looks at the lead's checkpoints before they are listed."""
-    beginning = Beginning(brief, threads=torch.get_num_threads(), device=cluster.device)
-    evaluator = Evaluator(nursery, beginning, silence_seconds=brief.spec.retry.hang_seconds)
-    return Examiner(
+def _validator(zygote: Zygote, context: RankContext) -> CheckpointValidator:
+    """Who validates the lead's checkpoints before they are listed."""
+    spec, device = context.brief.spec, context.cluster.device
+    setup = Setup(context.brief, threads=torch.get_num_threads(), device=device)
+    evaluator = Evaluator(zygote, setup, silence_seconds=spec.retry.hang_seconds)
+    return CheckpointValidator(
         evaluator,
-        voice=reporter,
-        batch_size=brief.spec.evaluation.batch_size,
-        tolerance=tolerance_on(cluster.device),
+        events=context.reporter,
+        batch_size=spec.evaluation.batch_size,
+        tolerance=tolerance_on(device),
     )
 
 
-def _held_out(
+def _datasets(
     launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, reporter: Reporter
-) -> HeldOutSets:
-    """Build the data sets; each word of a long preparation renews the deadline of STARTING."""
-    return held_out_of(
+) -> Datasets:
+    """Build the data sets; each message of a long preparation renews the deadline of STARTING."""
+    return datasets_of(
         launch,
         brief,
         api,
@@ -202,13 +200,13 @@ def _held_out(
     )
 
 
-def _require_same_data(brief: AttemptBrief, held_out: HeldOutSets) -> None:
-    """Other data under the same name would go on with other samples, and nobody would know.
+def _require_same_data(brief: AttemptBrief, datasets: Datasets) -> None:
+    """Other data under the same name would train on other samples, and nobody would notice.
 
     A further set that was there from the start is the same curve's, so that it holds for it too.
     """
-    _require_same(brief.data_fingerprint, held_out.main.description.fingerprint)
-    for name, fingerprint in held_out.fingerprints.items():
+    _require_same(brief.data_fingerprint, datasets.description.fingerprint)
+    for name, fingerprint in datasets.fingerprints.items():
         with naming(name):
             _require_same(brief.set_fingerprints.get(name), fingerprint)
 
@@ -222,9 +220,7 @@ def _require_same(expected: str | None, seen: str) -> None:
 
 
 def _fetch_brief(api: AttemptApi) -> AttemptBrief:
-    found: list[AttemptBrief] = []
-    insist(lambda: found.append(api.brief()), seconds=START_SECONDS)
-    return found[0]
+    return call_with_retry(api.brief, seconds=START_SECONDS)
 
 
 def _build(
@@ -232,24 +228,23 @@ def _build(
     brief: AttemptBrief,
     api: AttemptApi,
     *,
-    held_out: HeldOutSets,
+    datasets: Datasets,
     cluster: Cluster,
-) -> Built:
-    data = held_out.main.description
+) -> TrainingSetup:
+    data = datasets.description
     folder = Path(launch.scratch) / f"initial-{launch.rank}"
 
     def fetch(manifest: Manifest) -> Path:
-        _fetch_files(manifest, api, folder)
+        fetch_files(manifest, api, folder)
         return folder
 
     model = initial_model(brief, data=data, sources=model_sources(launch), fetch=fetch)
     shutil.rmtree(folder, ignore_errors=True)
-    return assemble(model, spec=brief.spec, held_out=held_out, cluster=cluster)
+    return set_up_training(model, spec=brief.spec, datasets=datasets, cluster=cluster)
 
 
-def _started(
-    brief: AttemptBrief, cluster: Cluster, held_out: HeldOutSets, resumed: Resumed
-) -> Started:
+def _started(context: RankContext, resumed: Resumed) -> Started:
+    brief, cluster, datasets = context.brief, context.cluster, context.setup.datasets
     return Started(
         resumed_step=resumed.position.step,
         world_size=cluster.world_size,
@@ -262,10 +257,10 @@ def _started(
             "seed": str(brief.spec.training.seed),
             "precision": brief.spec.training.precision,
             "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
-            "data_fingerprint": held_out.main.description.fingerprint,
+            "data_fingerprint": datasets.description.fingerprint,
             **{
                 f"{SET_FINGERPRINT}{name}": fingerprint
-                for name, fingerprint in held_out.fingerprints.items()
+                for name, fingerprint in datasets.fingerprints.items()
             },
         },
     )

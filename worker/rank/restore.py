@@ -1,4 +1,7 @@
-"""The model that an attempt begins with: from its specification, or from one of our checkpoints."""
+"""What an attempt starts from: the weights of its model, and the training state that it resumes.
+
+Weights come from the specification or from one of our checkpoints, a state from an earlier attempt.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -15,45 +18,10 @@ from roadless.worker.data.base import Description
 from roadless.worker.errors import CheckpointUnreadable, ModelInvalid
 from roadless.worker.evaluation.inputs import START_SECONDS
 from roadless.worker.model.build import build_model
-from roadless.worker.model.sources import ModelSources
 from roadless.worker.position import Position
-from roadless.worker.retry import insist
-from roadless.worker.setup import Built
-
-
-def _resume(brief: AttemptBrief, api: AttemptApi, built: Built, folder: Path) -> Resumed:
-    if brief.resume is None:
-        return Resumed(Position(), None)
-    checkpoint_id = brief.resume.checkpoint_id
-    files = {file.name: file for file in brief.resume.files}
-    _make_empty(folder)
-
-    def fetch(name: str) -> None:
-        _fetch_file(files[name], api, folder, checkpoint_id=checkpoint_id)
-
-    resumed = read_state(folder, model=built.model, optimizer=built.optimizer, fetch=fetch)
-    shutil.rmtree(folder)
-    return resumed
-
-
-def _fetch_files(manifest: Manifest, api: AttemptApi, folder: Path) -> None:
-    _make_empty(folder)
-    for file in manifest.files:
-        _fetch_file(file, api, folder, checkpoint_id=manifest.checkpoint_id)
-
-
-def _fetch_file(file: CheckpointFile, api: AttemptApi, folder: Path, *, checkpoint_id: str) -> None:
-    def fetch() -> None:
-        api.download(folder / file.name, checkpoint_id=checkpoint_id, name=file.name)
-
-    insist(fetch, seconds=START_SECONDS)
-    check_file(folder, file)
-
-
-def _make_empty(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
+from roadless.worker.rank_launch import ModelSources
+from roadless.worker.retry import call_with_retry
+from roadless.worker.setup import TrainingSetup
 
 _WEIGHTS_SUFFIX = ".safetensors"
 
@@ -81,6 +49,35 @@ def initial_model(
     return model
 
 
+def resume(brief: AttemptBrief, api: AttemptApi, setup: TrainingSetup, folder: Path) -> Resumed:
+    """Put the training state of an earlier attempt back; without one, start at the beginning.
+
+    ``folder``: for the state's files, which are removed again. Raises CheckpointUnreadable.
+    """
+    if brief.resume is None:
+        return Resumed(Position(), None)
+    checkpoint_id = brief.resume.checkpoint_id
+    files = {file.name: file for file in brief.resume.files}
+    _make_empty(folder)
+
+    def fetch(name: str) -> None:
+        _fetch_file(files[name], api, folder, checkpoint_id=checkpoint_id)
+
+    resumed = read_state(folder, model=setup.model, optimizer=setup.optimizer, fetch=fetch)
+    shutil.rmtree(folder)
+    return resumed
+
+
+def fetch_files(manifest: Manifest, api: AttemptApi, folder: Path) -> None:
+    """Download a checkpoint's files into an empty ``folder`` and check them.
+
+    Raises CheckpointUnreadable.
+    """
+    _make_empty(folder)
+    for file in manifest.files:
+        _fetch_file(file, api, folder, checkpoint_id=manifest.checkpoint_id)
+
+
 def _without_weights(manifest: Manifest) -> Manifest:
     files = tuple(file for file in manifest.files if not file.name.endswith(_WEIGHTS_SUFFIX))
     return manifest.model_copy(update={"files": files})
@@ -94,3 +91,16 @@ def _put_in(model: nn.Module, folder: Path) -> None:
         raise ModelInvalid(
             f"expected data with the shapes that the checkpoint's model was made for, saw: {error}"
         ) from error
+
+
+def _fetch_file(file: CheckpointFile, api: AttemptApi, folder: Path, *, checkpoint_id: str) -> None:
+    def fetch() -> None:
+        api.download(folder / file.name, checkpoint_id=checkpoint_id, name=file.name)
+
+    call_with_retry(fetch, seconds=START_SECONDS)
+    check_file(folder, file)
+
+
+def _make_empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The step watchdog: a rank that makes no step for too long says where it hangs, and leaves.
+"""The step watchdog: a rank that makes no step for too long says where it hangs, and exits.
 
 It watches from a thread of its own, which runs while the training thread waits in a collective.
 Where even that thread cannot run, because native code keeps the interpreter's lock, the C timer of
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 #: How much of the stacks' end, where the training thread is, goes into the message.
 TOLD_CHARACTERS = 3000
-#: The watching thread shows at least so many times in ``hang_seconds`` that it still runs.
+#: How often in ``hang_seconds`` the watching thread shows that it still runs, at least.
 _LOOKS = 4
 
 
@@ -57,7 +57,7 @@ class Watchdog:
         finally:
             faulthandler.cancel_dump_traceback_later()
         stacks = stacks_of_all_threads()
-        log.error("no step for %g s; where all threads are:\n%s", self._hang_seconds, stacks)
+        log.error("no step for %g s; the stacks of all threads:\n%s", self._hang_seconds, stacks)
         self._on_hang(
             f"expected a step within {self._hang_seconds:g} s, saw none; the end of the stacks:\n"
             f"{stacks[-TOLD_CHARACTERS:]}"

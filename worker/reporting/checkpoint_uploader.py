@@ -1,4 +1,4 @@
-"""Checkpoints on their way: written by the loop, looked at, uploaded, then announced, in order."""
+"""Checkpoints on their way: written by the loop, validated, uploaded, then announced, in order."""
 
 import logging
 import shutil
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 #: How often the lead asks whether the others have uploaded their files of a checkpoint.
 _PEERS_SECONDS = 0.02
-#: How often a wait for a verdict looks whether the attempt is over.
-_VERDICT_SECONDS = 0.2
+#: How often a wait for a validation looks whether the attempt is over.
+_VALIDATION_SECONDS = 0.2
 
 
 class FileApi(Protocol):
@@ -39,7 +39,7 @@ class Publisher:
 
     They are announced in the order in which they were published, so that a training state implies
     the evaluations before it. An upload that waits for its service holds back what is behind it,
-    which would wait for the same service, and nothing else: neither events nor verdicts.
+    which would wait for the same service, and nothing else: neither events nor validations.
     """
 
     def __init__(self, api: FileApi, outbox: Outbox) -> None:
@@ -69,13 +69,13 @@ class Publisher:
             self._line.append(staged)
             self._outbox.changed.notify_all()
         self._thin_out(by=staged)
-        if staged.verdict is not None:
-            staged.verdict.add_done_callback(
-                lambda verdict: None if verdict.cancelled() else self._thin_out(by=staged)
+        if staged.validated is not None:
+            staged.validated.add_done_callback(
+                lambda future: None if future.cancelled() else self._thin_out(by=staged)
             )
 
     def end(self, event: Event) -> None:
-        """Say the last word, once every checkpoint published before is announced."""
+        """Say the last event, once every checkpoint published before is announced."""
         with self._outbox.changed:
             self._line.append(event)
             self._outbox.changed.notify_all()
@@ -129,30 +129,30 @@ class Publisher:
     def _remember(self, announced: Staged | Event) -> None:
         if not isinstance(announced, Staged) or announced.is_state or announced.keep is None:
             return
-        mine = replace(announced.as_waiting(), has_verdict=True, is_pinned=False)
+        mine = replace(announced.as_waiting(), is_validated=True, is_pinned=False)
         known = [*self._announced, mine]
         drop = superfluous(known, announced.keep.model_copy(update={"keep_every_steps": None}))
         self._announced = [one for one in known if one.id not in drop]
 
     def _event_of(self, staged: Staged) -> Event | None:
         """Upload a checkpoint; return its announcement, if it is good and this rank's to say."""
-        manifest = self._verdict_of(staged)
+        manifest = self._validated(staged)
         if manifest is None:
             shutil.rmtree(staged.folder, ignore_errors=True)
             return None
         return self._uploaded(replace(staged, manifest=manifest))
 
-    def _verdict_of(self, staged: Staged) -> Manifest | None:
-        """Wait until the checkpoint is looked at; None when it must not be listed."""
-        if staged.verdict is None:
+    def _validated(self, staged: Staged) -> Manifest | None:
+        """Wait until the checkpoint is validated; None when it must not be listed."""
+        if staged.validated is None:
             return staged.manifest
         while not self._outbox.is_over:
             try:
-                return staged.verdict.result(timeout=_VERDICT_SECONDS)
+                return staged.validated.result(timeout=_VALIDATION_SECONDS)
             except TimeoutError:
                 continue
             except Exception:
-                log.exception("checkpoint %s: no verdict", staged.manifest.checkpoint_id)
+                log.exception("checkpoint %s: the validation failed", staged.manifest.checkpoint_id)
                 return None
         return None
 

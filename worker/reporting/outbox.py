@@ -88,7 +88,7 @@ class Outbox:
         spool_bytes: int = SPOOL_BYTES,
         redact: Callable[[Event], Event] = as_it_is,
     ) -> None:
-        """``redact``: takes out of an event what nobody may read, before it is kept anywhere."""
+        """``redact``: removes secrets from an event before it is kept anywhere."""
         self._api = api
         self._redact = redact
         self._rank = rank
@@ -121,8 +121,8 @@ class Outbox:
         """Whether nothing more shall be sent."""
         return self._is_closing or self.heard.is_fenced
 
-    def wish(self, desired: Desired) -> None:
-        """Take what the user wanted when this rank fetched its specification as heard."""
+    def set_desired_state(self, desired: Desired) -> None:
+        """Start from what the user wanted when this rank fetched its specification."""
         with self.changed:
             self.heard = replace(self.heard, desired=desired)
 
@@ -142,7 +142,7 @@ class Outbox:
         self._urgent.set()
 
     def become_fenced(self) -> None:
-        """Take it that the attempt is over."""
+        """Treat the attempt as over from now on."""
         with self.changed:
             self.heard = replace(self.heard, is_fenced=True)
             self.changed.notify_all()
@@ -155,7 +155,7 @@ class Outbox:
         self.hurry()
 
     def join(self, *, deadline: float) -> None:
-        """Wait until nothing is being sent any more, and forget what is left."""
+        """Wait until nothing is being sent any more, and drop what is left."""
         self._thread.join(max(0.0, deadline - time.monotonic()) + retry.LONGEST_SECONDS)
         with self.changed:
             self._spool.close()
@@ -208,11 +208,11 @@ class Outbox:
         return numbered.model_dump_json().encode()
 
     def _lose_step(self, error: OSError) -> None:
-        """The disk is full: say so once, and go on without the step points it does not take."""
+        """The disk is full: say so once, and continue without the step points it cannot hold."""
         if self._has_lost_steps:
             return
         self._has_lost_steps = True
-        log.error("the spool does not take step points; some are lost: %s", error)
+        log.error("the spool cannot hold more step points; some are lost: %s", error)
         self._spool_one(Notice(code="metrics.lost", message=f"step points are lost: {error}"))
 
     def _is_thinned_out(self) -> bool:
@@ -244,7 +244,7 @@ class Outbox:
             except Fenced:
                 self.become_fenced()
             except Exception:
-                log.exception("reporting failed; it is tried again")
+                log.exception("reporting failed; trying again")
                 time.sleep(retry.LONGEST_SECONDS)
 
     def _wait_for_something(self) -> None:
@@ -291,7 +291,7 @@ class Outbox:
             with self._dead_letters.open("ab") as file:
                 file.write(line + b"\n")
         except OSError:
-            log.exception("a refused event cannot be kept: %s", line.decode())
+            log.exception("cannot write a refused event: %s", line.decode())
 
     def _hear(self, reply: ReportReply) -> None:
         with self.changed:

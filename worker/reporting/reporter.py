@@ -22,9 +22,9 @@ class ReportApi(EventApi, FileApi, Protocol):
 
 
 class Reporter:
-    """One rank's voice. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
+    """What one rank says. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
 
-    Events are said in the order of their calls. A checkpoint is announced once it is looked at and
+    Events are said in the order of their calls. A checkpoint is announced once it is validated and
     uploaded, so behind everything that was said before it; and ``end`` speaks behind all of them.
     """
 
@@ -37,7 +37,7 @@ class Reporter:
         spool_bytes: int = SPOOL_BYTES,
         redact: Callable[[Event], Event] = as_it_is,
     ) -> None:
-        """``redact``: takes out of an event what nobody may read, before it is kept anywhere."""
+        """``redact``: removes secrets from an event before it is kept anywhere."""
         self._outbox = Outbox(api, rank=rank, folder=folder, spool_bytes=spool_bytes, redact=redact)
         self._publisher = Publisher(api, self._outbox)
 
@@ -46,9 +46,9 @@ class Reporter:
         """What the service wants, as last heard."""
         return self._outbox.heard
 
-    def wish(self, desired: Desired) -> None:
-        """Take what the user wanted when this rank fetched its specification as heard."""
-        self._outbox.wish(desired)
+    def set_desired_state(self, desired: Desired) -> None:
+        """Start from what the user wanted when this rank fetched its specification."""
+        self._outbox.set_desired_state(desired)
 
     def say(self, event: Event) -> None:
         """Put an event in line. Never raises; beyond the bound step points are thinned."""
@@ -59,7 +59,7 @@ class Reporter:
         self._publisher.publish(staged)
 
     def end(self, event: Event) -> None:
-        """Say the last word, once every checkpoint published before is announced."""
+        """Say the last event, once every checkpoint published before is announced."""
         self._publisher.end(event)
 
     def close(self, *, timeout_seconds: float) -> bool:

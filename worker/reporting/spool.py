@@ -60,7 +60,7 @@ class Spool:
         return lines
 
     def drop(self, count: int) -> None:
-        """Forget the first ``count`` lines, and the segments that held nothing else."""
+        """Drop the first ``count`` lines, and the segments that held nothing else."""
         for _ in range(count):
             self._remove_consumed()
             length = self._lengths.popleft()
@@ -69,7 +69,7 @@ class Spool:
         self._remove_consumed()
 
     def close(self) -> None:
-        """Forget what is left."""
+        """Drop what is left."""
         while self._segments:
             self._segments.popleft().file.close()
         self._lengths.clear()

@@ -1,4 +1,7 @@
-"""A checkpoint on local disk, on its way to the service, and what is known of it meanwhile."""
+"""Checkpoints on local disk, on their way to the service, and which of them need not wait.
+
+Those are the ones that retention would not keep beside the others; a full line drops them.
+"""
 
 import math
 from collections.abc import Iterable
@@ -6,39 +9,105 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import NewType, Protocol
 
 from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
 from roadless.service.contract.checkpoint.retention import Stored, superfluous_evals
 from roadless.service.contract.job.evaluation import CheckpointsSpec
 
+#: The manifest of a checkpoint whose files were checked, with what the check saw.
+ValidatedManifest = NewType("ValidatedManifest", Manifest)
 #: Age is for the service to judge: here nothing grows old.
 _NOW = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Peers(Protocol):
+    """The other ranks that write files of the same checkpoint
+    (``roadless.worker.distributed.store_peers.StorePeers``).
+    """
+
+    is_lead: bool
+
+    def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
+        """Say that this rank's files are uploaded, or with None that they never will be."""
+
+    def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
+        """Return what each of the others has said; None until all have. For the lead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
     """An eval checkpoint that is announced, or will be. ``loss``: None when not known yet.
 
-    ``is_pinned``: a user has asked for it. ``has_verdict``: its files were looked at.
+    ``is_pinned``: a user has asked for it. ``is_validated``: its files were checked.
     """
 
     id: str
     step: int
     loss: float | None
     is_pinned: bool
-    has_verdict: bool
+    is_validated: bool
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A checkpoint written to local disk, to be uploaded and then announced.
+
+    ``peers``: who else uploads files of it; the lead announces when all have. None: nobody.
+    ``validated``: the manifest to announce it with, once its files were checked; a result of None:
+    it is never listed. None itself: nobody needs to check it. ``keep``: the job's rule of what
+    need not wait.
+    """
+
+    folder: Path
+    manifest: Manifest
+    evaluations_served: int = 0
+    peers: Peers | None = None
+    validated: Future[ValidatedManifest | None] | None = None
+    keep: CheckpointsSpec | None = None
+
+    @property
+    def is_state(self) -> bool:
+        """Whether a newer one makes it superfluous."""
+        return self.manifest.kind is CheckpointKind.RESUME
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was checked and will not be listed."""
+        validated = self.validated
+        if validated is None or not validated.done():
+            return False
+        if validated.cancelled() or validated.exception() is not None:
+            return True
+        return validated.result() is None
+
+    def as_waiting(self) -> Waiting:
+        """What retention asks about it."""
+        evaluation = self.manifest.evaluation
+        return Waiting(
+            id=self.manifest.checkpoint_id,
+            step=self.manifest.step,
+            loss=None if evaluation is None else evaluation.loss,
+            is_pinned=self.evaluations_served > 0,
+            is_validated=self.validated is None or self.validated.done(),
+        )
+
+    def let_go(self) -> bool:
+        """Return whether nobody is checking its files or will; an evaluation is never given up."""
+        if self.validated is None or self.validated.done():
+            return True
+        return self.manifest.evaluation is not None and self.validated.cancel()
 
 
 def superfluous(known: Iterable[Waiting], policy: CheckpointsSpec) -> set[str]:
     """Return the ids of those that need not wait.
 
-    One that was looked at goes for others that were: of the rest nobody knows whether they will be
-    listed.
+    One that was checked makes room only for others that were: whether the rest will be listed is
+    not known yet.
     """
     every = list(known)
-    sure = [one for one in every if one.has_verdict]
-    unsure = {one.id for one in every if not one.has_verdict}
+    sure = [one for one in every if one.is_validated]
+    unsure = {one.id for one in every if not one.is_validated}
     return _drop(sure, policy) | (_drop(every, policy) & unsure)
 
 
@@ -56,64 +125,3 @@ def _stored(one: Waiting) -> Stored:
         pinned=one.is_pinned,
         is_live=True,
     )
-
-
-class Peers(Protocol):
-    """The other ranks that write files of the same checkpoint
-    (``roadless.worker.distributed.store_peers.StorePeers``).
-    """
-
-    is_lead: bool
-
-    def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
-        """Say that this rank's files are uploaded, or with None that they never will be."""
-
-    def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
-        """Return what each of the others has said; None until all have. For the lead."""
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A checkpoint written to local disk, to be uploaded and then announced.
-
-    ``peers``: who else uploads files of it; the lead announces when all have. None: nobody.
-    ``verdict``: the manifest to announce it with, once its files were looked at; None from there:
-    never. None itself: nobody needs to look. ``keep``: the job's rule of what need not wait.
-    """
-
-    folder: Path
-    manifest: Manifest
-    evaluations_served: int = 0
-    peers: Peers | None = None
-    verdict: Future[Manifest | None] | None = None
-    keep: CheckpointsSpec | None = None
-
-    @property
-    def is_state(self) -> bool:
-        """Whether a newer one makes it superfluous."""
-        return self.manifest.kind is CheckpointKind.RESUME
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether it was looked at, and will not be listed."""
-        verdict = self.verdict
-        if verdict is None or not verdict.done():
-            return False
-        return verdict.cancelled() or verdict.exception() is not None or verdict.result() is None
-
-    def as_waiting(self) -> Waiting:
-        """What retention asks about it."""
-        evaluation = self.manifest.evaluation
-        return Waiting(
-            id=self.manifest.checkpoint_id,
-            step=self.manifest.step,
-            loss=None if evaluation is None else evaluation.loss,
-            is_pinned=self.evaluations_served > 0,
-            has_verdict=self.verdict is None or self.verdict.done(),
-        )
-
-    def let_go(self) -> bool:
-        """Return whether nobody looks at its files, nor will: an evaluation is not given up."""
-        if self.verdict is None or self.verdict.done():
-            return True
-        return self.manifest.evaluation is not None and self.verdict.cancel()

@@ -49,7 +49,7 @@ def _serve(settings: RunnerSettings) -> NoReturn:
 
 
 def main() -> None:
-    """Serve until SIGTERM or Ctrl-C; exit with a sentence when the settings do not do."""
+    """Serve until SIGTERM or Ctrl-C; exit with one sentence when the settings are unusable."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What a cluster has and what of it is not given out: the runner's own account, pure.
+"""What a cluster has, and how much of it is free: the runner's own account, pure.
 
 Ray's view of free resources lags behind its placement groups, so the runner counts for itself.
 """

@@ -24,9 +24,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from roadless.service.contract.reports.cluster import Assignment, Node
 from roadless.service.contract.states import Reason
-from roadless.worker.data.sources.access import DataSources
-from roadless.worker.model.sources import ALLOW_WHEELS_VARIABLE, ModelSources
-from roadless.worker.rank_launch import LaunchMethod, RankLaunch, WheelFile
+from roadless.worker.model.sources import ALLOW_WHEELS_VARIABLE
+from roadless.worker.rank_launch import (
+    DataSources,
+    LaunchMethod,
+    ModelSources,
+    RankLaunch,
+    WheelFile,
+)
 from roadless.worker.runner.capacity import Bundle, Held
 from roadless.worker.runner.node_agents import NAMESPACE, Agents
 
@@ -44,7 +49,7 @@ _SETTLE_SECONDS = 0.12
 
 
 class StartFailed(Exception):
-    """The gang does not come up; what it holds is for ``release`` to let go."""
+    """The gang does not start; ``release`` frees what it holds."""
 
     def __init__(self, message: str, *, reason: Reason = Reason.START_FAILED) -> None:
         super().__init__(message)
@@ -151,7 +156,7 @@ class Gangs:
             raise StartFailed(f"{type(error).__name__}: {error}") from error
 
     def release(self, attempt_id: str) -> None:
-        """Make sure that nothing of the attempt is left; raise NotReleased when that is unsure."""
+        """Make sure that nothing of the attempt is left; raise NotReleased when in doubt."""
         if not self._agents.kill(attempt_id):
             raise NotReleased(f"ranks of {attempt_id} may be alive")
         try:
@@ -165,7 +170,7 @@ class Gangs:
         running = {node_id for node_id in node_ids if attempt_id in attempts.get(node_id, [])}
         if running and running != node_ids:
             # The other ranks would wait for another rendezvous than these.
-            raise StartFailed("an earlier runner has left it started in part")
+            raise StartFailed("an earlier runner has started only some of its ranks")
         return bool(running)
 
     def _launches(
@@ -189,13 +194,8 @@ class Gangs:
                 threads=assignment.cpus_per_worker,
                 gpu_ids=seat.gpu_ids,
                 scratch=assignment.attempt_id,
-                data_roots=self._data_sources.roots,
-                data_urls=self._data_sources.urls,
-                data_cache=self._data_sources.cache,
-                data_cache_bytes=self._data_sources.cache_bytes,
-                model_roots=self._model_sources.roots,
-                allow_hub=self._model_sources.allow_hub,
-                entry_points=self._model_sources.entry_points,
+                data_sources=self._data_sources,
+                model_sources=self._model_sources,
                 method=self._method,
                 wheel=_wheel_of(assignment),
             )

@@ -28,7 +28,7 @@ _CALLS_AT_ONCE = 16
 
 
 class Agents:
-    """One agent a node, made when the node appears and forgotten when it goes."""
+    """One agent a node, made when the node appears and dropped when it goes."""
 
     def __init__(
         self, *, scratch: str, entry: str = RANK_ENTRY, preload: tuple[str, ...] = PRELOAD
@@ -49,8 +49,8 @@ class Agents:
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once all agents are warm and heard, or after that time; a bad node is logged.
 
-        Before its first ``attempts`` a new runner must have heard every agent: it has no last word
-        to fall back on.
+        Before its first ``attempts`` a new runner must have heard every agent: it has no
+        earlier answer to fall back on.
         """
         calls = {handle.ready.remote(): node for node, handle in self._handles.items()}
         done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_seconds)
@@ -73,7 +73,7 @@ class Agents:
         return dict(self._attempts)
 
     def free_port(self, node_id: str) -> int:
-        """Return a port of the node that nobody listens on at this moment."""
+        """Return a port of the node that is free at this moment."""
         port: int = ray.get(self._handles[node_id].free_port.remote(), timeout=_LAUNCH_SECONDS)
         return port
 

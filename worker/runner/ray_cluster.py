@@ -41,11 +41,11 @@ _RAY_ENVIRONMENT = {
 
 
 class RayStartError(Exception):
-    """A Ray node does not come up; the message carries the end of its log."""
+    """A Ray node did not start; the message carries the end of its log."""
 
 
 class UnauthenticatedRay(Exception):
-    """The Ray cluster is remote and lets anybody in who reaches it."""
+    """The Ray cluster is remote and lets in anybody who reaches it."""
 
 
 class Head:
@@ -90,7 +90,7 @@ def start_head(
     port: int = 0,
     node_ip: str | None = None,
 ) -> Head:
-    """Start a Ray head whose token lies in ``home``; raise RayStartError when it does not come up.
+    """Start a Ray head whose token lies in ``home``; raise RayStartError when it does not start.
 
     ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
     address that other nodes reach; None: the one that Ray finds.
@@ -168,7 +168,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], *, folder: Path) -> str:
 
 
 def _sizes(num_cpus: int | None, num_gpus: int | None) -> list[str]:
-    """What Ray shall count with; it finds out by itself what is left out."""
+    """The resources that Ray counts with; it detects what is left out."""
     sizes = {"--num-cpus": num_cpus, "--num-gpus": num_gpus}
     return [f"{name}={number}" for name, number in sizes.items() if number is not None]
 

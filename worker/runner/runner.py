@@ -1,4 +1,4 @@
-"""The driver of one Ray cluster: tells the service what is there, brings gangs up and lets them go.
+"""The driver of one Ray cluster: reports to the service, and starts and releases gangs.
 
 It holds nothing: agents, seats and placement groups are detached, so a runner may die and the next
 one finds all of it again. Training does not notice. Run it with ``python -m
@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from roadless.service.contract.reports.cluster import Assignment, AttemptEnded, Sync, SyncReply
 from roadless.worker import retry
 from roadless.worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi
-from roadless.worker.retry import insist
+from roadless.worker.retry import call_with_retry
 from roadless.worker.runner.capacity import Held, account
 from roadless.worker.runner.gang import Group, NotReleased, StartFailed, View, bundle_of
 
@@ -42,10 +42,10 @@ class Cluster(Protocol):
         """Return what is there."""
 
     def start(self, assignment: Assignment) -> None:
-        """Bring a gang up; raise StartFailed."""
+        """Start a gang; raise StartFailed."""
 
     def release(self, attempt_id: str) -> None:
-        """Let everything of the attempt go; raise NotReleased."""
+        """Release everything of the attempt; raise NotReleased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Start:
 
 
 class Runner:
-    """Syncs in one thread; starts and releases in others, so that a slow one holds nobody up."""
+    """Syncs in one thread; starts and releases in others, so that a slow one delays no other."""
 
     def __init__(self, *, api: RunnerApi, cluster: Cluster, service_url: str, name: str) -> None:
         self._api = api
@@ -71,7 +71,7 @@ class Runner:
         self._homes: dict[str, frozenset[str | None]] = {}  #: attempt -> nodes it started on
 
     def run(self) -> NoReturn:
-        """Serve the cluster until the process is told to leave."""
+        """Serve the cluster until the process is told to exit."""
         runner_id, pauses = None, retry.pauses()
         while True:
             try:
@@ -80,7 +80,7 @@ class Runner:
                 pauses = retry.pauses()
                 continue
             except Away as error:
-                _log.warning("the service is away, training goes on: %s", error)
+                _log.warning("the service is away; training continues: %s", error)
             except Refused as error:
                 _log.error("the service refuses this runner: %s", error)
                 runner_id = None
@@ -89,7 +89,7 @@ class Runner:
             time.sleep(next(pauses))
 
     def round(self, runner_id: str) -> None:
-        """Tell what is there, hear what to do, and set it going."""
+        """Report what there is, and start what the service asks for."""
         self._changed.clear()
         seen = self._look()
         reply = self._api.sync(runner_id, seen=seen)
@@ -197,9 +197,11 @@ class Runner:
             self._service_url, attempt_id=assignment.attempt_id, token=assignment.token
         ) as api:
             try:
-                insist(lambda: api.ended(ended), seconds=_TELL_FOR_SECONDS)
+                call_with_retry(lambda: api.ended(ended), seconds=_TELL_FOR_SECONDS)
             except ApiError as refusal:
-                _log.warning("the end of %s was not taken: %s", assignment.attempt_id, refusal)
+                _log.warning(
+                    "the service did not accept the end of %s: %s", assignment.attempt_id, refusal
+                )
 
 
 def _held(groups: Iterable[Group], starting: Iterable[Assignment]) -> list[Held]:

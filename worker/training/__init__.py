@@ -1,1 +1,1 @@
-"""The training loop: steps, learning rates, evaluations, diagnostics, usage."""
+"""The training loop: steps, the learning rate schedule, evaluations, diagnostics, usage."""

@@ -1,4 +1,4 @@
-"""When the plan of a job asks for an evaluation: by cost, by steps, ever more rarely, by seconds.
+"""When the plan of a job asks for an evaluation: by cost, steps, geometric steps or seconds.
 
 And when for a training state: by seconds or by steps. Pure. By seconds the lead's clock decides,
 else the number of the step, so that every attempt agrees. Either way the ranks hear of it with the

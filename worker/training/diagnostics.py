@@ -1,4 +1,4 @@
-"""Looks into schedule-free training: how far x and z are apart, how much each step weighs, hints.
+"""Diagnostics of schedule-free training: the distance of x and z, the weight of a step, hints.
 
 Cheap, read-only, and the same on every rank. What a hint means, and where its thresholds come from:
 docs/choosing.md.
@@ -13,7 +13,7 @@ from roadless.optim.core.positions import Group, TwoPositions
 from roadless.optim.numerics.sharding import whole
 from roadless.service.contract.reports.events import Notice
 
-#: A loss at y below that at x by more than this part of it, in so many evaluations in a row.
+#: A loss at y below that at x by more than this share of it, in this many evaluations in a row.
 Y_BETTER_BY = 0.05
 Y_BETTER_EVALUATIONS = 3
 #: The first steps of a job that warmup is judged by, and how many of them are its start.
@@ -25,7 +25,7 @@ LARGE_NORM = 10.0
 RISING_LOSS = 1.1
 
 
-def peeks(optimizer: TwoPositions) -> dict[str, float]:
+def diagnostics(optimizer: TwoPositions) -> dict[str, float]:
     """Return the metrics of an optimizer whose parameters hold x; {} where nothing is averaged.
 
     ``schedulefree.distance``: the 2-norm of x - z over all parameters. ``schedulefree.weight``: c,
@@ -104,7 +104,7 @@ class WarmupHint:
 
 
 def _signs_of_short_warmup(seen: list[tuple[float, float]]) -> Iterator[str]:
-    losses, norms = ([one[part] for one in seen] for part in range(2))
+    losses, norms = ([one[column] for one in seen] for column in range(2))
     largest, later = max(norms[:_START_STEPS]), statistics.median(norms[_START_STEPS:])
     if largest > LARGE_NORM * later:
         yield (

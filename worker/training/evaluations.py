@@ -1,4 +1,4 @@
-"""What happens between steps: an evaluation at x with its checkpoint, and the training state."""
+"""What happens between steps: an evaluation at x, and its checkpoint."""
 
 import logging
 import shutil
@@ -17,26 +17,22 @@ from roadless.service.contract.checkpoint.manifest import (
     Manifest,
 )
 from roadless.service.contract.ids import new_id
-from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import EvalPoint, Notice
 from roadless.worker.checkpointing.model_files import help_to_gather, write_model
-from roadless.worker.checkpointing.state_saver import StateSaver
-from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.evaluation.evaluate import (
     EvalResult,
     evaluate_all,
+    noop,
     num_passes,
     recalibrated_buffers,
     set_receipts,
-    unheard,
 )
-from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.position import Position
-from roadless.worker.reporting.reporter import Reporter
-from roadless.worker.reporting.staged_checkpoint import Staged
-from roadless.worker.setup import Built
-from roadless.worker.training.diagnostics import LagHint, peeks
-from roadless.worker.validation.checkpoint_validator import Examiner, Verdict
+from roadless.worker.reporting.staged_checkpoint import Staged, ValidatedManifest
+from roadless.worker.setup import RankContext
+from roadless.worker.training.diagnostics import LagHint, diagnostics
+from roadless.worker.validation.checkpoint_validator import CheckpointValidator
 
 log = logging.getLogger(__name__)
 
@@ -46,30 +42,28 @@ MAX_UNDER_WAY = 2
 _WAIT_SECONDS = 0.5
 
 
-class Milestones:
+class EvaluationManager:
     """Evaluates and saves for one rank of one attempt; only the lead writes and speaks."""
 
     def __init__(
         self,
-        built: Built,
+        context: RankContext,
         *,
-        brief: AttemptBrief,
-        cluster: Cluster,
-        reporter: Reporter,
         staging: Path,
-        examiner: Examiner | None,
-        beat: Callable[[], None] = unheard,
+        validator: CheckpointValidator | None,
+        beat: Callable[[], None] = noop,
     ) -> None:
-        """``beat``: called after each batch and checkpoint, for who watches that it goes on.
+        """``beat``: called after each batch and checkpoint, as a sign of progress.
 
-        ``examiner``: the lead's; None for the others.
+        ``validator``: the lead's; None for the others.
         """
-        self._built = built
-        self._brief = brief
-        self._cluster = cluster
-        self._reporter = reporter
+        self._context = context
+        self._setup = context.setup
+        self._brief = context.brief
+        self._cluster = context.cluster
+        self._reporter = context.reporter
         self._staging = staging
-        self._examiner = examiner
+        self._validator = validator
         self._beat = beat
         #: The step whose evaluation beside training was lost last; none takes place there then.
         self.lost_step: int | None = None
@@ -77,12 +71,11 @@ class Milestones:
         self._has_told_waiting = False
         self._lag_hint = LagHint()
         shutil.rmtree(staging, ignore_errors=True)
-        self._states = StateSaver(built, cluster=cluster, reporter=reporter, staging=staging)
 
     def num_passes(self) -> int:
         """Return how many samples one evaluation passes through the model."""
         spec = self._brief.spec.evaluation
-        return num_passes(self._built.model, held_out=self._built.held_out, spec=spec)
+        return num_passes(self._setup.model, datasets=self._setup.datasets, spec=spec)
 
     def evaluate(
         self, position: Position, *, evaluations_served: int, is_last: bool = False
@@ -91,7 +84,7 @@ class Milestones:
 
         ``evaluations_served``: above 0, the checkpoint answers that many of the users' requests.
         Every rank returns the same result, or None when it is found beside training, which is told
-        by :meth:`found`. The last one of an attempt is found here, where all ranks have time.
+        by :meth:`results`. The last one of an attempt is found here, where all ranks have time.
         """
         if self._is_beside_training(is_last=is_last):
             self._begin_evaluation(position, evaluations_served)
@@ -99,21 +92,26 @@ class Milestones:
         return self._evaluate_now(position, evaluations_served)
 
     def drain(self, *, at_most: int = 0) -> None:
-        """Wait until no more than so many evaluations are under way; all ranks together."""
+        """Wait until at most ``at_most`` evaluations are under way; all ranks together."""
         if self._brief.spec.evaluation.placement == "inline":
             return
         while self._is_under_way(at_most):
             self._beat()
 
-    def found(self) -> list[tuple[int, EvalResult]]:
-        """Return what evaluations beside training have found since the last call, by their step.
+    def results(self) -> list[tuple[int, EvalResult]]:
+        """Return what evaluations beside training gave since the last call, by their step.
 
         In order, and for the lead alone.
         """
-        return self._examiner.take() if self._examiner is not None else []
+        return self._validator.results() if self._validator is not None else []
+
+    def require_written(self) -> None:
+        """Raise OSError when the last eval checkpoint was not written."""
+        if self._failure is not None:
+            raise self._failure
 
     def _is_beside_training(self, *, is_last: bool) -> bool:
-        """Make room for one more evaluation under way, or see that it must be made here."""
+        """Make room for one more evaluation under way, or find that it must be made here."""
         if self._brief.spec.evaluation.placement == "inline":
             return False
         if not is_last and self.lost_step is None:
@@ -125,21 +123,21 @@ class Milestones:
         return False
 
     def _is_under_way(self, at_most: int) -> bool:
-        """Whether more than so many evaluations are; the lead waits a moment, and tells all."""
+        """Whether more than ``at_most`` evaluations are; the lead waits a moment and tells all."""
         told = torch.zeros(2, dtype=torch.float64)
-        if self._examiner is not None:
-            is_done = self._examiner.wait(at_most=at_most, seconds=_WAIT_SECONDS)
-            lost = self._examiner.lost_step
+        if self._validator is not None:
+            is_done = self._validator.wait(at_most=at_most, seconds=_WAIT_SECONDS)
+            lost = self._validator.lost_step
             told = torch.tensor([not is_done, 0 if lost is None else 1 + lost], dtype=told.dtype)
         is_under_way, lost_step = self._cluster.sum(told).tolist()
         self.lost_step = int(lost_step) - 1 if lost_step else None
         return bool(is_under_way)
 
     def _tell_waiting(self) -> None:
-        """Say once that training waits for its evaluations, which are slower than it."""
-        if self._examiner is None or self._has_told_waiting:
+        """Say once that training waits for its evaluations, since they are slower."""
+        if self._validator is None or self._has_told_waiting:
             return
-        if self._examiner.wait(at_most=MAX_UNDER_WAY - 1, seconds=0):
+        if self._validator.wait(at_most=MAX_UNDER_WAY - 1, seconds=0):
             return
         self._has_told_waiting = True
         message = (
@@ -149,105 +147,79 @@ class Milestones:
         self._reporter.say(Notice(code="evaluation.slow", message=message))
 
     def _evaluate_now(self, position: Position, evaluations_served: int) -> EvalResult:
-        checkpoint_id, model = new_id("ckpt"), self._built.model
+        checkpoint_id, model = new_id("ckpt"), self._setup.model
         loss_at_y = self._evaluate_y().loss if self._brief.spec.evaluation.at_y else None
-        at_x = at_average(self._built.optimizer, model=model)
+        at_x = at_average(self._setup.optimizer, model=model)
         with at_x, using_buffers(model, self._buffers()):
-            result, seen = self._evaluate(self._built.held_out), peeks(self._built.optimizer)
+            result, seen = self._evaluate(self._setup.datasets), diagnostics(self._setup.optimizer)
             files = self._written(checkpoint_id)
         self._beat()
-        if self._examiner is None:
+        if self._validator is None:
             return result
         self._say_evaluation(position, result, seen, loss_at_y)
         if files is not None:
-            manifest = self._manifest(
+            manifest = self._context.manifest(
                 checkpoint_id,
                 CheckpointKind.EVAL,
                 position,
                 files,
                 evaluation=self._receipt(result),
             )
-            verdict = self._examiner.check(
+            validated = self._validator.check(
                 self._staging / checkpoint_id, manifest, checked=result.checked
             )
-            self._publish(manifest, evaluations_served, verdict)
+            self._publish(manifest, evaluations_served, validated)
         return result
 
     def _begin_evaluation(self, position: Position, evaluations_served: int) -> None:
         """Write the averaged point to files, and have those evaluated while training goes on."""
-        checkpoint_id, model = new_id("ckpt"), self._built.model
-        at_x = at_average(self._built.optimizer, model=model)
+        checkpoint_id, model = new_id("ckpt"), self._setup.model
+        at_x = at_average(self._setup.optimizer, model=model)
         with at_x, using_buffers(model, self._buffers()):
-            seen = peeks(self._built.optimizer)
+            seen = diagnostics(self._setup.optimizer)
             files = self._written(checkpoint_id)
         self._beat()
-        if self._examiner is None:
+        if self._validator is None:
             return
         if files is None:
-            self._examiner.lose(position.step, "its files were not written")
+            self._validator.lose(position.step, "its files were not written")
             return
-        manifest = self._manifest(checkpoint_id, CheckpointKind.EVAL, position, files)
-        verdict = self._examiner.evaluate(
+        manifest = self._context.manifest(checkpoint_id, CheckpointKind.EVAL, position, files)
+        validated = self._validator.evaluate(
             self._staging / checkpoint_id,
             manifest,
             say=lambda result: self._say_evaluation(position, result, seen, None),
             receipt_of=self._receipt,
         )
-        self._publish(manifest, evaluations_served, verdict)
+        self._publish(manifest, evaluations_served, validated)
 
     def _written(self, checkpoint_id: str) -> tuple[CheckpointFile, ...] | None:
         """Write the model as it stands, by the lead; None: not done, or by none of this rank.
 
-        A disk that fails costs this checkpoint and not the job, which goes on to the next one.
+        A disk that fails costs this checkpoint and not the job, which continues to the next one.
         """
         if not self._cluster.is_lead:
-            help_to_gather(self._built.model)
+            help_to_gather(self._setup.model)
             return None
         folder = self._staging / checkpoint_id
         try:
-            files = write_model(folder, self._built.model)
+            files = write_model(folder, self._setup.model)
         except OSError as error:
-            log.error("checkpoint %s is not written: %s", checkpoint_id, error)
+            log.error("checkpoint %s was not written: %s", checkpoint_id, error)
             shutil.rmtree(folder, ignore_errors=True)
             if self._failure is None:
-                message = f"a checkpoint was not written, and training goes on: {error}"
+                message = f"a checkpoint was not written; training continues: {error}"
                 self._reporter.say(Notice(code="checkpoint.failed", message=message))
             self._failure = error
             return None
         self._failure = None
         return files
 
-    def prepare_states(self) -> None:
-        """Get ready to save; called once an update has made the optimizer's state."""
-        self._states.prepare()
-
-    def save_state(self, position: Position, *, evaluated_step: int | None) -> None:
-        """Publish everything that a later attempt needs to go on from here, beside training."""
-
-        def manifest_of(checkpoint_id: str, files: tuple[CheckpointFile, ...]) -> Manifest:
-            return self._manifest(checkpoint_id, CheckpointKind.RESUME, position, files)
-
-        self._states.save(position, evaluated_step=evaluated_step, manifest_of=manifest_of)
-        self._beat()
-
-    def settle(self) -> None:
-        """Return once the last training state is published.
-
-        Raises OSError when it is not to be, or when the last eval checkpoint was not written.
-        """
-        self._states.settle()
-        if self._failure is not None:
-            raise self._failure
-
-    def close(self) -> None:
-        """Return once nothing is being written any more."""
-        self._states.close()
-
     def _buffers(self) -> dict[str, torch.Tensor]:
         """Batch-norm statistics of the model as it stands, for one without batch norm none."""
         return recalibrated_buffers(
-            self._built.model,
-            data=self._built.data,
+            self._setup.model,
+            data=self._setup.datasets.train,
             spec=self._brief.spec.evaluation,
             seed=self._brief.spec.training.seed,
             rank=self._cluster.rank,
@@ -258,12 +230,12 @@ class Milestones:
 
     def _evaluate_y(self) -> EvalResult:
         """On the main set alone: y is looked at to compare its loss with that of x."""
-        return self._evaluate(HeldOutSets(self._built.data))
+        return self._evaluate(self._setup.datasets.validation_only())
 
-    def _evaluate(self, held_out: HeldOutSets) -> EvalResult:
+    def _evaluate(self, datasets: Datasets) -> EvalResult:
         return evaluate_all(
-            self._built.model,
-            held_out=held_out,
+            self._setup.model,
+            datasets=datasets,
             spec=self._brief.spec,
             rank=self._cluster.rank,
             world_size=self._cluster.world_size,
@@ -305,40 +277,22 @@ class Milestones:
             max_batches=spec.max_batches,
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,
-            data_fingerprint=self._built.data.description.fingerprint,
-            data_shape=self._built.data.description.shape,
-            sets=set_receipts(self._built.held_out, spec=spec),
-        )
-
-    def _manifest(
-        self,
-        checkpoint_id: str,
-        kind: CheckpointKind,
-        position: Position,
-        files: tuple[CheckpointFile, ...],
-        *,
-        evaluation: EvaluationReceipt | None = None,
-    ) -> Manifest:
-        return Manifest(
-            checkpoint_id=checkpoint_id,
-            job_id=self._brief.job_id,
-            attempt_id=self._brief.attempt_id,
-            kind=kind,
-            step=position.step,
-            samples=position.samples,
-            spec=self._brief.spec.model_dump(mode="json"),
-            evaluation=evaluation,
-            files=files,
+            data_fingerprint=self._setup.datasets.train.description.fingerprint,
+            data_shape=self._setup.datasets.train.description.shape,
+            sets=set_receipts(self._setup.datasets, spec=spec),
         )
 
     def _publish(
-        self, manifest: Manifest, evaluations_served: int, verdict: Future[Verdict]
+        self,
+        manifest: Manifest,
+        evaluations_served: int,
+        validated: Future[ValidatedManifest | None],
     ) -> None:
         staged = Staged(
             self._staging / manifest.checkpoint_id,
             manifest,
             evaluations_served,
-            verdict=verdict,
+            validated=validated,
             keep=self._brief.spec.checkpoints,
         )
         self._reporter.publish(staged)

@@ -6,24 +6,31 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from roadless.service.contract.job.training import num_parts
-from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.job.training import accumulation_steps
 from roadless.service.contract.reports.events import BudgetNow, Notice, StepMetrics, Usage
 from roadless.service.contract.states import Desired, Reason
+from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.data.prefetch import Prefetch
-from roadless.worker.data.sampler import Shares
-from roadless.worker.distributed.process_group import Cluster
-from roadless.worker.early_stopping import judge, standing
-from roadless.worker.evaluation.evaluate import EvalResult, unheard
+from roadless.worker.data.sampler import Sampler
+from roadless.worker.early_stopping import judge, reached
+from roadless.worker.evaluation.evaluate import EvalResult, noop
 from roadless.worker.position import Position, Stopwatch, is_used_up
-from roadless.worker.reporting.reporter import Reporter
-from roadless.worker.setup import Built
+from roadless.worker.setup import RankContext
 from roadless.worker.training.cadence import build_cadence, build_state_cadence
 from roadless.worker.training.diagnostics import WarmupHint
-from roadless.worker.training.evaluations import Milestones
-from roadless.worker.training.lr_schedule import build_rates
+from roadless.worker.training.evaluations import EvaluationManager
+from roadless.worker.training.lr_schedule import build_lr_schedule
 from roadless.worker.training.resource_usage import UsageMeter
-from roadless.worker.training.step import Orders, StepResult, StepSettings, agree, train_step
+from roadless.worker.training.step import (
+    Due,
+    Ending,
+    Orders,
+    Signals,
+    StepResult,
+    StepSettings,
+    agree,
+    train_step,
+)
 
 
 class Training:
@@ -31,23 +38,23 @@ class Training:
 
     def __init__(
         self,
-        built: Built,
-        milestones: Milestones,
+        context: RankContext,
         *,
-        brief: AttemptBrief,
-        cluster: Cluster,
-        reporter: Reporter,
+        evaluations: EvaluationManager,
+        states: StateSaver,
         position: Position,
         evaluated_step: int | None,
-        beat: Callable[[], None] = unheard,
+        beat: Callable[[], None] = noop,
     ) -> None:
-        """``beat``: called after each step, for who watches that training goes on."""
-        seats, training = brief.spec.parallelism, brief.spec.training
-        self._built = built
-        self._milestones = milestones
+        """``beat``: called after each step, as a sign of progress."""
+        brief, cluster, training = context.brief, context.cluster, context.brief.spec.training
+        parallelism = brief.spec.parallelism
+        self._setup = context.setup
+        self._evaluations = evaluations
+        self._states = states
         self._spec = brief.spec
         self._cluster = cluster
-        self._reporter = reporter
+        self._reporter = context.reporter
         self._position = position
         self._evaluated_step = evaluated_step
         self._beat = beat
@@ -60,29 +67,31 @@ class Training:
         self._cadence = build_cadence(
             brief.spec.evaluation,
             batch_size=training.batch_size,
-            num_passes=milestones.num_passes(),
+            num_passes=evaluations.num_passes(),
         )
         #: Steps of planned evaluations that are under way beside training; for the lead.
         self._unjudged: set[int] = set()
         self._asked = position  #: where the cadence was asked last, or an evaluation ended
         self._state_cadence = build_state_cadence(brief.spec.checkpoints)
         self._state_asked = position  #: where that one was asked last
-        self._rates = build_rates(brief.spec)
-        shares = Shares(
-            built.data,
+        self._lr_schedule = build_lr_schedule(brief.spec)
+        sampler = Sampler(
+            context.setup.datasets.train,
             batch_size=training.batch_size,
             seed=training.seed,
             rank=cluster.rank,
             world_size=cluster.world_size,
         )
-        self._batches = Prefetch(shares)
+        self._batches = Prefetch(sampler)
         self._step_settings = StepSettings(
             task=brief.spec.task,
-            num_parts=num_parts(training, seats, world_size=cluster.world_size),
+            accumulation_steps=accumulation_steps(
+                training, parallelism, world_size=cluster.world_size
+            ),
             precision=training.precision,
             max_grad_norm=training.max_grad_norm,
         )
-        self._stopwatch = Stopwatch(position, gpus=cluster.world_size * seats.gpus_per_worker)
+        self._stopwatch = Stopwatch(position, gpus=cluster.world_size * parallelism.gpus_per_worker)
 
     @property
     def step(self) -> int:
@@ -101,21 +110,22 @@ class Training:
         while not (orders.is_end or is_moving):
             orders = self._step()
             if self.step == first_step:
-                self._milestones.prepare_states()
+                self._states.prepare()
             if not orders.is_end:
-                orders = self._reach_milestones(orders)
-                is_moving = orders.resize and orders.save and not orders.is_end
+                orders = self._evaluate_and_save(orders)
+                is_moving = orders.signals.resize and orders.due.state and not orders.is_end
         self._batches.close()
-        if orders.leave:
+        if orders.signals.leave:
             return None
         if not is_moving:
             self._evaluate(orders)
             self._save_state()
-        self._milestones.settle()
+        self._states.settle()
+        self._evaluations.require_written()
         return Reason.RESIZED if is_moving else _reason_of(orders)
 
     def _step(self) -> Orders:
-        self._judge_found()
+        self._judge_results()
         step, spec = self._position.step, self._spec.training
         _seed_step(
             spec.seed,
@@ -124,22 +134,22 @@ class Training:
             device=self._cluster.device,
             is_foreign=self._spec.model.kind != "preset",
         )
-        self._set_rate()
+        self._set_lr()
         after = self._position.after_step(
             samples=spec.batch_size,
-            tokens=spec.batch_size * self._built.data.description.tokens_per_sample,
+            tokens=spec.batch_size * self._setup.datasets.train.description.tokens_per_sample,
         )
         now = self._stopwatch.stamp(after)
         result = train_step(
-            self._built.wrapped,
+            self._setup.wrapped,
             self._batches(step).to(self._cluster.device),
-            optimizer=self._built.optimizer,
+            optimizer=self._setup.optimizer,
             cluster=self._cluster,
             settings=self._step_settings,
             orders=self._orders(
                 now,
-                is_due=self._cadence(now, self._asked),
-                is_state_due=self._state_cadence(now, self._state_asked),
+                evaluation_due=self._cadence(now, self._asked),
+                state_due=self._state_cadence(now, self._state_asked),
             ),
             may_skip=self._may_skip(),
         )
@@ -154,42 +164,47 @@ class Training:
         spec = self._spec.training
         return spec.on_non_finite == "skip" and self._position.skips_in_a_row < spec.max_skips
 
-    def _set_rate(self) -> None:
+    def _set_lr(self) -> None:
         """Set what the schedule says for the next step; without one the optimizer's rate stays."""
-        if self._rates is None:
+        if self._lr_schedule is None:
             return
-        rate = self._rates.after(self._position.step)
-        for group in self._built.optimizer.param_groups:
-            group["lr"] = rate
+        lr = self._lr_schedule.after(self._position.step)
+        for group in self._setup.optimizer.param_groups:
+            group["lr"] = lr
 
     def _orders(
-        self, position: Position, *, is_due: bool = False, is_state_due: bool = False
+        self, position: Position, *, evaluation_due: bool = False, state_due: bool = False
     ) -> Orders:
         """What the lead rank has heard, and whether the budget is used up at ``position``."""
         heard = self._reporter.heard
         self._budget = heard.budget or self._budget
-        goal = self._goal()
-        return Orders(
+        signals = Signals(
             stop=heard.desired is Desired.STOP,
             pause=heard.desired is Desired.PAUSE,
-            finish=is_used_up(self._budget.limits, position),
             leave=heard.is_fenced,
             evaluate=heard.evaluations_requested > self._evaluations_served,
             resize=heard.resize,
-            due=is_due,
-            save=is_state_due,
-            settle=self._spec.evaluation.placement == "async" and self._has_goals(),
-            goal=goal is Reason.GOAL_REACHED,
-            no_better=goal is Reason.NO_BETTER,
         )
+        due = Due(
+            evaluation=evaluation_due,
+            state=state_due,
+            judgement=self._spec.evaluation.placement == "async" and self._may_stop_early(),
+        )
+        ending = self._early_ending()._replace(
+            budget_reached=is_used_up(self._budget.limits, position)
+        )
+        return Orders(signals, due, ending)
 
-    def _has_goals(self) -> bool:
+    def _may_stop_early(self) -> bool:
         limits = self._budget.limits
         return limits is not None and bool(limits.until or limits.patience)
 
-    def _goal(self) -> Reason | None:
-        """Which goal planned evaluations have reached."""
-        return standing(self._position.goals, self._budget.limits)
+    def _early_ending(self) -> Ending:
+        """Whether planned evaluations end the job, and which way."""
+        reason = reached(self._position.early_stopping, self._budget.limits)
+        return Ending(
+            good_enough=reason is Reason.GOAL_REACHED, no_better=reason is Reason.NO_BETTER
+        )
 
     def _say(self, result: StepResult) -> None:
         if not self._cluster.is_lead:
@@ -211,13 +226,13 @@ class Training:
             self._reporter.say(_skip_notice(position, result))
 
     def _say_usage(self) -> None:
-        """Every rank says what it uses, every few seconds."""
+        """Every rank reports what it uses, every few seconds."""
         values = self._usage.due()
         if values:
             self._reporter.say(Usage(step=self._position.step, values=values))
 
     def _values(self, result: StepResult) -> dict[str, float]:
-        group = self._built.optimizer.param_groups[0]
+        group = self._setup.optimizer.param_groups[0]
         values = {
             "train.loss": result.loss,
             "grad.norm": result.grad_norm,
@@ -227,38 +242,38 @@ class Training:
             values["train.skipped"] = float(self._position.skips)
         return values
 
-    def _reach_milestones(self, orders: Orders) -> Orders:
+    def _evaluate_and_save(self, orders: Orders) -> Orders:
         """Evaluate and save as often as the specification says, in this order.
 
-        So a state knows of the evaluation of its own step, and no later attempt repeats it; of a
-        job with goals it knows the verdict too. Returns the orders with what the evaluation adds to
-        them.
+        So a state knows of the evaluation of its own step, and no later attempt repeats it; where a
+        job may stop early, it also knows whether that evaluation ended it. Returns the orders with
+        what the evaluation adds to them.
         """
-        if orders.evaluate or orders.due:
+        due = orders.due
+        if orders.evaluates:
             self._evaluate(orders)
-        if orders.save and orders.settle:
+        if due.state and due.judgement:
             self._settle_evaluations()
-        if orders.due or (orders.save and orders.settle):
-            orders = self._with_goals(orders)
-        if orders.save and not orders.is_end:
+        if due.evaluation or (due.state and due.judgement):
+            orders = self._with_early_ending(orders)
+        if due.state and not orders.is_end:
             self._save_state()
         return orders
 
-    def _with_goals(self, orders: Orders) -> Orders:
-        """The orders with the lead's verdict, since only the lead hears of a changed budget."""
-        goal = self._goal()
-        mine = Orders(goal=goal is Reason.GOAL_REACHED, no_better=goal is Reason.NO_BETTER)
-        verdict = agree(self._cluster, mine).orders
-        return orders._replace(goal=verdict.goal, no_better=verdict.no_better)
+    def _with_early_ending(self, orders: Orders) -> Orders:
+        """The orders with what the lead has decided, since only it hears of a changed budget."""
+        agreed = agree(self._cluster, Orders(ending=self._early_ending())).orders.ending
+        ending = agreed._replace(budget_reached=orders.ending.budget_reached)
+        return orders._replace(ending=ending)
 
     def _settle_evaluations(self) -> None:
         """Wait for evaluations beside training, and judge them."""
-        self._milestones.drain()
-        self._judge_found()
+        self._evaluations.drain()
+        self._judge_results()
 
-    def _judge_found(self) -> None:
+    def _judge_results(self) -> None:
         """Judge what planned evaluations beside training have found, in their order."""
-        for step, result in self._milestones.found():
+        for step, result in self._evaluations.results():
             if step in self._unjudged:
                 self._unjudged.remove(step)
                 self._position = self._judged(result)
@@ -267,19 +282,19 @@ class Training:
         """Evaluate at x, once per step; at the end when all before it is done."""
         if orders.is_end:
             self._settle_evaluations()
-        is_lost = self._milestones.lost_step == self._position.step
+        is_lost = self._evaluations.lost_step == self._position.step
         if self._evaluated_step == self._position.step and not is_lost:
             return
         self._evaluated_step = self._position.step
-        if orders.evaluate:
+        if orders.signals.evaluate:
             self._evaluations_served = self._reporter.heard.evaluations_requested
-        result = self._milestones.evaluate(
+        result = self._evaluations.evaluate(
             self._position,
-            evaluations_served=self._evaluations_served if orders.evaluate else 0,
+            evaluations_served=self._evaluations_served if orders.signals.evaluate else 0,
             is_last=orders.is_end,
         )
         self._position = self._asked = self._stopwatch.stamp(self._position)
-        if not orders.due or not self._cluster.is_lead:
+        if not orders.due.evaluation or not self._cluster.is_lead:
             return
         if result is None:
             self._unjudged.add(self._position.step)
@@ -289,33 +304,34 @@ class Training:
     def _judged(self, result: EvalResult) -> Position:
         """The position with one more planned evaluation in its record."""
         values = {"eval.loss": result.loss, **result.metrics}
-        goals = judge(self._position.goals, values, budget=self._budget.limits)
-        return self._position._replace(goals=goals)
+        record = judge(self._position.early_stopping, values, budget=self._budget.limits)
+        return self._position._replace(early_stopping=record)
 
     def _save_state(self) -> None:
         """Save the training state, unless this very one is saved already."""
         if self._saved == (self._position.step, self._evaluated_step):
             return
         self._saved = (self._position.step, self._evaluated_step)
-        self._milestones.save_state(self._position, evaluated_step=self._evaluated_step)
+        self._states.save(self._position, evaluated_step=self._evaluated_step)
+        self._beat()
 
 
 def _reason_of(orders: Orders) -> Reason:
-    if orders.stop:
+    if orders.signals.stop:
         return Reason.STOPPED_BY_USER
-    if orders.finish:
+    if orders.ending.budget_reached:
         return Reason.BUDGET_REACHED
-    if orders.goal:
+    if orders.ending.good_enough:
         return Reason.GOAL_REACHED
-    return Reason.NO_BETTER if orders.no_better else Reason.PAUSED_BY_USER
+    return Reason.NO_BETTER if orders.ending.no_better else Reason.PAUSED_BY_USER
 
 
 def _skip_notice(position: Position, result: StepResult) -> Notice:
     """Told of the first skip and whenever their number has doubled, so that lines stay few."""
     return Notice(
         code="train.skipped",
-        message=f"step {position.step} made no update, the {position.skips}. of the job: loss "
-        f"{result.loss:.6g}, gradient norm {result.grad_norm:.6g}",
+        message=f"step {position.step} made no update (skipped steps so far: {position.skips}): "
+        f"loss {result.loss:.6g}, gradient norm {result.grad_norm:.6g}",
     )
 
 

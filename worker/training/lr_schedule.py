@@ -26,11 +26,11 @@ _FIRST_STEPS = 1024
 _Floats = NDArray[np.float64]
 
 
-class Rates:
-    """Rates by step; a function of the specification alone, so that nothing needs to be saved."""
+class LrSchedule:
+    """Learning rates by step; a function of the specification alone, so nothing is saved."""
 
     def __init__(self, first: _Floats, *, longer: Callable[[int], _Floats] | None) -> None:
-        """``first``: rates of the first steps. ``longer``: those of so many; None: there is an end.
+        """``first``: rates of the first steps. ``longer``: makes more; None: there is an end.
 
         Past the end, where a job goes on only by a plan of its own, the last rate stays.
         """
@@ -53,7 +53,7 @@ class _Curve:
     rates: _Floats
 
     def over(self, steps: int) -> _Floats:
-        """The rates of this schedule over so many steps."""
+        """The rates of this schedule over that many steps."""
         return rates(self.schedule.name, steps=steps, base_lr=self.base_lr, **self._arguments)
 
     def extended(self, step: tuple[ScheduleExtension, int]) -> "_Curve":
@@ -86,7 +86,7 @@ class _Curve:
         return named_schedule(self.schedule.name, steps=steps, **self._arguments).cooldown_start
 
 
-def build_rates(spec: JobSpec) -> Rates | None:
+def build_lr_schedule(spec: JobSpec) -> LrSchedule | None:
     """Return the rates of a job; None without a schedule.
 
     Raises ValueError when the schedule's parts do not fit into the number of steps.
@@ -95,10 +95,12 @@ def build_rates(spec: JobSpec) -> Rates | None:
         return None
     curve = _Curve(spec.schedule, _base_lr(spec), np.empty(0))
     if not has_horizon(spec.schedule):
-        return Rates(curve.over(_FIRST_STEPS), longer=curve.over)
+        return LrSchedule(curve.over(_FIRST_STEPS), longer=curve.over)
     assert spec.budget is not None
     assert spec.budget.max_steps is not None
-    return Rates(_extended(curve, spec.schedule_extensions, spec.budget.max_steps), longer=None)
+    return LrSchedule(
+        _extended(curve, spec.schedule_extensions, spec.budget.max_steps), longer=None
+    )
 
 
 def _extended(curve: _Curve, extensions: Sequence[ScheduleExtension], max_steps: int) -> _Floats:

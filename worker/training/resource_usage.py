@@ -1,7 +1,8 @@
-"""What a rank takes of its machine, looked at now and then: memory, processor time, the GPU.
+"""What a rank uses of its machine, measured now and then: memory, processor time, the GPU.
 
-Looked at by the training loop between two steps, not by a thread: the step that a sample belongs to
-is then known without a lock, and a look takes less than a tenth of a millisecond every few seconds.
+Measured by the training loop between two steps, not by a thread: the step that a sample belongs to
+is then known without a lock, and it takes less than a tenth of a millisecond every few seconds.
+How busy the GPU is comes from the driver's library, where there is one.
 """
 
 import ctypes
@@ -18,46 +19,8 @@ log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _SUCCESS: Final = 0
-
-
-class _Rates(ctypes.Structure):
-    """``nvmlUtilization_t``: percent of the time of the driver's last sample period."""
-
-    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
-
-
-def busy_meter(device: torch.device) -> Callable[[], float | None] | None:
-    """Return what tells for how many percent of the time the GPU was busy of late, all users of it.
-
-    By the GPU's UUID: the driver counts devices otherwise than a process that sees some of them.
-    None without the library, or when it does not know the device; the meter says None where the
-    driver does not tell, as for a part of a GPU (MIG).
-    """
-    try:
-        library = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return None
-    handle = ctypes.c_void_p()
-    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
-    is_known = (
-        library.nvmlInit_v2() == _SUCCESS
-        and library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) == _SUCCESS
-    )
-    if not is_known:
-        log.info("the driver's library does not know the GPU %s", uuid.decode())
-        return None
-
-    def percent() -> float | None:
-        rates = _Rates()
-        answer = library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(rates))
-        return float(rates.gpu) if answer == _SUCCESS else None
-
-    return percent
-
-
 #: How far two looks are apart at least.
 USAGE_SECONDS: Final = 5.0
-
 _STATM: Final = Path("/proc/self/statm")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -112,6 +75,41 @@ class UsageMeter:
             "gpu_reserved_bytes": float(torch.cuda.memory_reserved(self._device)),
             **({} if percent is None else {"gpu_percent": percent}),
         }
+
+
+def busy_meter(device: torch.device) -> Callable[[], float | None] | None:
+    """Return what tells for how many percent of the time the GPU was busy of late, all users of it.
+
+    By the GPU's UUID: the driver counts devices otherwise than a process that sees some of them.
+    None without the library, or when it does not know the device; the meter says None where the
+    driver does not tell, as for a part of a GPU (MIG).
+    """
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return None
+    handle = ctypes.c_void_p()
+    uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+    is_known = (
+        library.nvmlInit_v2() == _SUCCESS
+        and library.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle)) == _SUCCESS
+    )
+    if not is_known:
+        log.info("the driver's library does not know the GPU %s", uuid.decode())
+        return None
+
+    def percent() -> float | None:
+        utilization = _Utilization()
+        answer = library.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(utilization))
+        return float(utilization.gpu) if answer == _SUCCESS else None
+
+    return percent
+
+
+class _Utilization(ctypes.Structure):
+    """``nvmlUtilization_t``: percent of the time of the driver's last sample period."""
+
+    _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
 def _resident_bytes() -> float:

@@ -1,6 +1,7 @@
 """One optimizer step over all ranks, and what the ranks agree on with it."""
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -23,8 +24,171 @@ from roadless.worker.evaluation.task import num_counted, training_loss
 _EPSILON = 1e-6
 
 
-def forget(optimizer: torch.optim.Optimizer) -> None:
-    """Drop all gradients: ``zero_grad`` without its notes to profilers, most of its time."""
+class Signals(NamedTuple):
+    """What the user and the service ask of the attempt."""
+
+    stop: bool = False
+    pause: bool = False
+    leave: bool = False  #: the attempt is over: say nothing more
+    evaluate: bool = False
+    resize: bool = False  #: leave with the next training state, to continue with more ranks
+
+
+class Due(NamedTuple):
+    """What the job's plan asks for after this step."""
+
+    evaluation: bool = False
+    state: bool = False
+    #: Evaluations that are under way are judged before a training state is saved.
+    judgement: bool = False
+
+
+class Ending(NamedTuple):
+    """What ends the job without a signal: its budget is used up, or it stops early."""
+
+    budget_reached: bool = False
+    good_enough: bool = False  #: an evaluation has found the metric that the job is to reach
+    no_better: bool = False  #: the last evaluations were no better
+
+
+class Orders(NamedTuple):
+    """What the lead rank wants of all of them after this step. Tuples, for each step makes some."""
+
+    signals: Signals = Signals()
+    due: Due = Due()
+    ending: Ending = Ending()
+
+    @property
+    def is_end(self) -> bool:
+        """Whether no further step shall be taken."""
+        signals = self.signals
+        return any(self.ending) or signals.stop or signals.pause or signals.leave
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is an evaluation after this step, of the plan or for a user."""
+        return self.signals.evaluate or self.due.evaluation
+
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """Every flag, in the order in which ranks exchange them."""
+        signals, due, ending = self
+        return (
+            signals.stop,
+            signals.pause,
+            ending.budget_reached,
+            signals.leave,
+            signals.evaluate,
+            signals.resize,
+            due.evaluation,
+            due.state,
+            ending.good_enough,
+            ending.no_better,
+            due.judgement,
+        )
+
+    @classmethod
+    def of_flags(cls, flags: Sequence[bool]) -> "Orders":
+        """Build the value from what :attr:`flags` gave on another rank."""
+        stop, pause, budget, leave, evaluate, resize, evaluation, state, enough, worse, judge = (
+            flags
+        )
+        return cls(
+            Signals(stop, pause, leave, evaluate, resize),
+            Due(evaluation, state, judge),
+            Ending(budget, enough, worse),
+        )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """``loss``: mean over the global batch, before the update; ``grad_norm``: before clipping."""
+
+    loss: float
+    grad_norm: float
+    orders: Orders
+    is_skipped: bool = False  #: not finite, and left without an update on every rank
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
+
+    loss: float
+    count: int
+    orders: Orders
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How each step is taken. ``accumulation_steps``: microbatches of a rank's batch."""
+
+    task: Task
+    accumulation_steps: int = 1
+    precision: Precision = "fp32"
+    max_grad_norm: float | None = None
+
+
+def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
+    """Add losses up and hear the lead's orders, in the one small sum that every step has.
+
+    ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
+    non-finite, so every rank sees that it is.
+    """
+    mine = orders if cluster.is_lead else Orders()
+    if cluster.world_size == 1:
+        return Agreement(loss_sum / max(count, 1), count, mine)
+    numbers = torch.tensor([loss_sum, float(count), *map(float, mine.flags)], dtype=torch.float64)
+    total, counted, *heard = cluster.sum(numbers).tolist()
+    orders_of_lead = Orders.of_flags([number > 0 for number in heard])
+    return Agreement(total / max(counted, 1.0), int(counted), orders_of_lead)
+
+
+def train_step(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    optimizer: torch.optim.Optimizer,
+    cluster: Cluster,
+    settings: StepSettings,
+    orders: Orders,
+    may_skip: bool = False,
+) -> StepResult:
+    """Forward, backward, agree, update. ``model``: as ``TrainingSetup.wrapped`` holds it.
+
+    The optimizer gets all but the update as a closure, since some evaluate it at a point of their
+    own. A loss or gradient norm that is not finite leaves model and optimizer as they were on every
+    rank: with ``may_skip`` the result says so, otherwise NonFiniteLoss is raised.
+    """
+    results: list[StepResult] = []
+
+    def closure() -> float:
+        zero_grad(optimizer)
+        loss_sum, count = _backward(model, batch, settings)
+        agreed = agree(cluster, orders, loss_sum=loss_sum, count=count)
+        num_targets = cluster.world_size * batch.targets.numel()
+        if agreed.count != num_targets:
+            scale(optimizer, num_targets / max(agreed.count, 1))
+        norm = global_norm(optimizer)
+        results.append(StepResult(agreed.loss, norm, agreed.orders))
+        _require_finite(agreed.loss, norm)
+        if settings.max_grad_norm is not None:
+            clip(optimizer, norm=norm, most=settings.max_grad_norm)
+        return agreed.loss
+
+    buffers = _copies(model) if may_skip else {}
+    try:
+        optimizer.step(closure)
+    except NonFiniteLoss:
+        if not may_skip:
+            raise
+        _put_back(buffers)
+        return replace(results[-1], is_skipped=True)
+    return results[-1]
+
+
+def zero_grad(optimizer: torch.optim.Optimizer) -> None:
+    """Drop all gradients: torch's own spends most of its time on notes to profilers."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -56,119 +220,6 @@ def scale(optimizer: torch.optim.Optimizer, factor: float) -> None:
         torch._foreach_mul_(gradients, factor)
 
 
-def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-class Orders(NamedTuple):
-    """What the lead rank wants of all of them after this step. A tuple, for each step makes one."""
-
-    stop: bool = False
-    pause: bool = False
-    finish: bool = False
-    leave: bool = False  #: the attempt is over: say nothing more
-    evaluate: bool = False
-    resize: bool = False  #: leave with the next training state, to go on with more ranks
-    due: bool = False  #: the plan asks for an evaluation
-    save: bool = False  #: the plan asks for a training state
-    goal: bool = False  #: an evaluation has found what ends the job
-    no_better: bool = False  #: so many evaluations were no better that the job ends
-    settle: bool = False  #: evaluations under way are judged before a training state is saved
-
-    @property
-    def is_end(self) -> bool:
-        """Whether no further step shall be taken."""
-        has_reached = self.finish or self.goal or self.no_better
-        return has_reached or self.stop or self.pause or self.leave
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """``loss``: mean over the global batch, before the update; ``grad_norm``: before clipping."""
-
-    loss: float
-    grad_norm: float
-    orders: Orders
-    is_skipped: bool = False  #: not finite, and left without an update on every rank
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
-
-    loss: float
-    count: int
-    orders: Orders
-
-
-@dataclass(frozen=True)
-class StepSettings:
-    """How each step is taken. ``num_parts``: in which a rank computes its samples, one by one."""
-
-    task: Task
-    num_parts: int = 1
-    precision: Precision = "fp32"
-    max_grad_norm: float | None = None
-
-
-def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
-    """Add losses up and hear the lead's orders, in the one small sum that every step has.
-
-    ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
-    non-finite, so every rank sees the same verdict.
-    """
-    mine = orders if cluster.is_lead else Orders()
-    if cluster.world_size == 1:
-        return Agreement(loss_sum / max(count, 1), count, mine)
-    numbers = torch.tensor([loss_sum, float(count), *map(float, mine)], dtype=torch.float64)
-    total, counted, *heard = cluster.sum(numbers).tolist()
-    return Agreement(total / max(counted, 1.0), int(counted), Orders(*(n > 0 for n in heard)))
-
-
-def train_step(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    optimizer: torch.optim.Optimizer,
-    cluster: Cluster,
-    settings: StepSettings,
-    orders: Orders,
-    may_skip: bool = False,
-) -> StepResult:
-    """Forward, backward, agree, update. ``model``: as ``Built`` wraps it to be trained.
-
-    The optimizer gets all but the update as a closure, since some evaluate it at a point of their
-    own. A loss or gradient norm that is not finite leaves model and optimizer as they were on every
-    rank: with ``may_skip`` the result says so, otherwise NonFiniteLoss is raised.
-    """
-    results: list[StepResult] = []
-
-    def closure() -> float:
-        forget(optimizer)
-        loss_sum, count = _backward(model, batch, settings)
-        agreed = agree(cluster, orders, loss_sum=loss_sum, count=count)
-        num_targets = cluster.world_size * batch.targets.numel()
-        if agreed.count != num_targets:
-            scale(optimizer, num_targets / max(agreed.count, 1))
-        norm = global_norm(optimizer)
-        results.append(StepResult(agreed.loss, norm, agreed.orders))
-        _require_finite(agreed.loss, norm)
-        if settings.max_grad_norm is not None:
-            clip(optimizer, norm=norm, most=settings.max_grad_norm)
-        return agreed.loss
-
-    buffers = _copies(model) if may_skip else {}
-    try:
-        optimizer.step(closure)
-    except NonFiniteLoss:
-        if not may_skip:
-            raise
-        _put_back(buffers)
-        return replace(results[-1], is_skipped=True)
-    return results[-1]
-
-
 def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[float, int]:
     """Fill the gradients of the losses' sum over the number of all targets of the global batch.
 
@@ -176,41 +227,41 @@ def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[f
     of this rank's losses and how many of its targets count.
     """
     num_targets = batch.targets.numel()
-    if settings.num_parts == 1:
+    if settings.accumulation_steps == 1:
         count = num_counted(batch, task=settings.task)
-        loss = _backward_part(model, batch, settings, count=count, num_targets=num_targets)
+        loss = _backward_microbatch(model, batch, settings, count=count, num_targets=num_targets)
         return loss.item() * count, count
-    parts = batch.split(len(batch.targets) // settings.num_parts)
-    counts = [num_counted(part, task=settings.task) for part in parts]
+    microbatches = batch.split(len(batch.targets) // settings.accumulation_steps)
+    counts = [num_counted(one, task=settings.task) for one in microbatches]
     losses = []
-    for number, (part, count) in enumerate(zip(parts, counts, strict=True), start=1):
-        with _reducing(model, is_last=number == len(parts)):
+    for number, (one, count) in enumerate(zip(microbatches, counts, strict=True), start=1):
+        with _reducing(model, is_last=number == len(microbatches)):
             losses.append(
-                _backward_part(model, part, settings, count=count, num_targets=num_targets)
+                _backward_microbatch(model, one, settings, count=count, num_targets=num_targets)
             )
     means = torch.stack(losses).tolist()
     return sum(m * count for m, count in zip(means, counts, strict=True)), sum(counts)
 
 
-def _backward_part(
-    model: nn.Module, part: Batch, settings: StepSettings, *, count: int, num_targets: int
+def _backward_microbatch(
+    model: nn.Module, microbatch: Batch, settings: StepSettings, *, count: int, num_targets: int
 ) -> torch.Tensor:
-    """Add the gradients of one part; return the mean loss of its ``count`` counted targets.
+    """Add the gradients of one microbatch; return the mean loss of its ``count`` counted targets.
 
-    ``num_targets``: of all parts together.
+    ``num_targets``: of the whole batch.
     """
-    with computing_in(settings.precision, part.inputs.device):
-        outputs = model(part.inputs)
+    with computing_in(settings.precision, microbatch.inputs.device):
+        outputs = model(microbatch.inputs)
     if outputs.dtype is not torch.float32:
         outputs = outputs.float()
-    loss = training_loss(outputs, part.targets, task=settings.task, count=count)
+    loss = training_loss(outputs, microbatch.targets, task=settings.task, count=count)
     share = loss if count == num_targets else loss * (count / num_targets)
     share.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
 def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Replicas exchange gradients once, with the last part; shards must with each, for memory."""
+    """Replicas exchange gradients with the last microbatch; shards with each, to save memory."""
     if is_last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -224,10 +275,15 @@ def _require_finite(loss: float, grad_norm: float) -> None:
 
 
 def _copies(model: nn.Module) -> dict[torch.Tensor, torch.Tensor]:
-    """Buffers, such as batch-norm statistics, change in the forward pass, before the verdict."""
+    """Buffers, such as batch-norm statistics, change before it is known whether the step counts."""
     return {buffer: buffer.clone() for buffer in model.buffers()}
 
 
 def _put_back(copies: dict[torch.Tensor, torch.Tensor]) -> None:
     for buffer, copy in copies.items():
         buffer.copy_(copy)
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

@@ -1,10 +1,9 @@
-"""Looks at each eval checkpoint before it is listed, in a thread beside training, in order.
+"""Validates each eval checkpoint before it is listed, in a thread beside training, in order.
 
 A process that knows nothing but the files (``worker/validation/evaluator.py``) evaluates them.
 Inline it repeats the first batches of what training has found, and a checkpoint that does not give
 the same loss is never listed. Async it is the one that evaluates, so the point of the curve is what
-the files give. What it finds waits for nobody: neither for an upload nor for a service that is
-away.
+the files give. Results wait neither for an upload nor for a service that is away.
 """
 
 import logging
@@ -25,6 +24,7 @@ from roadless.service.contract.reports.events import Event, Notice
 from roadless.worker.background import yield_to_others
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.evaluation.evaluate import Checked, EvalResult
+from roadless.worker.reporting.staged_checkpoint import ValidatedManifest
 from roadless.worker.validation.evaluator import Evaluates
 
 log = logging.getLogger(__name__)
@@ -33,42 +33,41 @@ log = logging.getLogger(__name__)
 GPU_TOLERANCE = 1e-3
 _MESSAGE_LENGTH = 4000
 
-#: The manifest to announce the checkpoint with; None: it is never listed.
-Verdict = Manifest | None
-
 
 def tolerance_on(device: torch.device) -> float:
     """Return by how much a fresh process's loss may differ: on a CPU in no bit."""
     return GPU_TOLERANCE if device.type == "cuda" else 0.0
 
 
-class Voice(Protocol):
-    """Who tells the service (``roadless.worker.reporting.reporter.Reporter``)."""
+class EventSink(Protocol):
+    """Takes events for the service (``roadless.worker.reporting.reporter.Reporter``)."""
 
     def say(self, event: Event) -> None:
         """Put an event in line."""
 
 
-class Examiner:
+class CheckpointValidator:
     """Of the lead rank. ``tolerance``: relative, by which losses may differ; 0: in no bit."""
 
     def __init__(
-        self, evaluator: Evaluates, *, voice: Voice, batch_size: int, tolerance: float
+        self, evaluator: Evaluates, *, events: EventSink, batch_size: int, tolerance: float
     ) -> None:
         self._evaluator = evaluator
-        self._voice = voice
+        self._events = events
         self._batch_size = batch_size
         self._tolerance = tolerance
         self._pool = ThreadPoolExecutor(
-            1, thread_name_prefix="examine", initializer=yield_to_others
+            1, thread_name_prefix="validate", initializer=yield_to_others
         )
         self._changed = threading.Condition()
         self._num_under_way = 0
-        self._found: list[tuple[int, EvalResult]] = []
+        self._results: list[tuple[int, EvalResult]] = []
         #: The step whose evaluation was lost last.
         self.lost_step: int | None = None
 
-    def check(self, folder: Path, manifest: Manifest, *, checked: Checked) -> Future[Verdict]:
+    def check(
+        self, folder: Path, manifest: Manifest, *, checked: Checked
+    ) -> Future[ValidatedManifest | None]:
         """Have the first batches evaluated again. ``checked``: what training found over them.
 
         Cancelled before its turn, it does not take place.
@@ -82,18 +81,18 @@ class Examiner:
         *,
         say: Callable[[EvalResult], None],
         receipt_of: Callable[[EvalResult], EvaluationReceipt],
-    ) -> Future[Verdict]:
-        """Have everything evaluated, and ``say`` what is found, before there is a verdict."""
+    ) -> Future[ValidatedManifest | None]:
+        """Have everything evaluated, and ``say`` what comes of it before the manifest is given."""
         with self._changed:
             self._num_under_way += 1
 
-        def work() -> Verdict:
+        def work() -> ValidatedManifest | None:
             try:
                 result = self._evaluator.evaluate(folder, manifest)
                 say(result)
                 receipt = receipt_of(result)
             except Exception as error:  # whatever it is, training must not wait for ever
-                log.exception("the evaluation of step %d fails", manifest.step)
+                log.exception("the evaluation of step %d failed", manifest.step)
                 self.lose(manifest.step, str(error))
                 self._end_one([])
                 return None
@@ -113,23 +112,25 @@ class Examiner:
             self.lost_step = step
 
     def wait(self, *, at_most: int, seconds: float) -> bool:
-        """Wait until no more than so many evaluations are under way; return whether it is so."""
+        """Wait until at most ``at_most`` evaluations are under way; return whether they are."""
         with self._changed:
             return self._changed.wait_for(lambda: self._num_under_way <= at_most, seconds)
 
-    def take(self) -> list[tuple[int, EvalResult]]:
-        """Return what was found since the last call, by step and in order."""
+    def results(self) -> list[tuple[int, EvalResult]]:
+        """Return the results since the last call, each with its step, in order."""
         with self._changed:
-            taken, self._found = self._found, []
-            return taken
+            results, self._results = self._results, []
+            return results
 
-    def _end_one(self, found: list[tuple[int, EvalResult]]) -> None:
+    def _end_one(self, results: list[tuple[int, EvalResult]]) -> None:
         with self._changed:
-            self._found += found
+            self._results += results
             self._num_under_way -= 1
             self._changed.notify_all()
 
-    def _checked(self, folder: Path, manifest: Manifest, checked: Checked) -> Verdict:
+    def _checked(
+        self, folder: Path, manifest: Manifest, checked: Checked
+    ) -> ValidatedManifest | None:
         receipt = manifest.evaluation
         assert receipt is not None, "expected the checkpoint of an evaluation"
         seen = self._seen(folder, manifest, checked)
@@ -173,7 +174,7 @@ class Examiner:
 
     def _tell(self, code: str, message: str) -> None:
         log.error("%s: %s", code, message)
-        self._voice.say(Notice(code=code, message=message[:_MESSAGE_LENGTH]))
+        self._events.say(Notice(code=code, message=message[:_MESSAGE_LENGTH]))
 
 
 def _check_of_all(result: EvalResult) -> EvaluationCheck:
@@ -183,6 +184,8 @@ def _check_of_all(result: EvalResult) -> EvaluationCheck:
     )
 
 
-def _with_check(manifest: Manifest, receipt: EvaluationReceipt, check: EvaluationCheck) -> Manifest:
+def _with_check(
+    manifest: Manifest, receipt: EvaluationReceipt, check: EvaluationCheck
+) -> ValidatedManifest:
     checked = receipt.model_copy(update={"check": check})
-    return manifest.model_copy(update={"evaluation": checked})
+    return ValidatedManifest(manifest.model_copy(update={"evaluation": checked}))

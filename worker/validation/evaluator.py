@@ -13,15 +13,15 @@ from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.evaluation.evaluate import EvalResult
 from roadless.worker.validation.evaluator_process import (
+    BadFiles,
     Beat,
-    Beginning,
     Failure,
-    Found,
     Question,
-    Unfit,
-    Word,
+    Reply,
+    Result,
+    Setup,
 )
-from roadless.worker.validation.zygote import Newborn, Nursery, NurseryGone
+from roadless.worker.validation.zygote import ForkedProcess, Zygote, ZygoteGone
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Evaluates(Protocol):
     def evaluate(
         self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
     ) -> EvalResult:
-        """Evaluate; raises CheckpointUnreadable for unfit files, and EvaluatorFailed."""
+        """Evaluate; raises CheckpointUnreadable for bad files, and EvaluatorFailed."""
 
 
 class _Lost(Exception):
@@ -49,18 +49,18 @@ class _Lost(Exception):
 class Evaluator:
     """Used by one thread. ``silence_seconds``: after which a process is given up as hanging."""
 
-    def __init__(self, nursery: Nursery, beginning: Beginning, *, silence_seconds: float) -> None:
-        self._nursery = nursery
-        self._beginning = beginning
+    def __init__(self, zygote: Zygote, setup: Setup, *, silence_seconds: float) -> None:
+        self._zygote = zygote
+        self._setup = setup
         self._silence_seconds = silence_seconds
-        self._process: Newborn | None = None
+        self._process: ForkedProcess | None = None
 
     def evaluate(
         self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
     ) -> EvalResult:
         """Return what the model in the files scores.
 
-        ``max_batches``: of the main set alone; None: all that the job evaluates. Raises
+        ``max_batches``: of the validation split alone; None: all of every set. Raises
         CheckpointUnreadable when the files are not what the manifest says or do not load, and
         EvaluatorFailed.
         """
@@ -73,7 +73,7 @@ class Evaluator:
                 log.warning("evaluation of %s: %s", manifest.checkpoint_id, error)
                 losses.append(error)
                 self._end_process()
-            except NurseryGone as error:
+            except ZygoteGone as error:
                 raise EvaluatorFailed(str(error)) from error
         raise EvaluatorFailed(f"{TRIES} processes failed, the last: {losses[-1]}")
 
@@ -81,28 +81,28 @@ class Evaluator:
         process = self._process or self._begin()
         try:
             process.connection.send(question)
-            while isinstance(word := self._hear(process), Beat):
+            while isinstance(reply := self._hear(process), Beat):
                 pass
         except (EOFError, OSError) as error:
             raise _Lost("expected an answer, saw that the process died") from error
-        match word:
-            case Found(result):
+        match reply:
+            case Result(result):
                 return result
-            case Unfit(message):
+            case BadFiles(message):
                 raise CheckpointUnreadable(message)
             case Failure(message):
                 raise _Lost(message)
 
-    def _begin(self) -> Newborn:
-        self._process = self._nursery.give_birth()
-        self._process.connection.send(self._beginning)
+    def _begin(self) -> ForkedProcess:
+        self._process = self._zygote.fork()
+        self._process.connection.send(self._setup)
         return self._process
 
-    def _hear(self, process: Newborn) -> Word:
+    def _hear(self, process: ForkedProcess) -> Reply:
         if not process.connection.poll(self._silence_seconds):
-            raise _Lost(f"expected a word within {self._silence_seconds:g} s, saw none")
-        word: Word = process.connection.recv()
-        return word
+            raise _Lost(f"expected a reply within {self._silence_seconds:g} s, saw none")
+        reply: Reply = process.connection.recv()
+        return reply
 
     def _end_process(self) -> None:
         process, self._process = self._process, None

@@ -22,21 +22,21 @@ from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.worker.api import AttemptApi
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.evaluation.evaluate import EvalResult, reevaluate
-from roadless.worker.evaluation.inputs import held_out_of, model_sources
-from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.inputs import datasets_of, model_sources
+from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.rank_launch import RankLaunch
-from roadless.worker.secrets import take
+from roadless.worker.secrets import install_secrets
 from roadless.worker.setup import require_determinism
 from roadless.worker.validation.reload import empty_model, fill
 
 log = logging.getLogger(__name__)
 
-#: It says at most so often that it goes on; each word takes the rank's interpreter a moment.
+#: The least time between two beats; each takes the rank's interpreter a moment.
 _BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Setup:
     """What the process is told first. ``threads``: torch's, since sums depend on them."""
 
     brief: AttemptBrief
@@ -46,7 +46,7 @@ class Beginning:
 
 @dataclass(frozen=True)
 class Question:
-    """A checkpoint to evaluate. ``max_batches``: of the main set alone; None: all that there is."""
+    """A checkpoint. ``max_batches``: of the validation split alone; None: all of every set."""
 
     folder: Path
     manifest: Manifest
@@ -55,18 +55,18 @@ class Question:
 
 @dataclass(frozen=True)
 class Beat:
-    """It goes on."""
+    """A sign of progress."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """The answer."""
 
     result: EvalResult
 
 
 @dataclass(frozen=True)
-class Unfit:
+class BadFiles:
     """The answer when the files are not what their manifest says, or do not load."""
 
     message: str
@@ -79,14 +79,14 @@ class Failure:
     message: str
 
 
-Word = Beat | Found | Unfit | Failure
+Reply = Beat | Result | BadFiles | Failure
 
 
 def main(rank: Connection, launch: RankLaunch) -> None:
     """Answer questions until the rank ends the connection."""
-    beginning: Beginning = rank.recv()
+    setup: Setup = rank.recv()
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
-        process = _Process(launch, beginning, api, beat=_beats(rank))
+        process = _Process(launch, setup, api, beat=_beats(rank))
         while True:
             try:
                 question: Question = rank.recv()
@@ -113,65 +113,65 @@ class _Process:
     def __init__(
         self,
         launch: RankLaunch,
-        beginning: Beginning,
+        setup: Setup,
         api: AttemptApi,
         *,
         beat: Callable[[], None],
     ) -> None:
         self._launch = launch
-        self._brief = beginning.brief
-        self._device = beginning.device
+        self._brief = setup.brief
+        self._device = setup.device
         self._api = api
         self._beat = beat
-        self._held_out: HeldOutSets | None = None
+        self._datasets: Datasets | None = None
         self._model: nn.Module | None = None
-        take(beginning.brief, data_cache=launch.data_cache)
-        torch.set_num_threads(beginning.threads)
-        if beginning.brief.spec.training.deterministic:
+        install_secrets(setup.brief, data_cache=launch.data_sources.cache)
+        torch.set_num_threads(setup.threads)
+        if setup.brief.spec.training.deterministic:
             require_determinism()
 
-    def answer(self, question: Question) -> Word:
+    def answer(self, question: Question) -> Reply:
         try:
-            return Found(self._evaluate(question))
+            return Result(self._evaluate(question))
         except CheckpointUnreadable as error:
-            return Unfit(str(error))
+            return BadFiles(str(error))
         except Exception as error:
-            log.exception("the evaluation of %s fails", question.manifest.checkpoint_id)
+            log.exception("the evaluation of %s failed", question.manifest.checkpoint_id)
             return Failure(f"{type(error).__name__}: {error}")
 
     def _evaluate(self, question: Question) -> EvalResult:
-        held_out, model = self._built(question.folder)
+        datasets, model = self._ready(question.folder)
         fill(model, question.folder, question.manifest)
         spec = self._brief.spec
         if question.max_batches is not None:
-            spec, held_out = _first_batches(spec, question.max_batches), HeldOutSets(held_out.main)
+            spec, datasets = _first_batches(spec, question.max_batches), datasets.validation_only()
         try:
-            return self._score(model, held_out, spec, device=self._device)
+            return self._score(model, datasets, spec, device=self._device)
         except torch.OutOfMemoryError:
-            log.warning("the GPU has no room beside training; evaluating on the CPU")
-        return self._score(model, held_out, spec, device=torch.device("cpu"))
+            log.warning("no memory left on the GPU beside training; evaluating on the CPU")
+        return self._score(model, datasets, spec, device=torch.device("cpu"))
 
-    def _built(self, folder: Path) -> tuple[HeldOutSets, nn.Module]:
-        if self._held_out is None or self._model is None:
-            self._held_out = held_out_of(self._launch, self._brief, self._api, say=self._say)
+    def _ready(self, folder: Path) -> tuple[Datasets, nn.Module]:
+        if self._datasets is None or self._model is None:
+            self._datasets = datasets_of(self._launch, self._brief, self._api, say=self._say)
             self._model = empty_model(
                 folder,
                 spec=self._brief.spec,
-                data=self._held_out.main.description,
+                data=self._datasets.description,
                 sources=model_sources(self._launch),
             )
-        return self._held_out, self._model
+        return self._datasets, self._model
 
     def _say(self, text: str) -> None:
         log.info("evaluator: %s", text)
         self._beat()
 
     def _score(
-        self, model: nn.Module, held_out: HeldOutSets, spec: JobSpec, *, device: torch.device
+        self, model: nn.Module, datasets: Datasets, spec: JobSpec, *, device: torch.device
     ) -> EvalResult:
         """Score on the device, and leave nothing there."""
         try:
-            return reevaluate(model.to(device), held_out=held_out, spec=spec, on_batch=self._beat)
+            return reevaluate(model.to(device), datasets=datasets, spec=spec, on_batch=self._beat)
         finally:
             model.to("cpu")
             if device.type == "cuda":

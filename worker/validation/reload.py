@@ -16,7 +16,7 @@ from roadless.worker.data.base import Description
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.model.build import build_model
-from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import ModelSources
 
 MANIFEST_FILE = "manifest.json"
 

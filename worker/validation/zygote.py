@@ -1,12 +1,12 @@
 """A process that a rank forks before it becomes anything, and from which helpers are forked later.
 
 A rank soon has threads, a process group, perhaps CUDA: whatever is forked from it then is broken or
-shares what it should check. The nursery stays as the fork server has made it: warm, with one
+shares what it should check. The zygote stays as the fork server made it: warm, with one
 thread, and without a trace of the training. It belongs to the rank's session and process group, and
 the kernel kills it with the rank, and with it what it has forked.
 
 The rank asks for a process by sending one end of a socket pair, through which the child speaks; the
-nursery forks, and answers with a pidfd of the child.
+zygote forks, and answers with a pidfd of the child.
 """
 
 import os
@@ -27,45 +27,45 @@ Entry = Callable[[Connection], None]
 
 #: As that of the threads beside training (``worker/background.py``).
 NICENESS = 10
-_BIRTH_SECONDS = 30.0
-_REQUEST, _BORN, _FAILED = b"?", b"+", b"-"
+_FORK_SECONDS = 30.0
+_REQUEST, _FORKED, _FAILED = b"?", b"+", b"-"
 
 
-class NurseryGone(Exception):
-    """The nursery is dead or cannot fork; no further process comes from it."""
+class ZygoteGone(Exception):
+    """The zygote is dead or cannot fork; no further process comes from it."""
 
 
 @dataclass(frozen=True)
-class Newborn:
-    """A process that the nursery has forked. ``connection``: at its end when the process dies."""
+class ForkedProcess:
+    """A process that the zygote has forked. ``connection``: at its end when the process dies."""
 
     connection: Connection
     pidfd: int
 
     def kill(self) -> None:
-        """Kill it, if it lives, and let go of it."""
+        """Kill it, if it lives, and close what leads to it."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self.connection.close()
         os.close(self.pidfd)
 
 
-class Nursery:
+class Zygote:
     """The rank's end. Made while the rank has one thread; used by one thread at a time."""
 
     def __init__(self, entry: Entry) -> None:
-        """Fork the nursery, whose children run ``entry``."""
+        """Fork the zygote, whose children run ``entry``."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         rank_pid = os.getpid()
         if os.fork() == 0:
             ours.close()
-            _be_nursery(theirs, entry, rank_pid=rank_pid)
+            _run_zygote(theirs, entry, rank_pid=rank_pid)
         theirs.close()
-        ours.settimeout(_BIRTH_SECONDS)
+        ours.settimeout(_FORK_SECONDS)
         self._requests = ours
 
-    def give_birth(self) -> Newborn:
-        """Have a fresh process forked; raises NurseryGone."""
+    def fork(self) -> ForkedProcess:
+        """Have a fresh process forked; raises ZygoteGone."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -74,14 +74,14 @@ class Nursery:
         except OSError as error:
             ours.close()
             self._requests.close()  # an answer that comes later would be taken for the next one's
-            raise NurseryGone(f"expected the nursery to answer, saw {error}") from error
-        if answer != _BORN:
+            raise ZygoteGone(f"expected the zygote to answer, saw {error}") from error
+        if answer != _FORKED:
             ours.close()
-            raise NurseryGone("expected the nursery to fork a process, saw that it cannot")
-        return Newborn(Connection(ours.detach()), fds[0])
+            raise ZygoteGone("expected the zygote to fork a process, saw that it cannot")
+        return ForkedProcess(Connection(ours.detach()), fds[0])
 
 
-def _be_nursery(requests: socket.socket, entry: Entry, *, rank_pid: int) -> NoReturn:
+def _run_zygote(requests: socket.socket, entry: Entry, *, rank_pid: int) -> NoReturn:
     """Serve until the rank is gone; whatever happens, never return into the rank's code."""
     code = os.EX_SOFTWARE
     try:
@@ -107,7 +107,7 @@ def _serve(requests: socket.socket, entry: Entry) -> None:
 
 
 def _reap() -> None:
-    """Let go of the dead; nobody asks how they died, and few wait for the next request."""
+    """Reap dead children; their exit codes are not needed, and few wait for the next request."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -116,7 +116,7 @@ def _reap() -> None:
 
 
 def _fork(requests: socket.socket, connection: Connection, entry: Entry) -> None:
-    nursery_pid = os.getpid()
+    zygote_pid = os.getpid()
     try:
         pid = os.fork()
     except OSError:
@@ -125,16 +125,16 @@ def _fork(requests: socket.socket, connection: Connection, entry: Entry) -> None
         return
     if pid == 0:
         requests.close()
-        _be_newborn(connection, entry, nursery_pid=nursery_pid)
+        _run_forked(connection, entry, zygote_pid=zygote_pid)
     pidfd = os.pidfd_open(pid)
-    socket.send_fds(requests, [_BORN], [pidfd])
+    socket.send_fds(requests, [_FORKED], [pidfd])
     os.close(pidfd)
 
 
-def _be_newborn(connection: Connection, entry: Entry, *, nursery_pid: int) -> NoReturn:
+def _run_forked(connection: Connection, entry: Entry, *, zygote_pid: int) -> NoReturn:
     code = os.EX_SOFTWARE
     try:
-        die_with_parent(nursery_pid)
+        die_with_parent(zygote_pid)
         entry(connection)
         code = os.EX_OK
     except BaseException:

@@ -16,7 +16,7 @@ from roadless.worker.agent.rank_process import hand_over, spawn_command
 from roadless.worker.api import AttemptApi, Fenced, Refused
 from roadless.worker.errors import JobFailed, ModelNotFound, ModelUnreadable
 from roadless.worker.rank_launch import RankLaunch, WheelFile
-from roadless.worker.retry import insist
+from roadless.worker.retry import call_with_retry
 from roadless.worker.wheels.environment import hold_environment
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _MESSAGE_LENGTH = 4000
 
 
 def main(launch: RankLaunch) -> None:
-    """Become the launch's rank, in the environment of its wheel.
+    """Run the launch's rank in the environment of its wheel.
 
     Leaves with 0 where the job fails and the service knows why.
     """
@@ -41,7 +41,7 @@ def main(launch: RankLaunch) -> None:
             fetch = partial(_fetch, api, wheel)
             environment = hold_environment(launch.environments, wheel, fetch=fetch)
         except Fenced:
-            _log.info("this attempt is over; leaving without a word")
+            _log.info("this attempt is over; leaving silently")
             return
         except JobFailed as failure:
             _log.error("the job fails: %s", failure)
@@ -61,7 +61,7 @@ def _become(launch: RankLaunch, interpreter: str) -> None:
 def _fetch(api: AttemptApi, wheel: WheelFile, folder: Path) -> Path:
     path = folder / wheel.file_name
     try:
-        insist(lambda: api.download_wheel(path), seconds=_FETCH_SECONDS)
+        call_with_retry(lambda: api.download_wheel(path), seconds=_FETCH_SECONDS)
     except Refused as error:
         raise ModelNotFound(f"expected the wheel {wheel.file_name}, saw: {error.detail}") from error
     with path.open("rb") as file:
@@ -74,6 +74,6 @@ def _fetch(api: AttemptApi, wheel: WheelFile, folder: Path) -> Path:
 def _tell(api: AttemptApi, failure: JobFailed) -> None:
     ended = AttemptEnded(reason=failure.reason, message=str(failure)[:_MESSAGE_LENGTH])
     try:
-        insist(lambda: api.ended(ended), seconds=_TELL_SECONDS)
+        call_with_retry(lambda: api.ended(ended), seconds=_TELL_SECONDS)
     except Fenced:
         _log.info("another rank has said so before")

@@ -50,13 +50,12 @@ Fetch = Callable[[Path], Path]
 class EnvironmentFailed(JobFailed):
     """The node cannot make an environment; another try, or another node, may."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.START_FAILED)
+    reason = Reason.START_FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An environment that stays while ``lock`` is open, in this process or what it executes."""
+    """An environment that is kept while ``lock`` is open, here or in what this process executes."""
 
     folder: Path
     lock: int
@@ -67,7 +66,7 @@ class Environment:
         return _interpreter(self.folder)
 
     def release(self) -> None:
-        """Let it go, once nothing of it is in use here."""
+        """Release it, once nothing of it is in use here."""
         os.close(self.lock)
 
 
@@ -149,7 +148,7 @@ def _make(folder: Path, wheel: WheelFile, *, fetch: Fetch) -> None:
 
 
 def _install(folder: Path, file: Path) -> None:
-    """Have the node's pip install the wheel and nothing else, heeding no setting of anybody."""
+    """Have the node's pip install the wheel and nothing else, ignoring every setting of pip."""
     if importlib.util.find_spec("pip") is None:
         raise EnvironmentFailed(f"expected pip beside {sys.executable} on this node, saw none")
     command = [
@@ -246,7 +245,7 @@ def _exclusive(folder: Path, *, give_up_at: float) -> Iterator[None]:
 
 
 def _remove_oldest(root: Path) -> None:
-    """Remove all but the newest environments, if nobody is in them."""
+    """Remove all but the newest environments, unless they are in use."""
     folders = [path for path in root.iterdir() if path.is_dir()]
     folders.sort(key=_used_at, reverse=True)
     for folder in folders[MAX_ENVIRONMENTS:]:

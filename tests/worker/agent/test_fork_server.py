@@ -1,4 +1,4 @@
-"""The fork server and its client: birth, death and secrets of ranks, as real processes."""
+"""The fork server and its client: start, end and secrets of ranks, as real processes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from worker_drills import STAND_IN, is_alive, make_launch, read_note, wait_until
 
 from roadless.worker.agent.fork_launcher import ForkLauncher
 from roadless.worker.agent.launcher import PRELOAD, Exited, LaunchError, rank_environment
-from roadless.worker.rank_launch import RankLaunch, WheelFile
+from roadless.worker.rank_launch import DataSources, ModelSources, RankLaunch, WheelFile
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
 
@@ -38,8 +38,8 @@ def test_rank_launch_survives_json(tmp_path: Path) -> None:
     launch = make_launch(
         tmp_path,
         gpu_ids=("1",),
-        data_roots=("/data",),
-        entry_points=("a:b",),
+        data_sources=DataSources(roots=("/data",), cache_bytes=7, secrets=("KEY",)),
+        model_sources=ModelSources(entry_points=("a:b",), allow_hub=True),
         method="spawn",
         wheel=WheelFile(file_name="a-1-py3-none-any.whl", sha256="0" * 64),
     )

@@ -1,4 +1,4 @@
-"""What every launcher does, whichever way it starts ranks: birth, death and secrets, for real."""
+"""What every launcher does, whichever way it starts ranks: start, end and secrets, for real."""
 
 import json
 import os
@@ -186,7 +186,7 @@ def test_a_spawned_rank_has_one_thread_when_its_entry_runs(tmp_path: Path) -> No
     launcher = make_launcher("spawn", tmp_path, preload=(*PRELOAD, "roadless.worker.rank.main"))
     try:
         launcher.launch([make_launch(tmp_path)])
-        wait_until((tmp_path / "born-0.json").exists, seconds=60)
+        wait_until((tmp_path / "started-0.json").exists, seconds=60)
         assert read_note(tmp_path)["threads"] == 1
     finally:
         launcher.close()

@@ -30,11 +30,11 @@ def agent(tmp_path: Path) -> Iterator[NodeAgent]:
 def test_launch_twice_starts_ranks_once(agent: NodeAgent, tmp_path: Path) -> None:
     agent.launch("att_1", [make_launch("att_1")])
     pid = read_note(tmp_path / "att_1")["pid"]
-    (tmp_path / "att_1" / "born-0.json").unlink()
+    (tmp_path / "att_1" / "started-0.json").unlink()
     agent.launch("att_1", [make_launch("att_1")])
     agent.launch("att_2", [make_launch("att_2", attempt_id="att_2")])
     read_note(tmp_path / "att_2")
-    assert not (tmp_path / "att_1" / "born-0.json").exists()
+    assert not (tmp_path / "att_1" / "started-0.json").exists()
     assert is_alive(pid)
     assert sorted(agent.attempts()) == ["att_1", "att_2"]
 

@@ -30,7 +30,7 @@ def bench(tmp_path: Path) -> Bench:
     bench = Bench(make_brief(model=CONVNET), tmp_path)
     steps(bench, 3)
     save(bench)
-    bench.milestones.settle()
+    bench.settle()
     return bench
 
 
@@ -40,7 +40,7 @@ def steps(bench: Bench, number: int) -> None:
 
 
 def save(bench: Bench) -> None:
-    bench.milestones.save_state(Position(step=bench.training.step), evaluated_step=None)
+    bench.states.save(Position(step=bench.training.step), evaluated_step=None)
 
 
 def states_of(bench: Bench) -> list[Any]:
@@ -63,20 +63,20 @@ def test_a_save_that_fails_anywhere_is_never_published(
         with monkeypatch.context() as patch:
             disk = FailingDisk(patch, fails_at=num_failed)
             save(bench)
-            bench.milestones.close()
+            bench.states.close()
         if not disk.has_failed:
             break
         num_failed += 1
         assert [staged.manifest.step for staged in states_of(bench)] == [3]
         assert list((tmp_path / "staging").iterdir()) == [states_of(bench)[0].folder]
         with pytest.raises(OSError, match="No space left"):
-            bench.milestones.settle()
+            bench.settle()
     assert num_failed > 20
     assert len(states_of(bench)) == 2
     for staged in states_of(bench):
         check_files(staged.folder, staged.manifest)
     assert notices_of(bench) == ["checkpoint.failed"]
-    bench.milestones.settle()
+    bench.settle()
     steps(bench, 1)
 
 
@@ -94,7 +94,7 @@ def test_an_eval_checkpoint_that_fails_anywhere_is_never_published(
     while True:
         with monkeypatch.context() as patch:
             disk = FailingDisk(patch, fails_at=num_failed)
-            bench.milestones.evaluate(Position(step=3), evaluations_served=0)
+            bench.evaluations.evaluate(Position(step=3), evaluations_served=0)
         assert bits(bench.state) == before
         assert len(bench.reporter.evals) == num_failed + 1
         if not disk.has_failed:
@@ -103,12 +103,12 @@ def test_an_eval_checkpoint_that_fails_anywhere_is_never_published(
         assert not bench.reporter.of_kind(CheckpointKind.EVAL)
         assert not list((tmp_path / "staging").glob("*"))
         with pytest.raises(OSError, match="No space left"):
-            bench.milestones.settle()
+            bench.settle()
     assert num_failed > 20
     (staged,) = bench.reporter.of_kind(CheckpointKind.EVAL)
     check_files(staged.folder, staged.manifest)
     assert notices_of(bench) == ["checkpoint.failed"]
-    bench.milestones.settle()
+    bench.settle()
     steps(bench, 1)
 
 
@@ -119,16 +119,16 @@ def test_an_eval_checkpoint_of_any_model_that_is_cut_short_is_never_published(
     """By the kernel, which takes no byte of a file behind some place, whoever writes it."""
     bench = Bench(make_brief(**job_of(name)), tmp_path)
     steps(bench, 1)
-    bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+    bench.evaluations.evaluate(Position(step=1), evaluations_served=0)
     (whole,) = bench.reporter.of_kind(CheckpointKind.EVAL)
     sizes = sorted({file.size for file in whole.manifest.files})
     for limit in sorted({0, 7, *(size // 2 for size in sizes), *(size - 1 for size in sizes)}):
         with no_file_longer_than(limit):
-            bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+            bench.evaluations.evaluate(Position(step=1), evaluations_served=0)
         assert bench.reporter.of_kind(CheckpointKind.EVAL) == [whole]
         assert list((tmp_path / "staging").iterdir()) == [whole.folder]
     assert notices_of(bench) == ["checkpoint.failed"]
-    bench.milestones.evaluate(Position(step=1), evaluations_served=0)
+    bench.evaluations.evaluate(Position(step=1), evaluations_served=0)
     assert len(bench.reporter.of_kind(CheckpointKind.EVAL)) == 2
     check_files(whole.folder, whole.manifest)
 
@@ -168,7 +168,7 @@ def test_training_goes_on_while_a_state_is_written_and_does_not_change_it(
     assert bits(bench.state) != before
     assert len(states_of(bench)) == 1
     gate.set()
-    bench.milestones.settle()
+    bench.settle()
     again = Bench(make_brief(model=CONVNET), tmp_path / "again", resume=bench.last_state)
     assert bits(again.state) == before
 
@@ -186,7 +186,7 @@ def test_a_save_waits_for_the_one_before_and_says_so_once(
     assert second.is_alive()
     gate.set()
     second.join(10)
-    bench.milestones.settle()
+    bench.settle()
     assert [staged.manifest.step for staged in states_of(bench)] == [3, 3, 4]
     assert notices_of(bench) == ["checkpoint.slow"]
 
@@ -194,13 +194,13 @@ def test_a_save_waits_for_the_one_before_and_says_so_once(
 def test_memory_is_ready_before_the_first_save(tmp_path: Path) -> None:
     bench = Bench(make_brief(model=CONVNET), tmp_path)
     steps(bench, 1)
-    bench.milestones.prepare_states()
-    copy = bench.milestones._states._copy
-    wait_until(lambda: not bench.milestones._states._background.is_busy)
+    bench.states.prepare()
+    copy = bench.states._copy
+    wait_until(lambda: not bench.states._background.is_busy)
     ready = {name: buffer.data_ptr() for name, buffer in copy._buffers.items()}
     for _ in range(2):
         save(bench)
-        bench.milestones.settle()
+        bench.settle()
     assert {name: buffer.data_ptr() for name, buffer in copy._buffers.items()} == ready
 
 
@@ -240,5 +240,5 @@ def test_a_lead_whose_disk_fails_gathers_to_the_end_with_the_others(
     monkeypatch.setattr(model_files, "gathered", counted)
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError, match="File exists"):
-        model_files.write_model(tmp_path / "taken", bench.built.model)
-    assert sorted(seen) == sorted(bench.built.model.state_dict())
+        model_files.write_model(tmp_path / "taken", bench.setup.model)
+    assert sorted(seen) == sorted(bench.setup.model.state_dict())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from roadless.worker.data.base import Batch, DataSet
 from roadless.worker.data.prefetch import Prefetch
-from roadless.worker.data.sampler import Shares, global_indices
+from roadless.worker.data.sampler import Sampler, global_indices
 
 BATCH = 12  # which 1, 2 and 3 ranks share evenly
 NUM_STEPS = 30  # over some epochs of the small sets below
@@ -50,7 +50,7 @@ def sets(tmp_path_factory) -> list[tuple[DataSet, DataSet]]:
 
 def batches(data: DataSet, *, first: int, last: int, rank: int, world_size: int) -> list[Batch]:
     """What a rank of an attempt that begins at step ``first`` trains on, made ahead as it does."""
-    prefetch = Prefetch(Shares(data, BATCH, seed=5, rank=rank, world_size=world_size))
+    prefetch = Prefetch(Sampler(data, BATCH, seed=5, rank=rank, world_size=world_size))
     made = [prefetch(step) for step in range(first, last)]
     prefetch.close()
     return made

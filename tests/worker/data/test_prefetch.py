@@ -186,7 +186,7 @@ def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(make_brief(), tmp_path)
-    train_batch = bench.built.data.train_batch
+    train_batch = bench.setup.datasets.train.train_batch
     asked: list[int] = []
 
     def fail_in_the_fourth(_: Any, indices: Any) -> Any:
@@ -195,7 +195,7 @@ def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(
             raise DataUnreadable("the disk is gone")
         return train_batch(indices)
 
-    monkeypatch.setattr(type(bench.built.data), "train_batch", fail_in_the_fourth)
+    monkeypatch.setattr(type(bench.setup.datasets.train), "train_batch", fail_in_the_fourth)
     with pytest.raises(DataUnreadable, match="the disk is gone"):
         bench.training.run()
     assert bench.training.step == 3

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it began with, or fails before its next step."""
+"""A run resumes with the data that it began with, or fails before its next step."""
 
 from collections.abc import Iterator
 from pathlib import Path

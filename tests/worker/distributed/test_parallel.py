@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rank_runs import Found, Ranks
+from rank_runs import Findings, Ranks
 from training_bench import ALONE, Bench, build, make_brief, make_spec
 
 from roadless.worker.checkpointing.model_files import read_model
@@ -34,7 +34,7 @@ Run = Callable[..., "Outcome"]
 class Outcome:
     """A finished run: what each rank found, and the folders that it left."""
 
-    def __init__(self, found: Found, folder: Path) -> None:
+    def __init__(self, found: Findings, folder: Path) -> None:
         self.found = found
         self.lead = found[0]
         self.state = folder / "state"
@@ -50,19 +50,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iter
 
 @pytest.fixture(scope="module")
 def run(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Train with so many ranks from a wish, perhaps from an earlier outcome's state.
+    """Train with so many ranks from changes of a spec, perhaps from an earlier outcome's state.
 
-    The same wish is granted once: what is deterministic need not be run again.
+    The same changes are trained once: what is deterministic need not be run again.
     """
     granted: dict[str, Outcome] = {}
 
     def train(num_workers: int, *, start: Path | None = None, **changes: Any) -> Outcome:
-        wish = _spec(**changes)
-        wish["parallelism"] = {"num_workers": num_workers, **wish.get("parallelism", {})}
-        key = json.dumps([wish, str(start)], sort_keys=True)
+        wanted = _spec(**changes)
+        wanted["parallelism"] = {"num_workers": num_workers, **wanted.get("parallelism", {})}
+        key = json.dumps([wanted, str(start)], sort_keys=True)
         if key not in granted:
             folder = tmp_path_factory.mktemp("run")
-            (folder / "wish.json").write_text(json.dumps(wish))
+            (folder / "changes.json").write_text(json.dumps(wanted))
             if start is not None:
                 shutil.copytree(start, folder / "resume")
             found = ranks.drill(folder, "train", world_size=num_workers)
@@ -164,9 +164,9 @@ def test_the_model_of_shards_scores_in_one_process_what_the_curve_says(
     changes = _spec(training={"precision": precision})
     changes["parallelism"] = {**FSDP, "num_workers": 3}
     seen = run(3, parallelism=FSDP, training={"precision": precision})
-    built = build(make_spec(**changes), cluster=ALONE)
-    read_model(seen.model, built.model)
-    result = reevaluate(built.model, held_out=built.held_out, spec=make_spec(**changes))
+    setup = build(make_spec(**changes), cluster=ALONE)
+    read_model(seen.model, setup.model)
+    result = reevaluate(setup.model, datasets=setup.datasets, spec=make_spec(**changes))
     assert seen.lead["evals"][-1] == [6, result.loss]
     assert [found["files"] for found in seen.found[1:]] == [
         [["state-00001.safetensors"]],

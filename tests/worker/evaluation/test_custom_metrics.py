@@ -14,7 +14,8 @@ from roadless.worker.data.builtin.digits import Digits
 from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
 from roadless.worker.errors import JobFailed
 from roadless.worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
-from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
+from roadless.worker.rank_launch import ModelSources
 
 MODULE = "metric_functions"
 DIGITS = Digits()

@@ -18,7 +18,7 @@ from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindow
 from roadless.worker.data.sampler import global_indices, reserved_seed
 from roadless.worker.errors import DataInvalid
 from roadless.worker.evaluation.evaluate import evaluate, recalibrated_buffers, reevaluate
-from roadless.worker.evaluation.sets import HeldOutSets
+from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.evaluation.task import (
     UNCOUNTED,
     example_scores,
@@ -324,4 +324,4 @@ def test_a_stranger_finds_the_same_result_from_the_job_spec():
     )
     model = convnet()
     expected = over_ranks(lambda **ranks: score(model, spec=spec.evaluation, **ranks), 2)
-    assert reevaluate(model, held_out=HeldOutSets(DIGITS), spec=spec) == expected
+    assert reevaluate(model, datasets=Datasets.of(DIGITS), spec=spec) == expected

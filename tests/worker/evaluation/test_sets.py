@@ -32,9 +32,10 @@ from roadless.worker.evaluation.evaluate import (
     reevaluate,
     set_receipts,
 )
-from roadless.worker.evaluation.sets import HeldOutSets, NamedSet, build_held_out
+from roadless.worker.evaluation.sets import Datasets, NamedSet, build_datasets
 from roadless.worker.evaluation.task import UNCOUNTED
-from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.validation.reload import MANIFEST_FILE
 
 METRICS = "metric_functions"
@@ -88,10 +89,10 @@ def spec_of(**evaluation: Any) -> JobSpec:
 
 
 def found_by(
-    held_out: HeldOutSets, *, spec: JobSpec, world_size: int = 1, model: nn.Module | None = None
+    datasets: Datasets, *, spec: JobSpec, world_size: int = 1, model: nn.Module | None = None
 ) -> EvalResult:
     def evaluated(**ranks: Any) -> EvalResult:
-        return evaluate_all(model or Echo(), held_out=held_out, spec=spec, **ranks)
+        return evaluate_all(model or Echo(), datasets=datasets, spec=spec, **ranks)
 
     return over_ranks(evaluated, world_size)
 
@@ -121,10 +122,10 @@ def test_any_number_of_ranks_finds_the_same_bits_on_every_set_and_by_every_metri
 ) -> None:
     main, *others = (held(one) for one in samples)
     named = tuple(NamedSet(f"set_{i}", one, None) for i, one in enumerate(others))
-    held_out = HeldOutSets(main, named, (FIRST, MASKED))
+    datasets = Datasets.of(main, named, (FIRST, MASKED))
     spec = spec_of(batch_size=batch_size)
-    alone = reevaluate(Echo(), held_out=held_out, spec=spec)
-    together = found_by(held_out, spec=spec, world_size=world_size)
+    alone = reevaluate(Echo(), datasets=datasets, spec=spec)
+    together = found_by(datasets, spec=spec, world_size=world_size)
     assert bits(together.metrics) == bits(alone.metrics)
     assert bits(together.loss) == bits(alone.loss)
     assert together.num_examples == main.num_eval
@@ -132,9 +133,9 @@ def test_any_number_of_ranks_finds_the_same_bits_on_every_set_and_by_every_metri
 
 def test_a_negative_zero_does_not_tell_how_many_ranks_there_were() -> None:
     """It does not survive a sum; the loss of a sure guess is one too."""
-    held_out = HeldOutSets(held([((-0.0, -1e4, -1e4), 0)]), metrics=(FIRST,))
-    alone = reevaluate(Echo(), held_out=held_out, spec=spec_of())
-    together = found_by(held_out, spec=spec_of(), world_size=2)
+    datasets = Datasets.of(held([((-0.0, -1e4, -1e4), 0)]), metrics=(FIRST,))
+    alone = reevaluate(Echo(), datasets=datasets, spec=spec_of())
+    together = found_by(datasets, spec=spec_of(), world_size=2)
     assert bits([alone.loss, alone.metrics]) == bits([together.loss, together.metrics])
 
 
@@ -145,7 +146,7 @@ def test_a_custom_metric_is_the_mean_over_samples_that_count(
 ) -> None:
     """A sample without a counted target is left out, whatever the function makes of it."""
     result = found_by(
-        HeldOutSets(held(samples), metrics=(FIRST, MASKED)), spec=spec_of(batch_size=batch_size)
+        Datasets.of(held(samples), metrics=(FIRST, MASKED)), spec=spec_of(batch_size=batch_size)
     )
     counted = [logits for logits, target in samples if target != UNCOUNTED]
     for name, column in (("eval.first", 0), ("eval.masked", 1)):
@@ -160,12 +161,12 @@ def test_a_custom_metric_is_the_mean_over_samples_that_count(
 def test_a_further_set_tells_what_it_would_tell_as_the_main_one(
     samples: list[Any], other: list[Any]
 ) -> None:
-    held_out = HeldOutSets(
+    datasets = Datasets.of(
         held(samples), (NamedSet("shifted", held(other), None),), (FIRST, MASKED)
     )
-    both = found_by(held_out, spec=spec_of())
-    main = found_by(HeldOutSets(held(samples), metrics=(FIRST, MASKED)), spec=spec_of())
-    alone = found_by(HeldOutSets(held(other), metrics=(FIRST, MASKED)), spec=spec_of())
+    both = found_by(datasets, spec=spec_of())
+    main = found_by(Datasets.of(held(samples), metrics=(FIRST, MASKED)), spec=spec_of())
+    alone = found_by(Datasets.of(held(other), metrics=(FIRST, MASKED)), spec=spec_of())
     expected = {"eval.loss": alone.loss, **alone.metrics}
     shifted = {name.replace("eval.", "eval.shifted."): value for name, value in expected.items()}
     assert bits(both.metrics) == bits({**main.metrics, **shifted})
@@ -175,20 +176,20 @@ def test_a_further_set_tells_what_it_would_tell_as_the_main_one(
 def test_a_set_has_a_bound_of_its_own() -> None:
     samples = [((float(i), 0.0, 0.0), 0) for i in range(10)]
     named = (NamedSet("whole", held(samples), None), NamedSet("some", held(samples), 2))
-    held_out = HeldOutSets(held(samples), named, (FIRST,))
+    datasets = Datasets.of(held(samples), named, (FIRST,))
     spec = spec_of(max_batches=1)
-    result = found_by(held_out, spec=spec)
+    result = found_by(datasets, spec=spec)
     assert result.metrics["eval.first"] == 1.5
     assert result.metrics["eval.whole.first"] == 4.5
     assert result.metrics["eval.some.first"] == 3.5
-    receipts = set_receipts(held_out, spec=spec.evaluation)
+    receipts = set_receipts(datasets, spec=spec.evaluation)
     assert {name: one.num_examples for name, one in receipts.items()} == {"whole": 10, "some": 8}
-    assert num_passes(Echo(), held_out=held_out, spec=spec.evaluation) == 4 + 10 + 8
+    assert num_passes(Echo(), datasets=datasets, spec=spec.evaluation) == 4 + 10 + 8
 
 
 def test_values_that_are_not_finite_are_reported_as_they_are() -> None:
-    held_out = HeldOutSets(held([((1.0, 2.0, 3.0), 0)]), metrics=(metric("inf", infinite),))
-    assert found_by(held_out, spec=spec_of()).metrics["eval.inf"] == math.inf
+    datasets = Datasets.of(held([((1.0, 2.0, 3.0), 0)]), metrics=(metric("inf", infinite),))
+    assert found_by(datasets, spec=spec_of()).metrics["eval.inf"] == math.inf
 
 
 class Narrow(Echo):
@@ -197,8 +198,8 @@ class Narrow(Echo):
 
 
 def test_metrics_see_narrow_outputs_in_single_precision() -> None:
-    held_out = HeldOutSets(held([((0.5, 2.0, 3.0), 0)]), metrics=(FIRST,))
-    assert found_by(held_out, spec=spec_of(), model=Narrow()).metrics["eval.first"] == 0.5
+    datasets = Datasets.of(held([((0.5, 2.0, 3.0), 0)]), metrics=(FIRST,))
+    assert found_by(datasets, spec=spec_of(), model=Narrow()).metrics["eval.first"] == 0.5
 
 
 def infinite(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -207,11 +208,11 @@ def infinite(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def test_a_set_without_a_counted_target_fails_by_name() -> None:
     masked = NamedSet("masked", held([((1.0, 2.0, 3.0), UNCOUNTED)]), None)
-    held_out = HeldOutSets(held([((1.0, 2.0, 3.0), 0)]), (masked,))
+    datasets = Datasets.of(held([((1.0, 2.0, 3.0), 0)]), (masked,))
     with pytest.raises(
         JobFailed, match=r"^evaluation set 'masked': expected targets to score in 1"
     ):
-        found_by(held_out, spec=spec_of())
+        found_by(datasets, spec=spec_of())
 
 
 # ---- in training --------------------------------------------------------------------------------
@@ -224,10 +225,10 @@ def test_y_is_evaluated_on_the_main_set_alone(tmp_path: Path) -> None:
     beats = []
     evaluation = {"at_y": True, "sets": [{"name": "a", "data": DIGITS, "max_batches": 2}]}
     bench = Bench(make_brief(evaluation=evaluation), tmp_path)
-    bench.milestones._beat = lambda: beats.append(1)
-    bench.milestones._evaluate_y()
+    bench.evaluations._beat = lambda: beats.append(1)
+    bench.evaluations._evaluate_y()
     assert len(beats) == 2
-    bench.milestones._evaluate(bench.built.held_out)
+    bench.evaluations._evaluate(bench.setup.datasets)
     assert len(beats) == 2 + 4
 
 
@@ -272,7 +273,7 @@ def built(node: Node, *, data: Any, sets: Any = (), metrics: Any = (), **changes
         return build_data(one, model=spec.model, task=spec.task, sources=node.sources)
 
     allowed = tuple(one["entry_point"] for one in metrics)
-    return build_held_out(spec, build=build, sources=ModelSources(entry_points=allowed))
+    return build_datasets(spec, build=build, sources=ModelSources(entry_points=allowed))
 
 
 def fault(node: Node, **fields: Any) -> tuple[Reason, str]:
@@ -297,24 +298,24 @@ def test_sets_and_metrics_come_in_the_order_of_the_specification(node: Node) -> 
         {"name": "top2", "entry_point": f"{METRICS}:top", "arguments": {"k": 2}},
         {"name": "spread", "entry_point": f"{METRICS}:spread"},
     ]
-    held_out = built(node, data=DIGITS, sets=[DIGITS, DIGITS], metrics=metrics)
-    assert [one.name for one in held_out.named] == ["set_0", "set_1"]
-    assert [one.name for one in held_out.metrics] == ["top2", "spread"]
-    fingerprint = held_out.main.description.fingerprint
-    assert held_out.fingerprints == {"set_0": fingerprint, "set_1": fingerprint}
+    datasets = built(node, data=DIGITS, sets=[DIGITS, DIGITS], metrics=metrics)
+    assert [one.name for one in datasets.named] == ["set_0", "set_1"]
+    assert [one.name for one in datasets.metrics] == ["top2", "spread"]
+    fingerprint = datasets.train.description.fingerprint
+    assert datasets.fingerprints == {"set_0": fingerprint, "set_1": fingerprint}
 
 
 def test_a_set_is_scaled_by_the_rows_that_the_model_is_trained_on(node: Node) -> None:
     """By its own it would look as if nothing had shifted."""
     data = {**rows(node, "main"), "standardise": True}
     shifted = {**rows(node, "shifted", shift=100.0), "standardise": True}
-    held_out = built(node, data=data, sets=[shifted, rows(node, "again")])
-    inputs = held_out.main.eval_batch(0, 99).inputs
-    far, same = (one.data.eval_batch(0, 99).inputs for one in held_out.named)
+    datasets = built(node, data=data, sets=[shifted, rows(node, "again")])
+    inputs = datasets.train.eval_batch(0, 99).inputs
+    far, same = (one.data.eval_batch(0, 99).inputs for one in datasets.named)
     assert torch.equal(same, inputs)
     assert (far.mean(0) > 2).all()
     trained = rows(node, "main")
-    raw = built(node, data=trained).main.train_batch(np.arange(57)).inputs
+    raw = built(node, data=trained).train.train_batch(np.arange(57)).inputs
     assert torch.allclose((far - inputs) * raw.std(0, unbiased=False), torch.tensor(100.0))
 
 
@@ -423,8 +424,8 @@ def test_a_language_models_sets_are_cut_alike(node: Node) -> None:
         for path in texts.values()
     )
     model = {"kind": "preset", "name": "gpt", "context": 8}
-    held_out = built(node, data=data, sets=[other], model=model, task="causal_lm")
-    (one,) = held_out.named
+    datasets = built(node, data=data, sets=[other], model=model, task="causal_lm")
+    (one,) = datasets.named
     assert one.data.description.input_shape == (8,)
     shown = bytes(one.data.eval_batch(0, 1).inputs[0].tolist()).decode()
     assert shown in "blue " * 4
@@ -439,8 +440,8 @@ def test_a_metric_that_does_not_fit_fails_before_any_step(node: Node) -> None:
 
 def test_a_metric_that_fails_on_what_a_model_says_fails_by_name(node: Node) -> None:
     later = {"name": "later", "entry_point": f"{METRICS}:failing_later"}
-    held_out = built(node, data=DIGITS, metrics=[later])
+    datasets = built(node, data=DIGITS, metrics=[later])
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(JobFailed, match=r"metric 'later'.*ValueError: outputs that are not zero"):
-        reevaluate(model, held_out=held_out, spec=make_spec())
+        reevaluate(model, datasets=datasets, spec=make_spec())

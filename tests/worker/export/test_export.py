@@ -340,7 +340,7 @@ def test_a_model_of_transformers_is_the_folder_it_was(
 def test_a_preset_that_transformers_has_no_equal_of_is_refused(
     folders: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(NotExportable, match=f"saw {name}, of which transformers has no equal"):
+    with pytest.raises(NotExportable, match=f"saw {name}, which has no equivalent in transformers"):
         export(folders[name], tmp_path / "out", to="transformers", settings=SETTINGS)
     assert list(tmp_path.iterdir()) == []
 

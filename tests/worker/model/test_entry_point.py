@@ -17,7 +17,8 @@ from roadless.service.contract.states import RETRYABLE, Reason
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed
 from roadless.worker.model.build import build_model
-from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, ModelSources, wheel_of_this_process
+from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE, wheel_of_this_process
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.validation.reload import MANIFEST_FILE
 
 MODULE = "entry_point_models"
@@ -138,7 +139,7 @@ def test_what_a_model_draws_from_any_library_is_a_function_of_seed_and_step(
 
 
 def test_a_stranger_with_the_package_finds_the_loss_of_the_receipt(tmp_path: Path) -> None:
-    """The command, in a process of its own; without the operator's word it calls nothing."""
+    """The command, in a process of its own; without the operator's consent it calls nothing."""
     name = f"{MODULE}:small"
     model = {"kind": "entry_point", "factory": name, "arguments": {"width": 6}}
     bench = Bench(make_brief(model=model), tmp_path, model=make("small", width=6))

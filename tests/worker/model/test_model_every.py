@@ -77,8 +77,9 @@ def test_three_steps_change_every_parameter_and_the_loss_is_finite(
     benches: dict[str, Bench], name: str
 ) -> None:
     bench = benches[name]
-    fresh = build_model(parse(MODELS[name]), data=bench.built.data.description, seed=5)
-    pairs = zip(fresh.named_parameters(), bench.built.model.parameters(), strict=True)
+    data = bench.setup.datasets.description
+    fresh = build_model(parse(MODELS[name]), data=data, seed=5)
+    pairs = zip(fresh.named_parameters(), bench.setup.model.parameters(), strict=True)
     assert [key for (key, before), after in pairs if torch.equal(before, after)] == []
     assert len(bench.reporter.steps) == STEPS
     (point,) = bench.reporter.evals
@@ -89,13 +90,13 @@ def test_three_steps_change_every_parameter_and_the_loss_is_finite(
 def test_an_evaluation_is_repeatable_and_the_same_over_three_ranks(
     benches: dict[str, Bench], name: str
 ) -> None:
-    built, spec = benches[name].built, make_brief(**job_of(name)).spec
+    setup, spec = benches[name].setup, make_brief(**job_of(name)).spec
     evaluation = spec.evaluation.model_copy(update={"batch_size": 7, "max_batches": 4})
 
     def score(rank: int, world_size: int, gather: Any) -> Any:
         return evaluate(
-            built.model,
-            data=built.data,
+            setup.model,
+            data=setup.datasets.validation,
             task=spec.task,
             spec=evaluation,
             rank=rank,
@@ -125,7 +126,9 @@ def test_a_fresh_process_finds_the_loss_of_the_receipt_bit_for_bit(
     (point,) = benches[name].reporter.evals
     assert seen_loss == expected_loss == point.loss.hex()
     assert bits(seen_metrics) == bits(expected_metrics)
-    assert seen_metrics.items() <= point.metrics.items(), "peeks are beside what a receipt has"
+    assert seen_metrics.items() <= point.metrics.items(), (
+        "diagnostics are beside what a receipt has"
+    )
 
 
 @ALL
@@ -162,7 +165,11 @@ def test_a_regression_learns_and_is_scored_by_its_errors(tmp_path: Path, name: s
     assert {"eval.mse", "eval.mae"} <= set(last.metrics)
     assert last.metrics["eval.mse"] == last.loss
     inputs, targets = (
-        (batch := bench.built.data.eval_batch(0, bench.built.data.num_eval)).inputs,
+        (
+            batch := bench.setup.datasets.validation.eval_batch(
+                0, bench.setup.datasets.validation.num_eval
+            )
+        ).inputs,
         batch.targets,
     )
     assert inputs.dtype == targets.dtype == torch.float32

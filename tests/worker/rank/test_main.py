@@ -21,6 +21,7 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker.checkpointing.training_state import tensors_file
+from roadless.worker.training.step import Orders, Signals
 
 # ---- two ranks ----------------------------------------------------------------------------------
 
@@ -61,7 +62,7 @@ def test_the_loss_of_a_step_is_the_mean_over_all_ranks(ranks: Ranks, tmp_path: P
 def test_only_the_leads_orders_are_carried(ranks: Ranks, tmp_path: Path) -> None:
     first, second = ranks.drill(tmp_path, "agreement")
     assert first == second
-    assert first["orders"] == {name: name == "evaluate" for name in first["orders"]}
+    assert first["orders"] == list(Orders(Signals(evaluate=True)).flags)
     assert first["loss"] == (10 + 20) / (1 + 3)
     assert first["sum"] == [3.0, 1.0]
 
@@ -78,7 +79,7 @@ def test_both_ranks_take_the_same_decisions_after_the_same_step(
     assert (other["reason"], other["step"]) == ("stopped_by_user", 4)
     assert lead["parameters"] == other["parameters"]
     assert lead["states"] == [2, 4]
-    said = [word for word in lead["order"] if word != "resume"]
+    said = [kind for kind in lead["order"] if kind != "resume"]
     assert said == ["step", "step", "eval", "eval"] * 2
     assert lead["order"].index("resume") >= 4
     assert other["order"] == []
@@ -134,7 +135,7 @@ def test_a_job_that_cannot_be_trained_fails_with_its_reason(
 def test_an_unexpected_error_is_told_with_the_end_of_its_traceback(
     ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
 ) -> None:
-    """A training state that the service does not have is an error nobody has a word for."""
+    """A training state that the service does not have is an error that has no name."""
     server = serve(make_brief().model_copy(update={"resume": _missing_state()}))
     assert ranks.run(tmp_path, "rank", url=server.url) == [0]
     (failed,) = server.service.said
@@ -179,7 +180,7 @@ def test_a_state_that_differs_from_its_manifest_fails_the_attempt(
 def test_a_diverging_job_fails_in_the_words_of_the_lead_after_all_its_steps(
     ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
 ) -> None:
-    """Both ranks see it; a quicker word of the other would cut off what the lead has yet to say."""
+    """Both ranks see it; a quicker report of it would cut off what the lead has yet to say."""
     optimizer = {"name": "sgd_schedulefree", "lr": 1e6, "weight_decay": 100}
     brief = make_brief(
         model={"kind": "preset", "name": "mlp", "hidden": [6]},

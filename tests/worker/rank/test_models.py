@@ -95,8 +95,8 @@ def test_a_model_sharded_over_two_ranks_is_written_whole_and_its_receipt_holds(
     name: str,
 ) -> None:
     """Tied weights, batch norm and a library's own format, gathered from shards."""
-    seats = {"num_workers": 2, "strategy": "fsdp"}
-    server = serve(make_brief(**job_of(name), parallelism=seats, budget={"max_steps": 2}))
+    parallelism = {"num_workers": 2, "strategy": "fsdp"}
+    server = serve(make_brief(**job_of(name), parallelism=parallelism, budget={"max_steps": 2}))
     assert ranks.run(tmp_path / "ranks", "rank", world_size=2, url=server.url) == [0, 0]
     folder = download(server, last(server, CheckpointKind.EVAL), tmp_path / "download")
     threads = torch.get_num_threads()

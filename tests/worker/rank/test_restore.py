@@ -15,8 +15,8 @@ from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.states import Reason
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed
-from roadless.worker.model.sources import ModelSources
 from roadless.worker.rank.restore import initial_model
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.reporting.staged_checkpoint import Staged
 from roadless.worker.validation.reload import MANIFEST_FILE
 from roadless.worker.verify import verify
@@ -59,7 +59,7 @@ def test_training_begins_at_the_weights_of_the_checkpoint(
     """The first evaluation of the new job, before any step, has the loss of the receipt."""
     staged = trained(name)
     brief, fetched = brief_from(staged, name), list[Manifest]()
-    bench_data = Bench(make_brief(**job_of(name)), tmp_path / "data").built.data
+    bench_data = Bench(make_brief(**job_of(name)), tmp_path / "data").setup.datasets
     model = initial_model(
         brief,
         data=bench_data.description,
@@ -67,11 +67,11 @@ def test_training_begins_at_the_weights_of_the_checkpoint(
         fetch=fetch_from(staged, fetched),
     )
     bench = Bench(brief, tmp_path / "next", model=model)
-    bench.milestones.evaluate(bench.training._position, evaluations_served=0)
+    bench.evaluations.evaluate(bench.training._position, evaluations_served=0)
     (point,) = bench.reporter.evals
     assert staged.manifest.evaluation is not None
     assert point.loss == staged.manifest.evaluation.loss
-    assert bench.built.optimizer.state_dict()["state"] == {}
+    assert bench.setup.optimizer.state_dict()["state"] == {}
     assert fetched == [staged.manifest]
 
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from data_cases import csv_text
@@ -21,6 +20,7 @@ from roadless.service.contract.reports.events import Failed
 from roadless.service.contract.states import Reason
 from roadless.worker.agent.fork_launcher import ForkLauncher
 from roadless.worker.agent.launcher import Exited
+from roadless.worker.rank_launch import DataSources, ModelSources
 from roadless.worker.validation.reload import MANIFEST_FILE
 
 VALUE = "hf_+never/logged&in any=form"
@@ -51,16 +51,15 @@ def run(
     """Has one rank do what the brief says; returns the service that it has spoken to."""
     contexts = []
 
-    def running(brief: AttemptBrief, **allowed: Any) -> AttemptServer:
+    def running(brief: AttemptBrief, *, urls: tuple[str, ...] = ()) -> AttemptServer:
         contexts.append(serving(brief))
         server: AttemptServer = contexts[-1].__enter__()
         exits.clear()
         launch = make_launch(
             tmp_path / "scratch",
             service_url=server.url,
-            entry_points=(FACTORY, LONG),
-            data_cache=str(tmp_path / "cache"),
-            **allowed,
+            model_sources=ModelSources(entry_points=(FACTORY, LONG)),
+            data_sources=DataSources(cache=str(tmp_path / "cache"), urls=urls),
         )
         launcher.launch([launch])
         wait_until(lambda: exits, seconds=60)
@@ -131,7 +130,7 @@ def test_a_bearer_opens_the_data_to_the_rank_and_to_whoever_verifies_with_it(
             budget={"max_steps": 2},
         )
         told = {"secrets": {"SITE_TOKEN": SecretStr(VALUE)}}
-        server = run(brief.model_copy(update=told), data_urls=(site.url,))
+        server = run(brief.model_copy(update=told), urls=(site.url,))
         assert server.service.said[-1].kind == "finished", server.service.said[-1]
         folder = download(server, tmp_path / "model")
         environment = {

@@ -15,12 +15,14 @@ from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import EvalPoint, Failed, Finished, Started
 from roadless.service.contract.states import Reason
 from roadless.worker.data.builtin.digits import Digits
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.validation.reload import MANIFEST_FILE
 from roadless.worker.verify import verify
 
 TOP = "metric_functions:top"
 SPREAD = "metric_functions:spread"
 ALLOWED = (TOP, SPREAD)
+SOURCES = ModelSources(entry_points=ALLOWED)
 SHIFTED = {
     "kind": "builtin",
     "name": "synthetic",
@@ -70,10 +72,10 @@ def test_two_ranks_tell_of_every_set_what_a_stranger_finds_in_the_download(
     ranks: Ranks, tmp_path: Path, serve: Serve, strategy: str
 ) -> None:
     """Replicas bit for bit; a model in shards is summed in another order by one process."""
-    seats = {"num_workers": 2, "strategy": strategy}
-    server = serve(make(parallelism=seats, model=CONVNET))
+    parallelism = {"num_workers": 2, "strategy": strategy}
+    server = serve(make(parallelism=parallelism, model=CONVNET))
     codes = ranks.run(
-        tmp_path / "ranks", "rank", world_size=2, url=server.url, entry_points=ALLOWED
+        tmp_path / "ranks", "rank", world_size=2, url=server.url, model_sources=SOURCES
     )
     assert codes == [0, 0], (tmp_path / "ranks" / "rank-0.log").read_text()[-2000:]
     (point,) = evals(server)
@@ -101,7 +103,7 @@ def test_a_goal_about_a_further_set_ends_training(
     until = {"metric": "eval.shifted.top3", "value": 0.0, "mode": "max"}
     brief = make_brief(evaluation=EVALUATION, budget={"max_steps": 50, "until": until})
     server = serve(brief)
-    assert ranks.run(tmp_path, "rank", url=server.url, entry_points=ALLOWED) == [0]
+    assert ranks.run(tmp_path, "rank", url=server.url, model_sources=SOURCES) == [0]
     finished = server.service.said[-1]
     assert isinstance(finished, Finished)
     assert (finished.reason, finished.step) == (Reason.GOAL_REACHED, 2)
@@ -113,7 +115,9 @@ def test_a_goal_about_a_further_set_ends_training(
 def run_to_failure(
     ranks: Ranks, folder: Path, server: AttemptServer, *, allowed: tuple[str, ...] = ALLOWED
 ) -> Failed:
-    assert ranks.run(folder, "rank", url=server.url, entry_points=allowed) == [0]
+    assert ranks.run(
+        folder, "rank", url=server.url, model_sources=ModelSources(entry_points=allowed)
+    ) == [0]
     failed = server.service.said[-1]
     assert isinstance(failed, Failed)
     return failed
@@ -124,7 +128,7 @@ def test_a_set_that_has_changed_since_training_began_is_refused_by_name(
     ranks: Ranks, tmp_path: Path, serve: Serve, is_same: bool
 ) -> None:
     first = serve(make())
-    assert ranks.run(tmp_path / "1", "rank", url=first.url, entry_points=ALLOWED) == [0]
+    assert ranks.run(tmp_path / "1", "rank", url=first.url, model_sources=SOURCES) == [0]
     started = first.service.said[0]
     assert isinstance(started, Started)
     known = {name: started.provenance[f"data_fingerprint.{name}"] for name in ("shifted", "again")}
@@ -132,7 +136,7 @@ def test_a_set_that_has_changed_since_training_began_is_refused_by_name(
     known["shifted"] = known["shifted"] if is_same else "0" * 64
     second = serve(make().model_copy(update={"set_fingerprints": known}))
     if is_same:
-        assert ranks.run(tmp_path / "2", "rank", url=second.url, entry_points=ALLOWED) == [0]
+        assert ranks.run(tmp_path / "2", "rank", url=second.url, model_sources=SOURCES) == [0]
         assert isinstance(second.service.said[-1], Finished)
         return
     failed = run_to_failure(ranks, tmp_path / "2", second)
@@ -157,8 +161,9 @@ def test_a_metric_that_fails_in_one_rank_ends_the_job_in_its_words(
     entry_point = "metric_functions:failing_on_the_second_rank"
     evaluation = {"every_steps": 1, "metrics": [{"name": "later", "entry_point": entry_point}]}
     server = serve(make_brief(evaluation=evaluation, parallelism={"num_workers": 2}))
-    options = {"world_size": 2, "url": server.url, "entry_points": (entry_point,)}
-    assert ranks.run(tmp_path, "rank", **options) == [0, 0]
+    sources = ModelSources(entry_points=(entry_point,))
+    codes = ranks.run(tmp_path, "rank", world_size=2, url=server.url, model_sources=sources)
+    assert codes == [0, 0]
     failed = server.service.applied[1][-1]
     assert isinstance(failed, Failed)
     assert failed.reason is Reason.METRIC_INVALID

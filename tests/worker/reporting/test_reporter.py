@@ -241,7 +241,7 @@ def test_what_the_specification_came_with_counts_as_heard(
 ) -> None:
     service.is_away = True
     reporter = make_reporter()
-    reporter.wish(Desired.STOP)
+    reporter.set_desired_state(Desired.STOP)
     assert reporter.heard == Heard(Desired.STOP, 0)
 
 
@@ -386,7 +386,7 @@ def test_a_checkpoint_whose_upload_is_refused_becomes_a_notice(
 
 
 def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> Staged:
-    """An eval checkpoint whose verdict the test gives; three of them are kept."""
+    """An eval checkpoint whose validation the test ends; three of them are kept."""
     staged = stage(folder, step)
     receipt = EvaluationReceipt(
         loss=loss,
@@ -397,11 +397,11 @@ def looked_at(folder: Path, step: int, *, loss: float = 1.0, **fields: Any) -> S
         data_fingerprint="f",
     )
     manifest = staged.manifest.model_copy(update={"evaluation": receipt})
-    options = {"verdict": Future(), "keep": CheckpointsSpec(keep_last=2, keep_best=1), **fields}
+    options = {"validated": Future(), "keep": CheckpointsSpec(keep_last=2, keep_best=1), **fields}
     return Staged(staged.folder, manifest, **options)
 
 
-def test_a_checkpoint_waits_for_its_verdict_and_what_is_behind_it_too(
+def test_a_checkpoint_waits_for_its_validation_and_what_is_behind_it_too(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path
 ) -> None:
     """A training state implies the evaluations before it; points and steps wait for nothing."""
@@ -413,23 +413,23 @@ def test_a_checkpoint_waits_for_its_verdict_and_what_is_behind_it_too(
     time.sleep(0.05)
     assert service.uploads == []
     checked = looked.manifest.model_copy(update={"samples": 77})
-    assert looked.verdict is not None
-    looked.verdict.set_result(checked)
+    assert looked.validated is not None
+    looked.validated.set_result(checked)
     assert reporter.close(timeout_seconds=10)
     assert [event.manifest for event in checkpoints_of(service.said)] == [checked, state.manifest]
 
 
 @pytest.mark.parametrize("is_raised", [False, True])
-def test_a_checkpoint_with_a_bad_verdict_is_neither_uploaded_nor_announced(
+def test_a_checkpoint_that_fails_validation_is_neither_uploaded_nor_announced(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path, is_raised: bool
 ) -> None:
     bad, good = looked_at(tmp_path, 1), looked_at(tmp_path, 2)
-    assert bad.verdict is not None
-    assert good.verdict is not None
+    assert bad.validated is not None
+    assert good.validated is not None
     reporter.publish(bad)
     reporter.publish(good)
-    bad.verdict.set_exception(RuntimeError()) if is_raised else bad.verdict.set_result(None)
-    good.verdict.set_result(good.manifest)
+    bad.validated.set_exception(RuntimeError()) if is_raised else bad.validated.set_result(None)
+    good.validated.set_result(good.manifest)
     reporter.end(FINISHED)
     assert reporter.close(timeout_seconds=10)
     assert [event.kind for event in service.said] == ["checkpoint", "finished"]
@@ -437,7 +437,7 @@ def test_a_checkpoint_with_a_bad_verdict_is_neither_uploaded_nor_announced(
     assert not list(tmp_path.glob("ckpt_*"))
 
 
-def test_the_end_of_an_attempt_does_not_wait_for_a_verdict(
+def test_the_end_of_an_attempt_does_not_wait_for_a_validation(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path
 ) -> None:
     reporter.publish(looked_at(tmp_path, 1))
@@ -459,7 +459,7 @@ def test_eval_checkpoints_that_the_job_would_not_keep_do_not_wait_for_an_absent_
         served = {"evaluations_served": 1} if step == 4 else {}
         staged[step] = looked_at(tmp_path, step, loss=loss, **served)
         reporter.publish(staged[step])
-        staged[step].verdict.set_result(staged[step].manifest)
+        staged[step].validated.set_result(staged[step].manifest)
         wait_until(lambda: len(service.uploads) > 0)
     kept = {1, 3, 4, 7, 8}
     assert set(tmp_path.glob("ckpt_*")) == {staged[step].folder for step in kept}
@@ -477,11 +477,11 @@ def test_a_checkpoint_that_is_being_looked_at_stays_and_one_that_waits_for_it_is
     service.is_away = True
     staged = [looked_at(tmp_path, step, loss=9.0 - step) for step in range(7)]
     for one in staged:
-        assert one.verdict is not None
+        assert one.validated is not None
         if one.manifest.step == 2:
-            one.verdict.set_running_or_notify_cancel()
+            one.validated.set_running_or_notify_cancel()
         reporter.publish(one)
-    assert [one.verdict.cancelled() for one in staged if one.verdict] == [
+    assert [one.validated.cancelled() for one in staged if one.validated] == [
         *(False, True, False, True, True),  # the first is in turn, the third is being read
         *(False, False),
     ]
@@ -494,10 +494,10 @@ def test_an_evaluation_that_is_not_made_yet_is_never_called_off(
     """Beside training: its point is wanted, whatever becomes of the checkpoint."""
     service.is_away = True
     keep = CheckpointsSpec(keep_last=1, keep_best=0)
-    staged = [replace(stage(tmp_path, step), verdict=Future(), keep=keep) for step in range(4)]
+    staged = [replace(stage(tmp_path, step), validated=Future(), keep=keep) for step in range(4)]
     for one in staged:
         reporter.publish(one)
-    assert not any(one.verdict.cancelled() for one in staged)
+    assert not any(one.validated.cancelled() for one in staged)
     assert all(one.folder.exists() for one in staged)
 
 
@@ -508,10 +508,10 @@ def test_a_good_checkpoint_does_not_go_for_one_that_will_not_be_listed(
     service.is_away = True
     keep = CheckpointsSpec(keep_last=1, keep_best=0)
     first, good, bad = (looked_at(tmp_path, step, keep=keep) for step in (1, 2, 3))
-    for one, verdict in ((first, first.manifest), (good, good.manifest), (bad, None)):
+    for one, manifest in ((first, first.manifest), (good, good.manifest), (bad, None)):
         reporter.publish(one)
-        assert one.verdict is not None
-        one.verdict.set_result(verdict)
+        assert one.validated is not None
+        one.validated.set_result(manifest)
         wait_until(lambda: len(service.uploads) > 0)
     assert good.folder.exists()
     service.is_away = False
@@ -525,12 +525,12 @@ def test_what_was_announced_counts_among_what_the_job_keeps(
     """The best one so far is at the service, so a worse one need not wait for being the best."""
     best = looked_at(tmp_path, 1, loss=0.1)
     reporter.publish(best)
-    best.verdict.set_result(best.manifest)
+    best.validated.set_result(best.manifest)
     wait_until(lambda: len(service.said) == 1)
     service.is_away = True
     staged = [looked_at(tmp_path, step, loss=float(step)) for step in range(2, 7)]
     for one in staged:
-        one.verdict.set_result(one.manifest)
+        one.validated.set_result(one.manifest)
         reporter.publish(one)
     waiting = {one.manifest.step for one in staged if one.folder.exists()}
     assert waiting in ({2, 5, 6}, {5, 6})  # the first of them is perhaps in turn
@@ -601,7 +601,7 @@ def test_last_words_whose_answer_is_lost_are_known_to_have_arrived(
     service: FakeAttemptService, make_reporter: MakeReporter
 ) -> None:
     """The service has ended the attempt with them, so the repeat is told that it is over."""
-    service.faults.extend(["unheard"] * 2)
+    service.faults.extend(["lost_request"] * 2)
     reporter = make_reporter()
     reporter.say(FINISHED)
     assert not reporter.close(timeout_seconds=10)

@@ -28,7 +28,7 @@ def known(draw: st.DrawFn) -> list[Waiting]:
             step=step,
             loss=draw(losses),
             is_pinned=draw(st.booleans()),
-            has_verdict=draw(st.booleans()),
+            is_validated=draw(st.booleans()),
         )
         for step in draw(st.lists(st.integers(0, 30), unique=True, max_size=8))
     ]
@@ -57,7 +57,7 @@ def test_what_need_not_wait_would_be_deleted_at_once(
 def test_one_that_was_looked_at_goes_for_no_other_that_was_not(
     every: list[Waiting], policy: CheckpointsSpec
 ) -> None:
-    sure = [one for one in every if one.has_verdict]
+    sure = [one for one in every if one.is_validated]
     drop = superfluous(every, policy)
     assert {one.id for one in sure} & drop == superfluous(sure, policy)
 

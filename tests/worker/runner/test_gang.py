@@ -17,9 +17,7 @@ from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment
 from roadless.service.contract.states import RETRYABLE, Reason
 from roadless.service.contract.uploads.wheels import AssignedWheel
-from roadless.worker.data.sources.access import DataSources
-from roadless.worker.model.sources import ModelSources
-from roadless.worker.rank_launch import LaunchMethod
+from roadless.worker.rank_launch import DataSources, LaunchMethod, ModelSources
 from roadless.worker.runner.gang import Gangs, StartFailed
 from roadless.worker.runner.node_agents import Agents
 from roadless.worker.runner.ray_cluster import Head
@@ -148,12 +146,12 @@ def test_second_start_launches_nothing(gangs: Gangs, scratch: Path) -> None:
     assignment = assign()
     gangs.start(assignment)
     note = read_note(scratch / assignment.attempt_id)
-    (scratch / assignment.attempt_id / "born-0.json").unlink()
+    (scratch / assignment.attempt_id / "started-0.json").unlink()
     make_gangs_again = make_gangs(scratch)
     make_gangs_again.wait_ready(30)
     make_gangs_again.start(assignment)
     assert is_alive(note["pid"])
-    assert not (scratch / assignment.attempt_id / "born-0.json").exists()
+    assert not (scratch / assignment.attempt_id / "started-0.json").exists()
     gangs.release(assignment.attempt_id)
 
 

@@ -23,7 +23,7 @@ from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment, Node, Registered, Sync, SyncReply
 from roadless.service.contract.states import Reason
 from roadless.worker.api import Away, Refused
-from roadless.worker.data.sources.access import DataSources
+from roadless.worker.rank_launch import DataSources
 from roadless.worker.runner.capacity import Bundle, Held
 from roadless.worker.runner.gang import Gangs, Group, NotReleased, StartFailed, View
 from roadless.worker.runner.node_agents import Agents

@@ -73,7 +73,7 @@ def test_batch_statistics_and_a_look_at_y_count_as_cost(tmp_path: Path) -> None:
     plan = {"every_steps": None, "share": 0.05, "at_y": True}
     convnet = {"kind": "preset", "name": "convnet", "width": 2}
     bench = Bench(make_brief(evaluation=plan, model=convnet), tmp_path)
-    assert bench.milestones.num_passes() == 2 * 40 + 2 * (2 * 20)
+    assert bench.evaluations.num_passes() == 2 * 40 + 2 * (2 * 20)
 
 
 def test_a_resumed_run_evaluates_the_steps_that_its_share_gave_it(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the looks into schedule-free training say, held to what the optimizer does."""
+"""The diagnostics of schedule-free training, held to what the optimizer does."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from roadless.worker.training.diagnostics import (
     Y_BETTER_EVALUATIONS,
     LagHint,
     WarmupHint,
-    peeks,
+    diagnostics,
 )
 
 
@@ -47,7 +47,7 @@ def test_distance_and_weight_are_those_of_the_points(name: str) -> None:
     _, before = stepped(name, steps=7)
     model, after = stepped(name, steps=8)
     with at_average(after, model=model):
-        seen = peeks(after)
+        seen = diagnostics(after)
     x_before, x = flat(averaged_point(before).values()), flat(averaged_point(after).values())
     states = [after.state[p] for g in after.param_groups for p in g["params"]]
     if not all("z" in state for state in states):
@@ -66,11 +66,11 @@ def test_most_averaging_optimizers_tell_their_weight() -> None:
     for name in ("adamw_schedulefree", "sgd_schedulefree", "schedulefree_wrapper"):
         model, optimizer = stepped(name, steps=2)
         with at_average(optimizer, model=model):
-            seen |= {"schedulefree.weight" in peeks(optimizer)}
+            seen |= {"schedulefree.weight" in diagnostics(optimizer)}
     assert seen == {True}
 
 
-def test_evaluations_carry_the_peeks_and_receipts_do_not(tmp_path: Path) -> None:
+def test_evaluations_carry_the_diagnostics_and_receipts_do_not(tmp_path: Path) -> None:
     """A receipt is evaluated again by strangers, who have x alone."""
     bench = Bench(make_brief(evaluation={"at_y": True}), tmp_path)
     bench.training.run()
@@ -78,7 +78,7 @@ def test_evaluations_carry_the_peeks_and_receipts_do_not(tmp_path: Path) -> None
     assert {"schedulefree.distance", "schedulefree.weight", "eval.loss_at_y"} <= set(point.metrics)
     receipt = bench.reporter.published[0].manifest.evaluation
     assert set(receipt.metrics) == {"eval.accuracy", "eval.top5_accuracy"} & set(point.metrics)
-    assert point.metrics["eval.loss_at_y"] == bench.milestones._evaluate_y().loss
+    assert point.metrics["eval.loss_at_y"] == bench.evaluations._evaluate_y().loss
     assert point.metrics["eval.loss_at_y"] != point.loss
 
 

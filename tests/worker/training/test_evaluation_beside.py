@@ -1,4 +1,4 @@
-"""Evaluations beside training, as the loop sees them: order, bounds, goals, and the same curve."""
+"""Evaluations beside training, as the loop sees them: order, bounds, the same curve and end."""
 
 import threading
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from roadless.service.contract.reports.events import Notice
 from roadless.service.contract.states import Reason
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.training import evaluations
-from roadless.worker.validation.checkpoint_validator import Examiner
+from roadless.worker.training.step import Due, Orders
+from roadless.worker.validation.checkpoint_validator import CheckpointValidator
 
 ASYNC = {"every_steps": 1, "placement": "async"}
 
@@ -34,18 +35,18 @@ class Beside:
         brief = make_brief(**changes)
         self.evaluator = InProcessEvaluator(brief.spec, fails=fails)
         self.bench = Bench(
-            brief, folder, script=script, make_examiner=self._examiner, resume=resume
+            brief, folder, script=script, make_validator=self._validator, resume=resume
         )
 
-    def _examiner(self, reporter: ScriptedReporter) -> Examiner:
-        return Examiner(self.evaluator, voice=reporter, batch_size=20, tolerance=0)
+    def _validator(self, reporter: ScriptedReporter) -> CheckpointValidator:
+        return CheckpointValidator(self.evaluator, events=reporter, batch_size=20, tolerance=0)
 
     def run(self) -> Reason | None:
         """Train to the end, and until every checkpoint was looked at."""
         reason = self.bench.training.run()
         for staged in self.bench.reporter.of_kind(CheckpointKind.EVAL):
-            assert staged.verdict is not None
-            staged.verdict.result(20)
+            assert staged.validated is not None
+            staged.validated.result(20)
         return reason
 
     @property
@@ -88,10 +89,11 @@ def test_curve_state_and_end_are_those_of_a_job_that_waits(
     state_every: int,
     patience: int | None,
 ) -> None:
-    """Bit for bit; with a goal too, where each verdict comes before the next state is saved."""
-    goal = {} if patience is None else {"patience": {"evaluations": patience, "min_delta": 1.0}}
-    # With a goal, verdicts fall with states; what is found between them comes a step later.
-    every = state_every if goal else every
+    """Bit for bit; with early stopping each evaluation is judged before the next state is saved."""
+    early = {} if patience is None else {"patience": {"evaluations": patience, "min_delta": 1.0}}
+    # With early stopping, evaluations are judged before states; a result between two states
+    # comes a step later.
+    every = state_every if early else every
     runs = []
     for placement in ("inline", "async"):
         beside = Beside(
@@ -99,15 +101,15 @@ def test_curve_state_and_end_are_those_of_a_job_that_waits(
             model=CONVNET,
             evaluation={"every_steps": every, "placement": placement},
             checkpoints={"state_every_steps": state_every},
-            budget={"max_steps": max_steps, **goal},
+            budget={"max_steps": max_steps, **early},
         )
         runs.append((beside, beside.run()))
     (inline, reason), (other, other_reason) = runs
     assert other.curve == inline.curve
     assert (other_reason, other.bench.training.step) == (reason, inline.bench.training.step)
     assert bits(other.bench.state) == bits(inline.bench.state)
-    goals = [one.bench.training._position.goals for one, _ in runs]
-    assert goals[0] == goals[1]
+    records = [one.bench.training._position.early_stopping for one, _ in runs]
+    assert records[0] == records[1]
 
 
 def test_the_files_are_of_the_step_of_their_point(tmp_path: Path) -> None:
@@ -118,9 +120,9 @@ def test_the_files_are_of_the_step_of_their_point(tmp_path: Path) -> None:
     beside.run()
     assert [point.step for point in beside.bench.reporter.evals] == [1, 2, 3]
     manifests = [
-        staged.verdict.result(10)
+        staged.validated.result(10)
         for staged in beside.bench.reporter.of_kind(CheckpointKind.EVAL)
-        if staged.verdict is not None
+        if staged.validated is not None
     ]
     losses = [manifest.evaluation.loss for manifest in manifests]
     assert losses == [point.loss for point in beside.bench.reporter.evals]
@@ -154,13 +156,13 @@ def test_training_goes_on_beside_two_evaluations_and_waits_with_the_third(tmp_pa
 def test_who_waits_shows_that_it_lives(tmp_path: Path) -> None:
     beside = Beside(tmp_path, budget={"max_steps": 1})
     beats: list[int] = []
-    beside.bench.milestones._beat = lambda: beats.append(1)
+    beside.bench.evaluations._beat = lambda: beats.append(1)
     release = held(beside)
     beside.bench.training._step()
-    beside.bench.milestones.evaluate(beside.bench.training._position, evaluations_served=0)
+    beside.bench.evaluations.evaluate(beside.bench.training._position, evaluations_served=0)
     before = len(beats)
     threading.Timer(0.3, release).start()
-    beside.bench.milestones.drain()
+    beside.bench.evaluations.drain()
     assert len(beats) > before + 3
 
 
@@ -172,7 +174,7 @@ def test_the_last_evaluation_is_made_by_the_ranks_themselves(tmp_path: Path) -> 
     assert [step for step, batches in beside.evaluator.asked if batches is not None] == [3]
 
 
-# ---- goals --------------------------------------------------------------------------------------
+# ---- early stopping -----------------------------------------------------------------------------
 
 
 def test_a_goal_that_is_found_reached_ends_the_job_with_a_later_step(tmp_path: Path) -> None:
@@ -214,7 +216,7 @@ def test_a_job_without_a_goal_saves_states_while_evaluations_are_under_way(tmp_p
         running.join(20)
 
 
-def test_no_verdict_is_lost_with_an_attempt_that_dies_behind_a_state(tmp_path: Path) -> None:
+def test_no_evaluation_is_lost_with_an_attempt_that_dies_behind_a_state(tmp_path: Path) -> None:
     """Each saved state knows of every planned evaluation up to its step."""
     patience = {"evaluations": 4, "min_delta": 100.0}
     beside = Beside(
@@ -223,25 +225,25 @@ def test_no_verdict_is_lost_with_an_attempt_that_dies_behind_a_state(tmp_path: P
         checkpoints={"state_every_steps": 3},
     )
     beside.run()
-    assert beside.bench.training._position.goals.evaluations_since_best == 2
+    assert beside.bench.training._position.early_stopping.evaluations_since_best == 2
     state = beside.bench.last_state
     again = Beside(tmp_path / "2", budget={"max_steps": 50, "patience": patience}, resume=state)
     assert again.run() is Reason.NO_BETTER
-    # The second verdict that counts is of step 5; training has gone on by two at most.
+    # The second evaluation that counts is of step 5; training has gone on by two at most.
     assert 5 <= again.bench.training.step <= 8
 
 
-def test_verdicts_that_are_found_together_end_a_job_as_one_by_one(tmp_path: Path) -> None:
-    """Where a step takes longer than an evaluation: with the third verdict, and not with none."""
+def test_evaluations_that_end_together_end_a_job_as_one_by_one(tmp_path: Path) -> None:
+    """Where a step takes longer than an evaluation: with the third evaluation, and not never."""
     patience = {"evaluations": 2, "min_delta": 100.0}
     beside = Beside(tmp_path, budget={"max_steps": 12, "patience": patience})
-    take, kept = beside.bench.milestones.found, []
+    results, kept = beside.bench.evaluations.results, []
 
-    def found_in_pairs() -> list[Any]:
-        kept.extend(take())
+    def results_in_pairs() -> list[Any]:
+        kept.extend(results())
         return [kept.pop(0) for _ in range(2)] if len(kept) > 1 else []
 
-    beside.bench.milestones.found = found_in_pairs  # type: ignore[method-assign]
+    beside.bench.evaluations.results = results_in_pairs  # type: ignore[method-assign]
     assert beside.run() is Reason.NO_BETTER
 
 
@@ -285,7 +287,7 @@ def test_the_evaluation_of_the_last_step_is_made_again_when_it_was_lost(tmp_path
     beside.bench.training._step()
     beside.bench.training._step()
     orders = beside.bench.training._step()
-    beside.bench.training._evaluate(type(orders)(due=True))
+    beside.bench.training._evaluate(Orders(due=Due(evaluation=True)))
     beside.bench.training._evaluate(orders)
     assert beside.notices == ["evaluation.lost"]
     assert [point.step for point in beside.bench.reporter.evals] == [3]
@@ -301,9 +303,7 @@ def test_files_that_cannot_be_written_cost_the_point_and_are_told(
     with monkeypatch.context() as patch:
         patch.setattr(evaluations, "write_model", full)
         beside.bench.training._step()
-        beside.bench.training._evaluate(
-            type(beside.bench.training._orders(beside.bench.training._position))(due=True)
-        )
+        beside.bench.training._evaluate(Orders(due=Due(evaluation=True)))
     assert beside.notices == ["checkpoint.failed", "evaluation.lost"]
     beside.run()
     assert [point.step for point in beside.bench.reporter.evals] == [2, 3]

@@ -26,7 +26,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def test_an_evaluation_is_said_and_then_its_checkpoint_published(bench: Bench) -> None:
-    bench.milestones.evaluate(POSITION, evaluations_served=3)
+    bench.evaluations.evaluate(POSITION, evaluations_served=3)
     assert bench.reporter.order[-2:] == ["eval", "eval"]
     (point,), (staged,) = bench.reporter.evals, bench.reporter.published
     assert (point.step, point.samples, point.wall_seconds) == (4, 32, 1.5)
@@ -39,7 +39,7 @@ def test_an_evaluation_is_said_and_then_its_checkpoint_published(bench: Bench) -
 
 
 def test_the_receipt_says_what_was_evaluated_and_how(bench: Bench) -> None:
-    bench.milestones.evaluate(POSITION, evaluations_served=0)
+    bench.evaluations.evaluate(POSITION, evaluations_served=0)
     receipt = bench.reporter.published[0].manifest.evaluation
     assert receipt is not None
     assert receipt.loss == bench.reporter.evals[0].loss
@@ -48,20 +48,20 @@ def test_the_receipt_says_what_was_evaluated_and_how(bench: Bench) -> None:
     assert (receipt.num_examples, receipt.batch_size, receipt.max_batches) == (40, 20, 2)
     assert receipt.threads == torch.get_num_threads()
     assert receipt.torch_version == torch.__version__
-    assert receipt.data_fingerprint == bench.built.data.description.fingerprint
+    assert receipt.data_fingerprint == bench.setup.datasets.train.description.fingerprint
 
 
 def test_the_checkpoint_is_the_averaged_point_with_statistics_of_its_own(
     bench: Bench, tmp_path: Path
 ) -> None:
-    bench.milestones.evaluate(POSITION, evaluations_served=0)
-    fresh = Bench(make_brief(model=CONVNET), tmp_path / "fresh").built.model
+    bench.evaluations.evaluate(POSITION, evaluations_served=0)
+    fresh = Bench(make_brief(model=CONVNET), tmp_path / "fresh").setup.model
     read_model(bench.reporter.published[0].folder, fresh)
-    model, optimizer = bench.built.model, bench.built.optimizer
+    model, optimizer = bench.setup.model, bench.setup.optimizer
     average = averaged_point(optimizer)
     expected = {name: average[parameter] for name, parameter in model.named_parameters()}
     with at_average(optimizer):
-        expected |= bench.milestones._buffers()
+        expected |= bench.evaluations._buffers()
     seen = fresh.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(seen[name], value.to(seen[name].dtype), rtol=0, atol=0)
@@ -73,45 +73,45 @@ def test_an_evaluation_leaves_the_training_point_and_its_buffers_as_they_were(
     bench: Bench,
 ) -> None:
     before = bits(bench.state)
-    held = {name: buffer.data_ptr() for name, buffer in bench.built.model.named_buffers()}
+    held = {name: buffer.data_ptr() for name, buffer in bench.setup.model.named_buffers()}
     torch.manual_seed(7)
     random = torch.get_rng_state()
-    bench.milestones.evaluate(POSITION, evaluations_served=0)
+    bench.evaluations.evaluate(POSITION, evaluations_served=0)
     assert bits(bench.state) == before
     assert torch.equal(torch.get_rng_state(), random)
-    assert held == {name: buffer.data_ptr() for name, buffer in bench.built.model.named_buffers()}
-    assert bench.built.model.training
+    assert held == {name: buffer.data_ptr() for name, buffer in bench.setup.model.named_buffers()}
+    assert bench.setup.model.training
 
 
 def test_a_training_state_is_published_with_what_it_takes_to_go_on(
     bench: Bench, tmp_path: Path
 ) -> None:
-    bench.milestones.save_state(POSITION, evaluated_step=2)
-    bench.milestones.settle()
+    bench.states.save(POSITION, evaluated_step=2)
+    bench.settle()
     (staged,) = bench.reporter.published
     manifest = staged.manifest
     assert (manifest.kind, manifest.step, manifest.evaluation) == (CheckpointKind.RESUME, 4, None)
     assert staged.evaluations_served == 0
     check_files(staged.folder, manifest)
     fresh = Bench(make_brief(model=CONVNET), tmp_path / "fresh")
-    resumed = read_state(staged.folder, model=fresh.built.model, optimizer=fresh.built.optimizer)
+    resumed = read_state(staged.folder, model=fresh.setup.model, optimizer=fresh.setup.optimizer)
     assert (resumed.position, resumed.evaluated_step) == (POSITION, 2)
     assert bits(fresh.state) == bits(bench.state)
 
 
 def test_checkpoints_do_not_share_a_folder(bench: Bench) -> None:
     for _ in range(2):
-        bench.milestones.evaluate(POSITION, evaluations_served=0)
-        bench.milestones.save_state(POSITION, evaluated_step=4)
-    bench.milestones.settle()
+        bench.evaluations.evaluate(POSITION, evaluations_served=0)
+        bench.states.save(POSITION, evaluated_step=4)
+    bench.settle()
     assert len({staged.folder for staged in bench.reporter.published}) == 4
 
 
 def test_only_the_lead_writes_and_speaks(tmp_path: Path) -> None:
     cluster = Cluster(rank=1, world_size=1, device=torch.device("cpu"))
     bench = Bench(make_brief(model=CONVNET), tmp_path, cluster=cluster)
-    bench.milestones.evaluate(POSITION, evaluations_served=0)
-    bench.milestones.save_state(POSITION, evaluated_step=None)
+    bench.evaluations.evaluate(POSITION, evaluations_served=0)
+    bench.states.save(POSITION, evaluated_step=None)
     assert bench.reporter.order == []
     assert list(tmp_path.iterdir()) == []
 

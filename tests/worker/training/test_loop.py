@@ -208,7 +208,7 @@ def test_a_fenced_attempt_leaves_without_a_word(tmp_path: Path) -> None:
     assert bench.training.run() is None
     assert bench.training.step == 3
     assert steps_of(bench.reporter.evals) == [1, 2]
-    bench.milestones.close()
+    bench.states.close()
     saved = bench.reporter.of_kind(CheckpointKind.RESUME)
     assert [staged.manifest.step for staged in evals_of(bench)] == [1, 2]
     assert [staged.manifest.step for staged in saved] == [1, 2]
@@ -254,10 +254,10 @@ def evals_of(bench: Bench) -> list[Any]:
 def test_what_is_evaluated_is_the_averaged_point(tmp_path: Path) -> None:
     bench = Bench(make_brief(), tmp_path)
     bench.training.run()
-    average = averaged_point(bench.built.optimizer)
+    average = averaged_point(bench.setup.optimizer)
     for parameter, value in average.items():
         parameter.data = value
-    result = bench.milestones._evaluate(bench.built.held_out)
+    result = bench.evaluations._evaluate(bench.setup.datasets)
     assert bench.reporter.evals[-1].loss.hex() == result.loss.hex()
 
 
@@ -355,7 +355,7 @@ def test_skipped_steps_are_counted_and_told_and_training_goes_on(tmp_path: Path)
     assert skipped == [0, 1, 2, 2, 3, 3]
     notices = [event for event in bench.reporter.said if isinstance(event, Notice)]
     assert [notice.code for notice in notices] == ["train.skipped"] * 2
-    assert "step 2 made no update, the 1. of the job: loss nan" in notices[0].message
+    assert "step 2 made no update (skipped steps so far: 1): loss nan" in notices[0].message
 
     longer = skipping(2, budget={"max_steps": 8})
     again = Bench(longer, tmp_path / "2", model=SometimesBad({6}, first=6), resume=bench.last_state)

@@ -13,7 +13,7 @@ from roadless.optim.planning import Family, extend_by_cooldown, extend_by_factor
 from roadless.optim.schedules.by_name import NAMES
 from roadless.optim.schedules.by_name import rates as named_rates
 from roadless.service.contract.job.schedules import ScheduleSpec, has_horizon
-from roadless.worker.training.lr_schedule import build_rates
+from roadless.worker.training.lr_schedule import build_lr_schedule
 
 _SPEC: TypeAdapter[ScheduleSpec] = TypeAdapter(ScheduleSpec)
 BASE_LR = 0.5
@@ -34,9 +34,9 @@ def rates_of(
 ) -> list[float]:
     optimizer = {"name": "adamw", "lr": BASE_LR}
     spec = make_spec(schedule=schedule, optimizer=optimizer, budget=budget, **changes)
-    rates = build_rates(spec)
-    assert rates is not None
-    return [rates.after(step) for step in range(steps)]
+    schedule = build_lr_schedule(spec)
+    assert schedule is not None
+    return [schedule.after(step) for step in range(steps)]
 
 
 def extended(

@@ -19,7 +19,10 @@ from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid, NonFiniteLoss
 from roadless.worker.evaluation.task import UNCOUNTED
 from roadless.worker.training.step import (
+    Due,
+    Ending,
     Orders,
+    Signals,
     StepResult,
     StepSettings,
     agree,
@@ -115,24 +118,42 @@ def test_what_is_not_finite_is_refused_before_the_update(
     assert (bits(model.state_dict()), bits(optimizer.state_dict())) == before
 
 
-@given(orders=st.builds(Orders, *[st.booleans()] * 6), is_lead=st.booleans())
+@given(flags=st.lists(st.booleans(), min_size=11, max_size=11), is_lead=st.booleans())
 def test_the_lead_hears_its_own_orders_and_others_are_not_heard(
-    orders: Orders, is_lead: bool
+    flags: list[bool], is_lead: bool
 ) -> None:
+    orders = Orders.of_flags(flags)
     cluster = Cluster(rank=0 if is_lead else 1, world_size=1, device=torch.device("cpu"))
     heard = agree(cluster, orders).orders
     assert heard == (orders if is_lead else Orders())
-    assert all(type(flag) is bool for flag in heard)
+    assert all(type(flag) is bool for flag in heard.flags)
 
 
-@pytest.mark.parametrize("name", ["stop", "finish", "leave", "evaluate"])
-def test_each_order_arrives_as_itself_and_with_the_step(name: str) -> None:
-    orders = Orders(**{name: True})
+@given(flags=st.lists(st.booleans(), min_size=11, max_size=11))
+def test_flags_arrive_in_the_order_in_which_they_were_sent(flags: list[bool]) -> None:
+    assert list(Orders.of_flags(flags).flags) == flags
+
+
+@pytest.mark.parametrize(
+    ("orders", "is_end"),
+    [
+        (Orders(Signals(stop=True)), True),
+        (Orders(Signals(pause=True)), True),
+        (Orders(Signals(leave=True)), True),
+        (Orders(Signals(evaluate=True)), False),
+        (Orders(Signals(resize=True)), False),
+        (Orders(due=Due(evaluation=True, state=True, judgement=True)), False),
+        (Orders(ending=Ending(budget_reached=True)), True),
+        (Orders(ending=Ending(good_enough=True)), True),
+        (Orders(ending=Ending(no_better=True)), True),
+    ],
+)
+def test_each_order_arrives_as_itself_and_with_the_step(orders: Orders, is_end: bool) -> None:
     assert step(make_model(), torch.optim.SGD([nn.Parameter(torch.ones(1))]), orders=orders).orders
     model = make_model()
     result = step(model, torch.optim.SGD(model.parameters()), orders=orders)
     assert result.orders == orders
-    assert result.orders.is_end == (name != "evaluate")
+    assert result.orders.is_end == is_end
 
 
 class TwoRanks(Cluster):
@@ -155,14 +176,14 @@ def test_a_sum_with_a_loss_that_is_not_finite_is_not_finite(bad: float) -> None:
     assert not math.isfinite(agree(cluster, Orders(), loss_sum=bad, count=1).loss)
 
 
-# ---- parts ---------------------------------------------------------------------------------------
+# ---- microbatches --------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_parts_add_up_to_the_batch_whatever_does_not_count(data: st.DataObject) -> None:
     """Loss, norm and update are those of the mean over all counted targets of the batch."""
-    num_parts = data.draw(st.sampled_from([1, 2, 3, 6]))
+    accumulation_steps = data.draw(st.sampled_from([1, 2, 3, 6]))
     counts = data.draw(st.lists(st.booleans(), min_size=6, max_size=6).filter(any))
     targets = torch.tensor([i % 2 if counted else UNCOUNTED for i, counted in enumerate(counts)])
     inputs = torch.randn(6, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -173,7 +194,7 @@ def test_parts_add_up_to_the_batch_whatever_does_not_count(data: st.DataObject) 
         Batch(inputs, targets),
         optimizer=optimizer,
         cluster=ALONE,
-        settings=StepSettings(task="classification", num_parts=num_parts),
+        settings=StepSettings(task="classification", accumulation_steps=accumulation_steps),
         orders=Orders(),
     )
     loss = nn.functional.cross_entropy(expected(inputs).float(), targets, ignore_index=UNCOUNTED)
@@ -332,11 +353,11 @@ def test_a_skipped_step_leaves_no_trace(name: str, part: str) -> None:
                 optimizer=optimizer,
                 cluster=ALONE,
                 settings=StepSettings(task="classification"),
-                orders=Orders(evaluate=True),
+                orders=Orders(Signals(evaluate=True)),
                 may_skip=True,
             )
             assert result.is_skipped == model.is_bad
-            assert result.orders.evaluate
+            assert result.orders.signals.evaluate
             if not model.is_bad:
                 seen.append((result.loss, result.grad_norm))
         trails.append((seen, dict(model.state_dict())))

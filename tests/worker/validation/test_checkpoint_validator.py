@@ -1,4 +1,4 @@
-"""What is made of what a fresh process finds: verdicts, points, and words to the job's owner."""
+"""What comes of what a fresh process finds: manifests, points, messages to the job's owner."""
 
 import math
 import threading
@@ -21,13 +21,17 @@ from roadless.service.contract.checkpoint.manifest import (
 from roadless.service.contract.reports.events import EvalPoint, Event, Notice
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.evaluation.evaluate import Checked, EvalResult
-from roadless.worker.validation.checkpoint_validator import GPU_TOLERANCE, Examiner, tolerance_on
+from roadless.worker.validation.checkpoint_validator import (
+    GPU_TOLERANCE,
+    CheckpointValidator,
+    tolerance_on,
+)
 from roadless.worker.validation.evaluator import EvaluatorFailed
 
 NAN = math.nan
 
 
-class Voice:
+class Sink:
     def __init__(self) -> None:
         self.said: list[Event] = []
 
@@ -56,23 +60,25 @@ class Oracle:
         return answer
 
 
-Make = Callable[..., Examiner]
+Make = Callable[..., CheckpointValidator]
 
 
 @pytest.fixture
-def voice() -> Voice:
-    return Voice()
+def events() -> Sink:
+    return Sink()
 
 
 @pytest.fixture
-def make(voice: Voice) -> Iterator[Make]:
-    made: list[Examiner] = []
+def make(events: Sink) -> Iterator[Make]:
+    made: list[CheckpointValidator] = []
 
-    def examiner(*answers: EvalResult | Exception, tolerance: float = 0.0) -> Examiner:
-        made.append(Examiner(Oracle(*answers), voice=voice, batch_size=10, tolerance=tolerance))
+    def validator(*answers: EvalResult | Exception, tolerance: float = 0.0) -> CheckpointValidator:
+        made.append(
+            CheckpointValidator(Oracle(*answers), events=events, batch_size=10, tolerance=tolerance)
+        )
         return made[-1]
 
-    yield examiner
+    yield validator
     for one in made:
         one._pool.shutdown(cancel_futures=True)
 
@@ -97,9 +103,9 @@ def evaluated(tmp_path: Path, loss: float, step: int = 1) -> tuple[Path, Manifes
     return staged.folder, staged.manifest.model_copy(update={"evaluation": receipt(loss)})
 
 
-def check(examiner: Examiner, tmp_path: Path, loss: float) -> Manifest | None:
+def check(validator: CheckpointValidator, tmp_path: Path, loss: float) -> Manifest | None:
     folder, manifest = evaluated(tmp_path, loss)
-    return examiner.check(folder, manifest, checked=Checked(25, loss)).result(10)
+    return validator.check(folder, manifest, checked=Checked(25, loss)).result(10)
 
 
 # ---- checks -------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ def check(examiner: Examiner, tmp_path: Path, loss: float) -> Manifest | None:
 
 @pytest.mark.parametrize("loss", [0.1, -0.0, NAN, math.inf, -math.inf, 5e-324])
 def test_the_same_loss_is_noted_in_the_receipt(
-    make: Make, voice: Voice, tmp_path: Path, loss: float
+    make: Make, events: Sink, tmp_path: Path, loss: float
 ) -> None:
     manifest = check(make(result(loss)), tmp_path, loss)
     assert manifest is not None
@@ -116,7 +122,7 @@ def test_the_same_loss_is_noted_in_the_receipt(
     assert manifest.evaluation.check.num_examples == 25
     assert repr(manifest.evaluation.check.seen_loss) == repr(loss)
     assert Manifest.model_validate_json(manifest.model_dump_json()).evaluation is not None
-    assert voice.said == []
+    assert events.said == []
 
 
 @pytest.mark.parametrize(
@@ -124,25 +130,25 @@ def test_the_same_loss_is_noted_in_the_receipt(
     [(0.1, math.nextafter(0.1, 1)), (1.0, NAN), (NAN, 1.0), (1.0, math.inf), (math.inf, -math.inf)],
 )
 def test_another_loss_is_refused_and_both_are_told(
-    make: Make, voice: Voice, tmp_path: Path, expected: float, seen: float
+    make: Make, events: Sink, tmp_path: Path, expected: float, seen: float
 ) -> None:
     assert check(make(result(seen)), tmp_path, expected) is None
-    (notice,) = voice.notices
+    (notice,) = events.notices
     assert notice.code == "checkpoint.mismatch"
     assert f"expected the loss {expected!r}" in notice.message
     assert f"saw {seen!r}" in notice.message
 
 
-def test_a_loss_over_other_examples_is_refused(make: Make, voice: Voice, tmp_path: Path) -> None:
+def test_a_loss_over_other_examples_is_refused(make: Make, events: Sink, tmp_path: Path) -> None:
     """Data that has shrunk meanwhile, in the node's cache."""
     assert check(make(result(0.5, num_examples=24)), tmp_path, 0.5) is None
-    assert "over 24" in voice.notices[0].message
+    assert "over 24" in events.notices[0].message
 
 
 def test_just_as_many_batches_are_computed_as_it_takes(make: Make, tmp_path: Path) -> None:
-    examiner = make(result(0.5))
-    check(examiner, tmp_path, 0.5)
-    assert examiner._evaluator.asked == [3]  # type: ignore[attr-defined]  25 examples by 10
+    validator = make(result(0.5))
+    check(validator, tmp_path, 0.5)
+    assert validator._evaluator.asked == [3]  # type: ignore[attr-defined]  25 examples by 10
 
 
 @pytest.mark.parametrize(
@@ -154,10 +160,10 @@ def test_just_as_many_batches_are_computed_as_it_takes(make: Make, tmp_path: Pat
     ],
 )
 def test_what_cannot_be_checked_is_refused_and_why_is_told(
-    make: Make, voice: Voice, tmp_path: Path, error: Exception, code: str
+    make: Make, events: Sink, tmp_path: Path, error: Exception, code: str
 ) -> None:
     assert check(make(error), tmp_path, 0.5) is None
-    (notice,) = voice.notices
+    (notice,) = events.notices
     assert notice.code == code
     assert "step 1 is not listed" in notice.message
     assert str(error)[:20] in notice.message
@@ -186,61 +192,62 @@ def test_bits_count_where_nothing_is_summed_in_another_order() -> None:
 # ---- evaluations beside training ----------------------------------------------------------------
 
 
-def begin(examiner: Examiner, voice: Voice, tmp_path: Path, step: int) -> Future[Any]:
+def begin(validator: CheckpointValidator, events: Sink, tmp_path: Path, step: int) -> Future[Any]:
     staged = stage(tmp_path, step)
-    return examiner.evaluate(
+    return validator.evaluate(
         staged.folder,
         staged.manifest,
-        say=lambda found: voice.say(eval_point(step, found.loss)),
+        say=lambda found: events.say(eval_point(step, found.loss)),
         receipt_of=lambda found: receipt(found.loss),
     )
 
 
-def test_points_are_said_in_order_and_before_their_verdict(
-    make: Make, voice: Voice, tmp_path: Path
+def test_points_are_said_in_order_and_before_their_manifest(
+    make: Make, events: Sink, tmp_path: Path
 ) -> None:
-    examiner = make(*(result(float(step)) for step in range(1, 5)))
-    verdicts = [begin(examiner, voice, tmp_path, step) for step in range(1, 5)]
-    manifest = verdicts[-1].result(10)
-    assert [event.step for event in voice.said if isinstance(event, EvalPoint)] == [1, 2, 3, 4]
+    validator = make(*(result(float(step)) for step in range(1, 5)))
+    validated = [begin(validator, events, tmp_path, step) for step in range(1, 5)]
+    manifest = validated[-1].result(10)
+    assert [event.step for event in events.said if isinstance(event, EvalPoint)] == [1, 2, 3, 4]
     assert manifest.evaluation.loss == manifest.evaluation.check.loss == 4.0
     assert manifest.evaluation.check.holds
-    assert [step for step, _ in examiner.take()] == [1, 2, 3, 4]
-    assert examiner.take() == []
-    assert examiner.wait(at_most=0, seconds=0)
+    assert [step for step, _ in validator.results()] == [1, 2, 3, 4]
+    assert validator.results() == []
+    assert validator.wait(at_most=0, seconds=0)
 
 
 @pytest.mark.parametrize(
     "error", [EvaluatorFailed("gone"), CheckpointUnreadable("torn"), OSError()]
 )
 def test_a_lost_evaluation_is_told_and_does_not_hold_up_the_next(
-    make: Make, voice: Voice, tmp_path: Path, error: Exception
+    make: Make, events: Sink, tmp_path: Path, error: Exception
 ) -> None:
-    examiner = make(error, result(2.0))
-    first, second = (begin(examiner, voice, tmp_path, step) for step in (1, 2))
+    validator = make(error, result(2.0))
+    first, second = (begin(validator, events, tmp_path, step) for step in (1, 2))
     assert first.result(10) is None
     assert second.result(10) is not None
-    assert [notice.code for notice in voice.notices] == ["evaluation.lost"]
-    assert examiner.lost_step == 1
-    assert [step for step, _ in examiner.take()] == [2]
-    assert examiner.wait(at_most=0, seconds=0)
+    assert [notice.code for notice in events.notices] == ["evaluation.lost"]
+    assert validator.lost_step == 1
+    assert [step for step, _ in validator.results()] == [2]
+    assert validator.wait(at_most=0, seconds=0)
 
 
-def test_a_check_that_waits_can_be_called_off(make: Make, voice: Voice, tmp_path: Path) -> None:
+def test_a_check_that_waits_can_be_called_off(make: Make, events: Sink, tmp_path: Path) -> None:
     """And the one that takes place cannot, since its files are being read."""
-    examiner, is_asked, may_answer = make(), threading.Event(), threading.Event()
+    validator, is_asked, may_answer = make(), threading.Event(), threading.Event()
 
     def slow(folder: Path, manifest: Manifest, *, max_batches: int | None = None) -> EvalResult:
         is_asked.set()
         assert may_answer.wait(10)
         return result(0.5)
 
-    examiner._evaluator.evaluate = slow  # type: ignore[method-assign]
+    validator._evaluator.evaluate = slow  # type: ignore[method-assign]
     first, second = (
-        examiner.check(*evaluated(tmp_path, 0.5, step), checked=Checked(25, 0.5)) for step in (1, 2)
+        validator.check(*evaluated(tmp_path, 0.5, step), checked=Checked(25, 0.5))
+        for step in (1, 2)
     )
     assert is_asked.wait(10)
     assert (first.cancel(), second.cancel()) == (False, True)
     may_answer.set()
     assert first.result(10) is not None
-    assert voice.said == []
+    assert events.said == []

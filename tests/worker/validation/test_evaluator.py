@@ -115,8 +115,8 @@ def test_what_two_ranks_have_trained_passes(
 ) -> None:
     """Replicas and gathered shards, in every bit."""
     evaluation = {"every_steps": 1, "placement": placement}
-    seats = {"num_workers": 2, "strategy": strategy}
-    job = {**job_of(name), "budget": {"max_steps": 2}, "parallelism": seats}
+    parallelism = {"num_workers": 2, "strategy": strategy}
+    job = {**job_of(name), "budget": {"max_steps": 2}, "parallelism": parallelism}
     server = serve(make_brief(**job, evaluation=evaluation))
     assert ranks.run(tmp_path, "plain", world_size=2, url=server.url) == [0, 0]
     assert notices(server) == []
@@ -303,12 +303,12 @@ def _kill_rank(scratch: Path) -> None:
     os.kill(note["session"], signal.SIGKILL)  # a rank leads its session
 
 
-def test_without_a_nursery_nothing_is_listed_and_the_job_goes_on(
+def test_without_a_zygote_nothing_is_listed_and_the_job_goes_on(
     ranks: Ranks, tmp_path: Path, serve: Serve
 ) -> None:
     brief = make_brief(**job_of("mlp"), budget={"max_steps": 2}, evaluation=EACH_STEP)
     server = serve(brief)
-    assert ranks.run(tmp_path, "no nursery", url=server.url) == [0]
+    assert ranks.run(tmp_path, "no zygote", url=server.url) == [0]
     assert evals(server) == []
     assert [point[0] for point in curve(server)] == [1, 2]
     assert notices(server) == ["checkpoint.unchecked"] * 2

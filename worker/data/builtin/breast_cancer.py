@@ -38,7 +38,7 @@ def load() -> NumberRows:
         train_rows=every[~is_held_out],
         eval_rows=every[is_held_out],
         num_classes=2,
-        standard=normalization.of_rows(inputs, every[~is_held_out]),
+        normalization=normalization.of_rows(inputs, every[~is_held_out]),
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
     )
     return NumberRows(table)

@@ -78,7 +78,7 @@ def _rows(
         train_rows=every[: spec.num_train],
         eval_rows=every[spec.num_train :],
         num_classes=num_classes,
-        standard=None,
+        normalization=None,
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
     )
     return NumberRows(table)

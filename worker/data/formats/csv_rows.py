@@ -59,7 +59,7 @@ def _records(lines: Iterator[list[str]], *, file: str) -> Iterator[list[str]]:
 def _distinct(header: list[str], *, file: str) -> list[str]:
     if len(set(header)) < len(header):
         raise DataInvalid(
-            f"{file}: expected a name of its own for each column, saw {shown_names(header)}"
+            f"{file}: expected a distinct name for each column, saw {shown_names(header)}"
         )
     return header
 

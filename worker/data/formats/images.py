@@ -54,7 +54,7 @@ class Decoder:
         is_grey = image.mode in _GREY_MODES
         self._mode = self._mode or ("L" if is_grey else "RGB")
         if self._mode == "L" and not is_grey:
-            raise ValueError("an image in colour behind a grey first one")
+            raise ValueError("a colour image after a grey first one")
         alike = image.convert(self._mode)
         if self._resized_to is not None:
             height, width = self._resized_to

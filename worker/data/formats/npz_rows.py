@@ -64,7 +64,8 @@ def _open(content: IO[bytes], where: str) -> _Array:
     if dtype.kind not in "buif":
         raise DataInvalid(f"{where}: expected numbers, saw dtype {dtype}")
     if not shape or (is_fortran and len(shape) > 1):
-        raise DataInvalid(f"{where}: expected rows in C order, saw shape {shape} in another")
+        order = " in Fortran order" if shape else ""
+        raise DataInvalid(f"{where}: expected rows in C order, saw shape {shape}{order}")
     return _Array(content, shape, dtype)
 
 
@@ -86,5 +87,5 @@ def _bytes_per_row(arrays: Sequence[_Array]) -> int:
 def _num_rows(arrays: dict[str, _Array], *, file: str) -> int:
     counts = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        raise DataInvalid(f"{file}: expected arrays of as many rows, saw {counts}")
+        raise DataInvalid(f"{file}: expected arrays with the same number of rows, saw {counts}")
     return next(iter(counts.values()))

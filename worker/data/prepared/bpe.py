@@ -42,7 +42,9 @@ def load(file: Path, *, separator: str | None, shown: str) -> Bpe:
         raise DataInvalid(f"expected a tokenizer at {shown}, saw: {error}") from error
     name = separator or _end_of_text(config_beside(file))
     if name is None:
-        raise DataInvalid(f"expected data.separator, since {shown} names no end of text; saw none")
+        raise DataInvalid(
+            f"expected data.separator, since {shown} names no end-of-text token; saw none"
+        )
     number = tokenizer.token_to_id(name)
     if number is None:
         raise DataInvalid(f"expected the separator to be a token of {shown}, saw {name!r}")

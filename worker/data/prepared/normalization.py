@@ -1,4 +1,4 @@
-"""Means and standard deviations of rows that need not fit the memory."""
+"""Means and standard deviations of rows that need not fit in memory."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roadless.worker.data.prepared.row_dataset import Standard
+from roadless.worker.data.prepared.row_dataset import Normalization
 from roadless.worker.data.progress import Tell
 
 _BLOCK_BYTES = 32 * 2**20
@@ -15,16 +15,18 @@ _IMAGE_SCALE, _IMAGE_SHIFT = 2 / 255, -1.0
 
 
 def _to_nobody(text: str) -> None:
-    """Hear nothing."""
+    """Report nothing."""
 
 
-def of_images(sample_shape: tuple[int, ...]) -> Standard:
+def of_images(sample_shape: tuple[int, ...]) -> Normalization:
     """Return what brings the bytes of images of this shape to [-1, 1]."""
     ones = np.ones(_broadcast_shape(sample_shape), dtype=np.float32)
-    return Standard(ones * np.float32(_IMAGE_SCALE), ones * np.float32(_IMAGE_SHIFT))
+    return Normalization(ones * np.float32(_IMAGE_SCALE), ones * np.float32(_IMAGE_SHIFT))
 
 
-def of_rows(inputs: NDArray[Any], rows: NDArray[np.int64], *, tell: Tell = _to_nobody) -> Standard:
+def of_rows(
+    inputs: NDArray[Any], rows: NDArray[np.int64], *, tell: Tell = _to_nobody
+) -> Normalization:
     """Return what gives these rows mean 0 and deviation 1: each column, of images each channel.
 
     ``inputs``: (rows, ...), mapped from disk. A column that never changes is only shifted. ``tell``
@@ -36,7 +38,7 @@ def of_rows(inputs: NDArray[Any], rows: NDArray[np.int64], *, tell: Tell = _to_n
     squares = sum(_sum((block - mean) ** 2, shape) for block in _blocks(inputs, rows, tell))
     deviation = np.sqrt(squares / count)
     scale = 1.0 / np.where(deviation > 0, deviation, 1.0)
-    return Standard(scale.astype(np.float32), (-mean * scale).astype(np.float32))
+    return Normalization(scale.astype(np.float32), (-mean * scale).astype(np.float32))
 
 
 def _broadcast_shape(sample_shape: tuple[int, ...]) -> tuple[int, ...]:

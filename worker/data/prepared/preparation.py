@@ -23,7 +23,7 @@ from roadless.worker.data.prepared.rows import HeldOut
 from roadless.worker.data.prepared.token_dataset import TokenWindows
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Records
-from roadless.worker.data.sources.access import DataSources
+from roadless.worker.rank_launch import DataSources
 
 #: Grows when the same sources and settings make other files than before.
 _LAYOUT = 1

@@ -12,7 +12,7 @@ from roadless.worker.errors import DataInvalid
 
 
 @dataclass(frozen=True)
-class Standard:
+class Normalization:
     """Inputs are served as ``value * scale + shift``; both fit one sample."""
 
     scale: NDArray[np.float32]
@@ -28,7 +28,7 @@ class Table:
     train_rows: NDArray[np.int64]  #: numbers of the rows to train on
     eval_rows: NDArray[np.int64]  #: numbers of those held out, in data-set order
     num_classes: int  #: 0 for regression
-    standard: Standard | None
+    normalization: Normalization | None
     fingerprint: str  #: SHA-256, lower-case hexadecimal
 
 
@@ -73,13 +73,13 @@ class NumberRows:
             raise DataInvalid(
                 f"expected inputs of {expected}, as those that set the scale, saw {seen}"
             )
-        return type(self)(replace(self._table, standard=other._table.standard))
+        return type(self)(replace(self._table, normalization=other._table.normalization))
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         # numpy, not torch: this runs in a thread beside training, whose cores it must not take.
         inputs = self._table.inputs[rows].astype(np.float32)
-        if self._table.standard is not None:
-            inputs *= self._table.standard.scale
-            inputs += self._table.standard.shift
+        if self._table.normalization is not None:
+            inputs *= self._table.normalization.scale
+            inputs += self._table.normalization.shift
         targets = torch.from_numpy(self._table.targets[rows])
         return Batch(torch.from_numpy(inputs), targets, has_uncounted=False)

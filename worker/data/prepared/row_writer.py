@@ -107,10 +107,10 @@ class RowWriter:
         self.num_rows += len(inputs)
 
     def _inputs(self, chunk: Chunk) -> NDArray[Any]:
-        parts = [self._part(chunk, name) for name in self._names]
-        if len(parts) > 1 or parts[0].ndim == 1:
-            parts = [np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)]
-        inputs = parts[0]
+        columns = [self._column(chunk, name) for name in self._names]
+        if len(columns) > 1 or columns[0].ndim == 1:
+            columns = [np.concatenate([one.reshape(len(one), -1) for one in columns], axis=1)]
+        inputs = columns[0]
         is_image = inputs.dtype == np.uint8 and inputs.ndim > 2
         inputs = inputs if is_image else inputs.astype(np.float32, copy=False)
         seen = inputs.dtype, inputs.shape[1:]
@@ -124,7 +124,7 @@ class RowWriter:
             )
         return inputs
 
-    def _part(self, chunk: Chunk, name: str) -> NDArray[Any]:
+    def _column(self, chunk: Chunk, name: str) -> NDArray[Any]:
         if self._wanted.image is None:
             return numbers(chunk, name)
         self._decoder = self._decoder or lazy_import("formats.images").Decoder(

@@ -1,4 +1,4 @@
-"""Rows of numbers become arrays on disk: features side by side, and what to predict from them.
+"""Rows of numbers become arrays on disk, split into those to train on and those held out.
 
 ``inputs.bin`` and ``targets.bin`` hold the rows, ``rows.bin`` the numbers of those to train on and
 then of those held out, ``standard.npy`` scale and shift of the inputs, if there are any, and
@@ -16,28 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadless.worker.data.prepared import normalization
-from roadless.worker.data.prepared.row_dataset import NumberRows, Standard, Table
+from roadless.worker.data.prepared.row_dataset import Normalization, NumberRows, Table
 from roadless.worker.data.prepared.row_writer import INPUTS_FILE, TARGETS_FILE, RowWriter, Wanted
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.records.base import Part, Records, parts_of, require_all_filled
+from roadless.worker.data.records.base import Records, Split, require_all_filled, splits_of
 from roadless.worker.errors import DataInvalid
 
-#: Apart from every key of ``order.py``, whose second word is the number of an epoch.
+#: Apart from every key of ``sampler.py``, whose second word is the number of an epoch.
 _SECOND_WORD = 2**64 - 1
-
-
-def drawn_rows(num_rows: int, *, num_drawn: int, seed: int) -> NDArray[np.int64]:
-    """Return ``num_drawn`` of the numbers below ``num_rows``, in rising order.
-
-    ``seed``: in [0, 2**63).
-    """
-    key = np.array([seed, _SECOND_WORD], dtype=np.uint64)
-    # Sorting raw words, as in order.py: numpy promises to keep only the raw stream.
-    words = np.random.Philox(key=key).random_raw(num_rows)
-    return np.sort(np.argsort(words, kind="stable")[:num_drawn]).astype(np.int64)
-
-
-_ROWS_FILE, _STANDARD_FILE, _FACTS_FILE = "rows.bin", "standard.npy", "numbers.json"
+_ROWS_FILE, _NORMALIZATION_FILE, _FACTS_FILE = "rows.bin", "standard.npy", "numbers.json"
 
 
 @dataclass(frozen=True)
@@ -46,17 +33,6 @@ class HeldOut:
 
     fraction: float
     seed: int
-
-
-@dataclass(frozen=True)
-class _Facts:
-    input_dtype: str
-    input_shape: tuple[int, ...]
-    target_width: int  #: 0: one class number a row
-    num_rows: int
-    num_train: int
-    num_classes: int  #: 0 for regression
-    fingerprint: str
 
 
 def prepare(
@@ -70,24 +46,24 @@ def prepare(
 ) -> None:
     """Write the rows into the folder ``work``.
 
-    ``held_out``: None when the records have a part for that. ``tell`` hears now and then how far it
-    is. Raises the JobFailed errors named ``Data...``, with file, row and column where there is one.
+    ``held_out``: None when the records have a split for that. ``tell`` hears now and then how far
+    it is. Raises the JobFailed errors named ``Data...``, with file, row and column if there is one.
     """
-    ends: dict[Part, int] = {}
+    ends: dict[Split, int] = {}
     with RowWriter(work, wanted) as writer:
-        for part in parts_of(records):
-            for chunk in records.chunks(part, work=work, choose=writer.choose, tell=tell):
+        for split in splits_of(records):
+            for chunk in records.chunks(split, work=work, choose=writer.choose, tell=tell):
                 writer.write(chunk)
                 tell(f"{records.name}: {writer.num_rows} rows are prepared")
-            ends[part] = writer.num_rows
+            ends[split] = writer.num_rows
     require_all_filled(ends, name=records.name, of="rows")
     train_rows, eval_rows = _split(ends, held_out, name=records.name)
     np.concatenate([train_rows, eval_rows]).tofile(work / _ROWS_FILE)
     inputs = _mapped(work / INPUTS_FILE, writer.input_dtype, writer.num_rows, writer.input_shape)
     if standardise:
-        _save_standard(work, normalization.of_rows(inputs, train_rows, tell=tell))
+        _save_normalization(work, normalization.of_rows(inputs, train_rows, tell=tell))
     elif wanted.image is not None:
-        _save_standard(work, normalization.of_images(writer.input_shape))
+        _save_normalization(work, normalization.of_images(writer.input_shape))
     facts = _Facts(
         input_dtype=writer.input_dtype.str,
         input_shape=writer.input_shape,
@@ -113,10 +89,32 @@ def load(folder: Path) -> NumberRows:
         train_rows=rows[: facts.num_train],
         eval_rows=rows[facts.num_train :],
         num_classes=facts.num_classes,
-        standard=_load_standard(folder),
+        normalization=_load_normalization(folder),
         fingerprint=facts.fingerprint,
     )
     return NumberRows(table)
+
+
+def drawn_rows(num_rows: int, *, num_drawn: int, seed: int) -> NDArray[np.int64]:
+    """Return ``num_drawn`` of the numbers below ``num_rows``, in rising order.
+
+    ``seed``: in [0, 2**63).
+    """
+    key = np.array([seed, _SECOND_WORD], dtype=np.uint64)
+    # Sorting raw words, as in sampler.py: numpy promises to keep only the raw stream.
+    words = np.random.Philox(key=key).random_raw(num_rows)
+    return np.sort(np.argsort(words, kind="stable")[:num_drawn]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    target_width: int  #: 0: one class number a row
+    num_rows: int
+    num_train: int
+    num_classes: int  #: 0 for regression
+    fingerprint: str
 
 
 def _mapped(
@@ -126,7 +124,7 @@ def _mapped(
 
 
 def _split(
-    ends: dict[Part, int], held_out: HeldOut | None, *, name: str
+    ends: dict[Split, int], held_out: HeldOut | None, *, name: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The numbers of the rows to train on and of those held out, each in rising order."""
     every = np.arange(max(ends.values()), dtype=np.int64)
@@ -150,16 +148,16 @@ def _num_classes(writer: RowWriter, wanted: Wanted, *, name: str) -> int:
     return wanted.num_classes or found
 
 
-def _save_standard(work: Path, found: Standard) -> None:
-    np.save(work / _STANDARD_FILE, np.stack([found.scale, found.shift]))
+def _save_normalization(work: Path, found: Normalization) -> None:
+    np.save(work / _NORMALIZATION_FILE, np.stack([found.scale, found.shift]))
 
 
-def _load_standard(folder: Path) -> Standard | None:
-    path = folder / _STANDARD_FILE
+def _load_normalization(folder: Path) -> Normalization | None:
+    path = folder / _NORMALIZATION_FILE
     if not path.exists():
         return None
     scale, shift = np.load(path, allow_pickle=False)
-    return Standard(scale, shift)
+    return Normalization(scale, shift)
 
 
 def _fingerprint(work: Path, writer: RowWriter) -> str:
@@ -169,7 +167,7 @@ def _fingerprint(work: Path, writer: RowWriter) -> str:
     """
     about = f"{writer.input_dtype.str} {writer.num_rows} {writer.input_shape}"
     digest = hashlib.sha256(about.encode() + writer.digest)
-    for name in (_ROWS_FILE, _STANDARD_FILE):
+    for name in (_ROWS_FILE, _NORMALIZATION_FILE):
         if (work / name).exists():
             with (work / name).open("rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())

@@ -36,7 +36,7 @@ class TokenString:
 class TokenWindows:
     """Samples of ``context`` input tokens and the ``context`` tokens that follow each of them.
 
-    Raises DataInvalid when either part is too short for one sample.
+    Raises DataInvalid when either split is too short for one sample.
     """
 
     def __init__(self, string: TokenString, *, context: int) -> None:
@@ -84,11 +84,11 @@ class TokenWindows:
 
 
 def _check_lengths(string: TokenString, *, context: int) -> None:
-    parts = {
+    splits = {
         "train on": (string.num_train, 2 * context),
         "hold out": (len(string.tokens) - string.num_train, context + 1),
     }
-    for purpose, (seen, needed) in parts.items():
+    for purpose, (seen, needed) in splits.items():
         if seen < needed:
             raise DataInvalid(
                 f"expected {string.source} to have at least {needed} tokens to {purpose}, for one "

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roadless.worker.data.lazy_import import lazy_import
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.data.sources.local_files import allowed_path
 from roadless.worker.data.sources.source_file import Identity
 from roadless.worker.errors import DataNotFound
+from roadless.worker.rank_launch import DataSources
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -19,7 +19,7 @@ from roadless.worker.data.formats.chunk import Piece
 from roadless.worker.data.prepared.token_dataset import TokenString
 from roadless.worker.data.prepared.tokenizer import Tokenizer, narrowest
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.records.base import Part, Records, parts_of, require_all_filled
+from roadless.worker.data.records.base import Records, Split, require_all_filled, splits_of
 
 _TOKENS, _TEXTS, _FACTS = "tokens.bin", "texts.bin", "tokens.json"
 #: What is tokenised in one call, by all cores of the rank.
@@ -47,17 +47,17 @@ def prepare(
 ) -> None:
     """Write the tokens of all texts into the folder ``work``.
 
-    ``fraction``: of the tokens to hold out, or None when the records have a part for that.
+    ``fraction``: of the tokens to hold out, or None when the records have a split for that.
     ``tell`` hears now and then how far it is. Raises the JobFailed errors named ``Data...``.
     """
-    ends: dict[Part, int] = {}
+    ends: dict[Split, int] = {}
     with _Writer(work, tokenizer, is_raw=records.is_raw) as writer:
-        for part in parts_of(records):
+        for split in splits_of(records):
             writer.begin_text()
-            for batch in _batches(records.pieces(part, work=work, tell=tell)):
+            for batch in _batches(records.pieces(split, work=work, tell=tell)):
                 writer.write(batch)
                 tell(f"{records.name}: {writer.num_tokens} tokens are prepared")
-            ends[part] = writer.num_tokens
+            ends[split] = writer.num_tokens
     require_all_filled(ends, name=records.name, of="text")
     texts = np.fromfile(work / _TEXTS, dtype=np.int64).reshape(-1, 2)
     num_train = ends["train"]

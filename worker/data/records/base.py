@@ -9,7 +9,7 @@ from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources.source_file import Identity
 from roadless.worker.errors import DataInvalid
 
-Part = Literal["train", "eval"]
+Split = Literal["train", "eval"]
 
 
 class Records(Protocol):
@@ -25,35 +25,35 @@ class Records(Protocol):
 
     @property
     def has_own_eval(self) -> bool:
-        """Whether what is held out comes from a part of its own."""
+        """Whether what is held out is a split of its own."""
 
     @property
     def is_raw(self) -> bool:
         """Whether its texts are bytes that nothing shall be put between."""
 
-    def pieces(self, part: Part, *, work: Path, tell: Tell) -> Iterator[Piece]:
+    def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
         """Yield the texts in order.
 
         ``work``: a folder to use on the way. ``tell`` hears how far what is fetched into it is.
         """
 
-    def chunks(self, part: Part, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
+    def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
         """Yield the rows in order, of the columns that ``choose`` wants."""
 
 
-def parts_of(records: Records) -> tuple[Part, ...]:
-    """The parts that the source has of its own, in the order in which they are prepared."""
+def splits_of(records: Records) -> tuple[Split, ...]:
+    """The splits that the source has of its own, in the order in which they are prepared."""
     return ("train", "eval") if records.has_own_eval else ("train",)
 
 
-def require_all_filled(ends: Mapping[Part, int], *, name: str, of: str) -> None:
-    """Raise DataInvalid when a part holds nothing.
+def require_all_filled(ends: Mapping[Split, int], *, name: str, of: str) -> None:
+    """Raise DataInvalid when a split is empty.
 
-    ``ends``: how many rows or tokens there were after each part, in order.
+    ``ends``: how many rows or tokens there were after each split, in order.
     """
     before = 0
-    for part, end in ends.items():
+    for split, end in ends.items():
         if end == before:
-            purpose = {"train": "train on", "eval": "hold out"}[part]
+            purpose = {"train": "train on", "eval": "hold out"}[split]
             raise DataInvalid(f"expected {of} of {name} to {purpose}, saw none")
         before = end

@@ -10,7 +10,7 @@ from roadless.worker.data.formats.chunk import Choose, Chunk, Piece, require_col
 from roadless.worker.data.formats.columns import texts
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.records.base import Part
+from roadless.worker.data.records.base import Split
 from roadless.worker.data.sources.source_file import Identity, SourceFile, opened
 
 
@@ -29,8 +29,8 @@ class FileRecords:
     def identity(self) -> list[Identity]:
         """How files are read, and every one of them."""
         files: list[Identity] = [
-            {"part": part, **file.identity}
-            for part, files in (("train", self.train), ("eval", self.eval or ()))
+            {"part": split, **file.identity}
+            for split, files in (("train", self.train), ("eval", self.eval or ()))
             for file in files
         ]
         return [{"format": self.format, "delimiter": self.delimiter}, *files]
@@ -45,20 +45,20 @@ class FileRecords:
         """Whether the bytes of all files are one string."""
         return self.format == "bytes"
 
-    def pieces(self, part: Part, *, work: Path, tell: Tell) -> Iterator[Piece]:
+    def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
         """Yield the texts, file by file."""
-        for file in self._files(part):
+        for file in self._files(split):
             with opened(file, work, tell=tell) as path:
                 yield from self._pieces_of(path, file.name)
 
-    def chunks(self, part: Part, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
+    def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
         """Yield the rows, file by file."""
-        for file in self._files(part):
+        for file in self._files(split):
             with opened(file, work, tell=tell) as path:
                 yield from self._chunks_of(path, file.name, choose)
 
-    def _files(self, part: Part) -> Sequence[SourceFile]:
-        return self.train if part == "train" else self.eval or ()
+    def _files(self, split: Split) -> Sequence[SourceFile]:
+        return self.train if split == "train" else self.eval or ()
 
     def _pieces_of(self, path: Path, file: str) -> Iterator[Piece]:
         if self.format == "bytes":

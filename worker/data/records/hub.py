@@ -20,12 +20,13 @@ from roadless.service.contract.job.data import HeldOutSplit, HuggingFaceData
 from roadless.worker.data.formats.arrow_rows import chunks_of
 from roadless.worker.data.formats.chunk import Choose, Chunk, Piece
 from roadless.worker.data.progress import Tell, telling
-from roadless.worker.data.records.base import Part
+from roadless.worker.data.records.base import Split
 from roadless.worker.data.records.files import only, pieces_of
-from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, DataSources, is_below
+from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, is_below
 from roadless.worker.data.sources.local_files import allowed_path
 from roadless.worker.data.sources.source_file import Identity, SourceAway
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound
+from roadless.worker.rank_launch import DataSources
 from roadless.worker.secrets import REDACTOR
 
 #: Readers of plain data. Others of the library's unpickle, or follow paths in what they read.
@@ -89,23 +90,23 @@ class HubRecords:
     def _eval_split(self) -> str | None:
         return self._spec.eval.split if isinstance(self._spec.eval, HeldOutSplit) else None
 
-    def pieces(self, part: Part, *, work: Path, tell: Tell) -> Iterator[Piece]:
-        """Yield the texts of the part's split."""
+    def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
+        """Yield the texts of a split."""
         text = self._spec.text
         assert text is not None
-        return pieces_of(self.chunks(part, work=work, choose=only(text), tell=tell), text=text)
+        return pieces_of(self.chunks(split, work=work, choose=only(text), tell=tell), text=text)
 
-    def chunks(self, part: Part, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
-        """Yield the rows of the part's split."""
-        split = self._spec.split if part == "train" else self._eval_split
-        file = f"{self.name}, split {split!r}"
+    def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
+        """Yield the rows of a split."""
+        name = self._spec.split if split == "train" else self._eval_split
+        file = f"{self.name}, split {name!r}"
         with _translated(file), _copied(work) as folder:
-            tables = self._open(split, folder, tell).with_format("arrow").iter(batch_size=_ROWS)
+            tables = self._open(name, folder, tell).with_format("arrow").iter(batch_size=_ROWS)
             first: pa.Table | None = next(tables, None)
             if first is None:
                 return
-            names = choose(first.column_names, file)
-            yield from chunks_of(_batches(first, tables), names=names, file=file)
+            columns = choose(first.column_names, file)
+            yield from chunks_of(_batches(first, tables), names=columns, file=file)
 
     def _open(self, split: str | None, folder: str, tell: Tell) -> Any:
         if self._spec.streaming:
@@ -179,5 +180,5 @@ def _translated(name: str) -> Iterator[None]:
 
 
 def _short(error: Exception) -> str:
-    # Redacted before it is cut, which could leave a part of a secret that is found no more.
+    # Redacted before it is cut: a secret that is cut in two is no longer recognised.
     return REDACTOR.redact(str(error.__cause__ or error)).partition("\n")[0][:500]

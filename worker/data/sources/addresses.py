@@ -1,4 +1,4 @@
-"""Which addresses and URLs a node may be sent to by a user."""
+"""Which addresses and URLs a user may have a node connect to."""
 
 import ipaddress
 import socket

@@ -18,10 +18,10 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.data.sources.addresses import is_listed, origin_of, resolve
 from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+from roadless.worker.rank_launch import DataSources
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5
@@ -59,20 +59,22 @@ def find(url: str, *, sources: DataSources, bearer: str | None = None) -> Source
     which of the job's secrets is sent to the URL's host.
     """
     if bearer is not None and not sources.has_own(bearer):
-        raise DataForbidden(f"expected the bearer {bearer} among the job's secrets, saw it is not")
+        raise DataForbidden(
+            f"expected the bearer {bearer} among the job's secrets, saw none of that name"
+        )
     access = _Access(sources, origin_of(url), bearer)
-    identity = _insist(lambda: _identity(url, access=access), url=url)
+    identity = _call_with_retry(lambda: _identity(url, access=access), url=url)
 
     def fetch(work: Path, tell: Tell) -> Path:
         target = work / "fetched"
         with target.open("wb") as file:
-            _insist(lambda: _download(identity, file, access=access, tell=tell), url=url)
+            _call_with_retry(lambda: _download(identity, file, access=access, tell=tell), url=url)
         return target
 
     return SourceFile(name=url, size=int(identity["size"]), identity=identity, fetch=fetch)
 
 
-def _insist(call: Callable[[], Answer], *, url: str) -> Answer:
+def _call_with_retry(call: Callable[[], Answer], *, url: str) -> Answer:
     """Call again after a pause when the network or the server fails."""
     for pause in (*_PAUSES_SECONDS, None):
         try:
@@ -103,7 +105,7 @@ def _download(identity: Identity, file: BinaryIO, *, access: _Access, tell: Tell
     url = str(identity["url"])
     with _response(url, headers, access=access) as response:
         if response.headers.get("etag", "") != identity["etag"]:
-            raise DataUnreadable(f"expected {url} to stay as it was found, saw it change")
+            raise DataUnreadable(f"expected {url} to stay unchanged, saw it change")
         if response.status_code != httpx.codes.PARTIAL_CONTENT:
             file.seek(0)
             file.truncate()

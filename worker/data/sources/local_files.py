@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from roadless.worker.data.sources.access import DATA_ROOTS_VARIABLE, DataSources, is_below
+from roadless.worker.data.sources.access import DATA_ROOTS_VARIABLE, is_below
 from roadless.worker.data.sources.patterns import before_magic, has_magic
 from roadless.worker.data.sources.source_file import MAX_FILES, Identity, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+from roadless.worker.rank_launch import DataSources
 
 
 def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:

@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources import http_files, local_files
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.data.sources.patterns import has_magic
 from roadless.worker.data.sources.source_file import MAX_FILES, SourceFile
 from roadless.worker.errors import DataInvalid
+from roadless.worker.rank_launch import DataSources
 
 
 def find_files(

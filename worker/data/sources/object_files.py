@@ -27,11 +27,12 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from roadless.worker.data.progress import Tell
-from roadless.worker.data.sources.access import DATA_URLS_VARIABLE, DataSources
+from roadless.worker.data.sources.access import DATA_URLS_VARIABLE
 from roadless.worker.data.sources.addresses import is_listed
 from roadless.worker.data.sources.patterns import before_magic, has_magic, matcher
 from roadless.worker.data.sources.source_file import MAX_FILES, SourceAway, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
+from roadless.worker.rank_launch import DataSources
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _GOOGLE_OVERRIDES = ("gcs_base_url", "disable_oauth")
@@ -136,7 +137,7 @@ def _translated(name: str) -> Iterator[None]:
     except (FileNotFoundError, NotFoundError) as error:
         raise DataNotFound(f"expected an object at {name}, saw none") from error
     except PreconditionError as error:
-        raise DataUnreadable(f"expected {name} to stay as it was found, saw it change") from error
+        raise DataUnreadable(f"expected {name} to stay unchanged, saw it change") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise DataUnreadable(f"expected to read {name}, saw: {_first_line(error)}") from error
     except BaseError as error:

@@ -16,7 +16,7 @@ Identity = dict[str, str | int]
 
 
 class SourceAway(Exception):
-    """A remote source does not answer. Another attempt may find it well."""
+    """A remote source does not answer. Another attempt may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,9 @@ from roadless.worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, 
 from roadless.worker.model.huggingface import companions
 from roadless.worker.model.huggingface.adapter import TransformersAdapter
 from roadless.worker.model.huggingface.config import new_config, require_fit, require_plain
-from roadless.worker.model.sources import ALLOW_HUB_VARIABLE, ModelSources, allowed_folder
+from roadless.worker.model.sources import ALLOW_HUB_VARIABLE, allowed_folder
 from roadless.worker.model.trial import require_outputs
+from roadless.worker.rank_launch import ModelSources
 
 #: No pickles and no code are even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)

@@ -82,7 +82,7 @@ def _require_known(
             raise ModelInvalid(f"expected no field {name!r} in the config of a job, saw one")
     for name in fields:
         if not hasattr(default, name) or callable(getattr(default, name)):
-            raise ModelInvalid(f"expected fields of {model_type}, saw {name!r}, which it has not")
+            raise ModelInvalid(f"expected fields of {model_type}, saw {name!r}, which is none")
 
 
 def _names(value: Any) -> Iterator[str]:

@@ -210,7 +210,7 @@ def test_arrays_of_another_shape_than_in_the_first_file_are_refused(node):
 
 BAD_FILES = [
     ("csv", "", "expected a first line that names the columns"),
-    ("csv", "x,x,y\n1,2,0\n", "expected a name of its own for each column"),
+    ("csv", "x,x,y\n1,2,0\n", "expected a distinct name for each column"),
     ("csv", "x,y\n1,0\n1\n", "row 2: expected 2 fields, saw 1"),
     ("csv", "x,y\n1,0\n\n1,0\n", "row 2: expected 2 fields, saw 0"),
     ("csv", b"x,y\n1,0\n\xff,0\n", "line 3: expected UTF-8, saw byte 0xff"),
@@ -255,7 +255,10 @@ BAD_ARRAYS = [
     ({"x": array(np.array("text")), "y": GOOD}, "'x': expected numbers"),
     ({"x": array(np.float32(1)), "y": GOOD}, "'x': expected rows in C order"),
     ({"x": array(np.asfortranarray(np.zeros((3, 2)))), "y": GOOD}, "'x': expected rows in C order"),
-    ({"x": array(np.zeros(4)), "y": GOOD}, "expected arrays of as many rows, saw {'x': 4, 'y': 3}"),
+    (
+        {"x": array(np.zeros(4)), "y": GOOD},
+        "expected arrays with the same number of rows, saw {'x': 4, 'y': 3}",
+    ),
     ({"x": GOOD[:-8], "y": GOOD}, "'x': expected 3 rows, saw the end of the file"),
 ]
 

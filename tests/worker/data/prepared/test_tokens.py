@@ -214,7 +214,7 @@ def test_another_tokenizer_is_another_entry_of_the_cache(node, bpe):
         ("../secret", {}, Reason.DATA_FORBIDDEN, "ROADLESS_DATA_ROOTS"),
         ("a.txt", {"separator": "x"}, Reason.DATA_INVALID, "expected a tokenizer at"),
         ("bpe", {"separator": "<|no|>"}, Reason.DATA_INVALID, "saw '<|no|>'"),
-        ("bare/tokenizer.json", {}, Reason.DATA_INVALID, "names no end of text"),
+        ("bare/tokenizer.json", {}, Reason.DATA_INVALID, "names no end-of-text token"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_used_says_why(node, bpe, name, fields, reason, problem):

@@ -178,7 +178,7 @@ def test_a_refusal_of_the_server_ends_the_job(node, site, status, reason):
 def test_a_file_that_changes_while_it_is_fetched_is_refused(node, site):
     site.faults = ["", "changed"]
     said = fault(node, f"{site.url}/rows.csv", Reason.DATA_UNREADABLE)
-    assert "to stay as it was found" in said
+    assert "to stay unchanged" in said
 
 
 def test_a_file_that_does_not_fit_the_cache_is_refused_while_it_comes(node, site):

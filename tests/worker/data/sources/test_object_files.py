@@ -114,7 +114,7 @@ def test_an_object_that_changes_is_never_read_half_old_half_new(node, bucket, tm
     url = put(bucket, "open/a.csv", rows(0, 9))
     (file,) = object_files.find(url, sources=node.sources)
     put(bucket, "open/a.csv", rows(9, 18))
-    with pytest.raises(JobFailed, match="to stay as it was found") as caught:
+    with pytest.raises(JobFailed, match="to stay unchanged") as caught:
         file.fetch(tmp_path, print)
     assert caught.value.reason is Reason.DATA_UNREADABLE
     assert load(node, url).description != load(node, put(bucket, "open/a.csv", rows(0, 9)))

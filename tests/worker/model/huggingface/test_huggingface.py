@@ -28,7 +28,7 @@ from roadless.worker.errors import CheckpointUnreadable, JobFailed
 from roadless.worker.model.base import blocks_of
 from roadless.worker.model.build import build_model
 from roadless.worker.model.huggingface import companions
-from roadless.worker.model.sources import ModelSources
+from roadless.worker.rank_launch import ModelSources
 
 CLASSIFIER = {"auto_class": "AutoModelForImageClassification", "context": None}
 LLAMA = {
@@ -460,7 +460,6 @@ import json, sys
 from model_cases import BYTES, parse, transformers_model
 from roadless.worker.errors import JobFailed
 from roadless.worker.model.build import build_model
-from roadless.worker.model.sources import ModelSources
 for name in sys.argv[1:]:
     spec = parse(transformers_model(None, hub_id=name))
     try:

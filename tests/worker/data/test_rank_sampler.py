@@ -9,7 +9,7 @@ from training_bench import bits
 
 from roadless.worker.data.base import ALIGNMENT_BYTES, Batch, Indices
 from roadless.worker.data.builtin.digits import Digits
-from roadless.worker.data.sampler import Shares
+from roadless.worker.data.sampler import Sampler
 from roadless.worker.evaluation.task import UNCOUNTED
 
 
@@ -39,17 +39,17 @@ def test_many_at_once_are_what_each_is_by_itself(
 ) -> None:
     data, steps = Numbers(width), range(first, first + count)
     for rank in range(world_size):
-        shares = Shares(data, share * world_size, seed=3, rank=rank, world_size=world_size)
-        together = shares(steps)
-        alone = [shares(range(step, step + 1))[0] for step in steps]
+        sampler = Sampler(data, share * world_size, seed=3, rank=rank, world_size=world_size)
+        together = sampler(steps)
+        alone = [sampler(range(step, step + 1))[0] for step in steps]
         assert contents(together) == contents(alone)
         assert all(is_aligned(batch) and not batch.has_uncounted for batch in together)
 
 
 def test_ranks_share_each_batch_out() -> None:
     data = Digits()
-    whole = Shares(data, 6, seed=3, rank=0, world_size=1)(range(40, 43))
-    parts = [Shares(data, 6, seed=3, rank=rank, world_size=3)(range(40, 43)) for rank in range(3)]
+    whole = Sampler(data, 6, seed=3, rank=0, world_size=1)(range(40, 43))
+    parts = [Sampler(data, 6, seed=3, rank=rank, world_size=3)(range(40, 43)) for rank in range(3)]
     for step in range(3):
         inputs = torch.cat([part[step].inputs for part in parts])
         assert torch.equal(inputs, whole[step].inputs)

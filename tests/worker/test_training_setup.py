@@ -1,4 +1,4 @@
-"""What a specification's wishes make of a model."""
+"""What a specification makes of a model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,10 +43,10 @@ def test_narrow_parameters_are_those_of_a_bf16_job_only() -> None:
 
 
 def test_recomputed_activations_are_asked_for_of_a_model_that_has_blocks(tmp_path: Path) -> None:
-    wish = {"training": {"activation_checkpointing": True}}
+    wanted = {"training": {"activation_checkpointing": True}}
     with pytest.raises(ModelInvalid, match="expected a model with blocks"):
-        build(make_spec(**wish))
-    seen, expected = (Bench(make_brief(**GPT, **c), tmp_path / str(bool(c))) for c in (wish, {}))
+        build(make_spec(**wanted))
+    seen, expected = (Bench(make_brief(**GPT, **c), tmp_path / str(bool(c))) for c in (wanted, {}))
     for bench in (seen, expected):
         bench.training.run()
     assert bits(seen.state) == bits(expected.state)
@@ -55,7 +55,7 @@ def test_recomputed_activations_are_asked_for_of_a_model_that_has_blocks(tmp_pat
 def test_only_training_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The evaluated model is the bare one, whose bits a stranger gets too; names stay the same."""
     monkeypatch.setattr(torch, "compile", lambda model: torch.nn.Sequential(model))
-    built = build(make_spec(training={"compile": True}))
-    assert built.wrapped is not built.model
-    assert built.model.state_dict().keys() == build(make_spec()).model.state_dict().keys()
-    assert {id(p) for p in built.wrapped.parameters()} == {id(p) for p in built.model.parameters()}
+    setup = build(make_spec(training={"compile": True}))
+    assert setup.wrapped is not setup.model
+    assert setup.model.state_dict().keys() == build(make_spec()).model.state_dict().keys()
+    assert {id(p) for p in setup.wrapped.parameters()} == {id(p) for p in setup.model.parameters()}
