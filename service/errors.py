@@ -49,20 +49,20 @@ class Invalid(ServiceError):
 class IdempotencyKeyReused(Invalid):
     """The key belongs to an earlier request with another body."""
 
-    code, title = "idempotency_key_reused", "Idempotency key used with another body"
+    code, title = "idempotency_key_reused", "Idempotency key reused with a different request"
 
 
 class Unauthenticated(ServiceError):
     """No token, or one that is not valid here."""
 
-    status, code, title = 401, "unauthenticated", "Authentication needed"
+    status, code, title = 401, "unauthenticated", "Authentication required"
     headers = {"WWW-Authenticate": "Bearer"}
 
 
 class Forbidden(ServiceError):
     """The operator of the service does not allow this to anybody."""
 
-    status, code, title = 403, "forbidden", "Not allowed here"
+    status, code, title = 403, "forbidden", "Forbidden"
 
 
 class NotFound(ServiceError):
@@ -86,25 +86,25 @@ class Conflict(ServiceError):
 class Fenced(Conflict):
     """The attempt has ended or was replaced; its ranks must leave."""
 
-    code, title = "fenced", "Attempt is over"
+    code, title = "fenced", "Attempt has ended"
 
 
 class KeyInUse(Conflict):
     """The first request with this idempotency key has not finished."""
 
-    code, title = "idempotency_key_in_use", "Request with this key is running"
+    code, title = "idempotency_key_in_use", "A request with this idempotency key is in progress"
 
 
 class PreconditionFailed(ServiceError):
     """The thing has changed since the caller looked at it."""
 
-    status, code, title = 412, "precondition_failed", "Changed meanwhile"
+    status, code, title = 412, "precondition_failed", "Precondition failed"
 
 
 class PreconditionRequired(ServiceError):
     """A change must name the version that it means."""
 
-    status, code, title = 428, "precondition_required", "If-Match needed"
+    status, code, title = 428, "precondition_required", "If-Match header required"
 
 
 class TooLarge(ServiceError):

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from types import FrameType
+from typing import cast
 
 import anyio
 import anyio.to_thread
@@ -15,15 +16,17 @@ from fastapi import FastAPI
 from roadless.service import dashboard
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.auth.bootstrap import make_first_tokens
-from roadless.service.checkpoints import rank_routes as transfer_routes
+from roadless.service.checkpoints import rank_routes as checkpoint_rank_routes
 from roadless.service.checkpoints import routes as checkpoint_routes
 from roadless.service.clock import utc_now
 from roadless.service.datasets import routes as dataset_routes
 from roadless.service.db.migrate import alone, migrate
 from roadless.service.db.session import Database
 from roadless.service.evaluations import routes as evaluation_routes
+from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
 from roadless.service.http import health, problems
+from roadless.service.http.dependencies import AppState
 from roadless.service.http.middleware import RequestGuard
 from roadless.service.ingest import routes as ingest_routes
 from roadless.service.jobs import routes as job_routes
@@ -42,7 +45,7 @@ from roadless.service.storage.local_blobs import LocalBlobs
 from roadless.service.storage.s3_blobs import S3Blobs
 from roadless.service.storage.s3_bucket import Bucket, BucketUnusable, require_usable
 from roadless.service.theory import routes as theory_routes
-from roadless.service.theory.concurrency import Turns
+from roadless.service.theory.concurrency import ConcurrencyLimit
 from roadless.service.theory.curve import JobBounds
 from roadless.service.wakeups import Wakeups
 from roadless.service.wheels import routes as wheel_routes
@@ -59,7 +62,7 @@ ROUTERS = (
     checkpoint_routes.router,
     scheduling_routes.router,
     ingest_routes.router,
-    transfer_routes.router,
+    checkpoint_rank_routes.router,
     dataset_routes.router,
     dataset_routes.rank_router,
     wheel_routes.router,
@@ -79,7 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    _compose(app, settings)
+    app.state = _compose(settings)
     app.add_middleware(RequestGuard, max_body_bytes=settings.max_body_bytes)
     problems.install(app)
     for router in ROUTERS:
@@ -88,18 +91,23 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _compose(app: FastAPI, settings: Settings) -> None:
-    app.state.settings = settings
-    app.state.db, app.state.cipher = _open_database(settings)
-    app.state.blobs = _open_blobs(settings, "blobs")
-    app.state.dataset_blobs = _open_blobs(settings, "datasets")
-    app.state.wheel_blobs = _open_blobs(settings, "wheels")
-    app.state.wakeups = Wakeups()
-    app.state.turns = Turns()
-    app.state.curve_bounds = JobBounds(app.state.db, app.state.turns)
-    app.state.leases = LeaseKeeper.starting(
+def _compose(settings: Settings) -> AppState:
+    state = AppState()
+    state.settings = settings
+    state.db, cipher = _open_database(settings)
+    state.blobs = _open_blobs(settings, "blobs")
+    state.dataset_blobs = _open_blobs(settings, "datasets")
+    state.wheel_blobs = _open_blobs(settings, "wheels")
+    state.wakeups = Wakeups()
+    leases = LeaseKeeper.starting(
         utc_now(), seconds=settings.lease_seconds, look_every_seconds=settings.tick_seconds
     )
+    limit = ConcurrencyLimit()
+    state.add(Cipher, cipher)
+    state.add(LeaseKeeper, leases)
+    state.add(ConcurrencyLimit, limit)
+    state.add(CurveBounds, JobBounds(state.db, limit))  # type: ignore[type-abstract]
+    return state
 
 
 def _open_database(settings: Settings) -> tuple[Database, Cipher]:
@@ -120,10 +128,10 @@ def _open_database(settings: Settings) -> tuple[Database, Cipher]:
 def _rotate_secrets(db: Database, cipher: Cipher) -> None:
     rotated = rotate(db, cipher)
     if rotated.num_sealed:
-        log.warning("%d secrets are sealed with key %s now", rotated.num_sealed, cipher.key_id)
+        log.warning("resealed %d secrets with key %s", rotated.num_sealed, cipher.key_id)
     if rotated.num_unreadable:
         log.error(
-            "%d secrets open with none of the keys at hand: bring the key back, or put them again",
+            "%d secrets open with none of the available keys: restore the key or store them again",
             rotated.num_unreadable,
         )
 
@@ -144,23 +152,23 @@ def _open_blobs(settings: Settings, folder: str) -> BlobStore:
 
 @contextlib.asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    state, settings = app.state, app.state.settings
+    state = cast("AppState", app.state)
+    settings = state.settings
     state.wakeups.bind(asyncio.get_running_loop())
     state.report_limiter = anyio.CapacityLimiter(settings.report_threads)
     state.storing_limiter = anyio.CapacityLimiter(STORING_THREADS)
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.request_threads
     ticking = loop.run_forever(
         state.db,
-        state.leases,
+        state.part(LeaseKeeper),
         settings=settings,
         bell=state.wakeups,
         limiter=state.report_limiter,
     )
-    keeping = Housekeeping(
+    housekeeping = Housekeeping(
         state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
     )
-    sweeping = keeping.run_forever()
-    tasks = [asyncio.create_task(ticking), asyncio.create_task(sweeping)]
+    tasks = [asyncio.create_task(ticking), asyncio.create_task(housekeeping.run_forever())]
     try:
         yield
     finally:
@@ -178,7 +186,7 @@ class _Server(uvicorn.Server):
         """Wake the polls, then stop as usual."""
         app = self.config.app
         assert isinstance(app, FastAPI)
-        app.state.wakeups.close()
+        cast("AppState", app.state).wakeups.close()
         super().handle_exit(sig, frame)
 
 
@@ -191,7 +199,7 @@ def main() -> None:
     except BucketUnusable as error:
         sys.exit(f"the service cannot store checkpoints: {error}")
     except KeyUnusable as error:
-        sys.exit(f"the service cannot keep secrets: {error}")
+        sys.exit(f"the service cannot store secrets: {error}")
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -1,4 +1,4 @@
-"""The door of an attempt's ranks: their token opens their own attempt and nothing else."""
+"""Access for an attempt's ranks: their token opens their own attempt and nothing else."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from roadless.service.auth.dependencies import bearer_token
 from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow
 from roadless.service.errors import Fenced, Unauthenticated
-from roadless.service.http.dependencies import Db, ReportLimiter
+from roadless.service.http.dependencies import Db, ReportLimiter, state_of
 
 
 async def require_attempt(request: Request, db: Db, limiter: ReportLimiter) -> str:
@@ -34,13 +34,12 @@ def open_attempt(session: Session, token: str) -> AttemptRow:
     """The attempt of this token while it may write; raises Fenced when it is over."""
     attempt = store.by_token(session, token)
     if attempt is None or attempt.ended_at is not None:
-        raise Fenced("this attempt is over: it has ended or a newer one has taken its place")
+        raise Fenced("this attempt has ended or was replaced by a newer one")
     return attempt
 
 
 async def _leases(request: Request) -> LeaseKeeper:
-    leases: LeaseKeeper = request.app.state.leases
-    return leases
+    return state_of(request).part(LeaseKeeper)
 
 
 AttemptToken = Annotated[str, Depends(require_attempt)]

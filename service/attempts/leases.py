@@ -57,7 +57,7 @@ class LeaseKeeper:
         """The policy to look at the leases with now.
 
         Frozen when the look is late by half a lease: this process was suspended, or starved, and
-        reports may lie unread at its door.
+        reports may lie unread in its socket.
         """
         allowed = self.look_every_seconds + self.policy.seconds / 2
         if now - self.looked_at > timedelta(seconds=allowed):

@@ -1,4 +1,4 @@
-"""Doors: a router that lists one of these as a dependency is closed to everyone without a token."""
+"""Who may call: a router that depends on one of these refuses everyone without its token."""
 
 from functools import partial
 from typing import Annotated

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Audience(StrEnum):
-    """Which doors a token opens."""
+    """Which routes a token opens."""
 
     USER = "user"  #: /v1
     RUNNER = "runner"  #: /internal/v1/runners

@@ -45,8 +45,8 @@ def delete(session: Session, checkpoint_id: str, project: str, *, now: datetime)
         raise Conflict(f"expected a checkpoint that is not pinned, saw {row.id}; unpin it first")
     if store.is_resume_point(session, row):
         raise Conflict(
-            f"expected a checkpoint that nothing needs, saw the training state that {row.job_id} "
-            "goes on from; wait for the next one, or end the job first"
+            f"expected a checkpoint that is not in use, saw the training state that {row.job_id} "
+            "resumes from; wait for the next one or end the job first"
         )
     store.remove(session, row)
     _tell(session, job, row, "deleted", now=now)
@@ -68,6 +68,6 @@ def _tell(session: Session, job: JobRow, row: CheckpointRow, verb: str, *, now: 
 def _require_no_start(session: Session, row: CheckpointRow) -> None:
     if (job_id := store.starting_from(session, row)) is not None:
         raise Conflict(
-            f"expected a checkpoint that nothing needs, saw that the model of {job_id} starts from "
+            f"expected a checkpoint that is not in use, saw that the model of {job_id} starts from "
             f"{row.id}; delete that job first"
         )

@@ -13,7 +13,7 @@ from roadless.service.contract.checkpoint.manifest import FILE_NAME_PATTERN, Man
 from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN
 from roadless.service.db.session import Database
 from roadless.service.errors import Invalid, NotFound
-from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter
+from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter, StoringLimiter
 from roadless.service.storage.intake import Arrived, Intake, Target
 
 router = APIRouter(
@@ -47,11 +47,9 @@ def _place(db: Database, token: str) -> tuple[str, str]:
         return attempt.project, attempt.job_id
 
 
-async def _intake(request: Request, blobs: Blobs, settings: AppSettings) -> Intake:
+async def _intake(blobs: Blobs, settings: AppSettings, limiter: StoringLimiter) -> Intake:
     settings.uploads_dir.mkdir(exist_ok=True)
-    return Intake(
-        settings.uploads_dir, blobs, settings.max_file_bytes, request.app.state.storing_limiter
-    )
+    return Intake(settings.uploads_dir, blobs, settings.max_file_bytes, limiter)
 
 
 TheTarget = Annotated[Target, Depends(_target)]
@@ -69,7 +67,8 @@ async def upload(
 ) -> None:
     """Store one file under its hash. It is listed only when the checkpoint event arrives.
 
-    With Upload-Offset and Upload-Length the body is a part: the bytes from there on, of so many.
+    With Upload-Offset and Upload-Length the body is a part: the bytes from there on. The length is
+    that of the whole file.
     """
     if upload_offset is None and upload_length is None:
         await intake.take(request.stream(), target)

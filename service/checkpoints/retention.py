@@ -28,7 +28,7 @@ _JOBS_TOGETHER = 200
 _FOLDERS_TOGETHER = 500
 
 
-def sweep_blobs(db: Database, blobs: BlobStore, *, now: datetime) -> int:
+def remove_unlisted(db: Database, blobs: BlobStore, *, now: datetime) -> int:
     """Delete the files of checkpoints that are not listed; return of how many checkpoints.
 
     Only those of jobs that the database knows: with another database, an emptied one or that of a
@@ -94,7 +94,7 @@ def folder_of(row: CheckpointRow) -> str:
 
 
 def delete_files(folders: Iterable[str], *, blobs: BlobStore) -> None:
-    """Delete the files of checkpoints that are no longer listed; what stays is swept later."""
+    """Delete the files of checkpoints no longer listed; housekeeping deletes what is left."""
     try:
         for name in folders:
             blobs.delete(name)

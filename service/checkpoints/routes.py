@@ -25,7 +25,10 @@ from roadless.service.storage.blobs import BlobStore
 router = APIRouter(tags=["checkpoints"])
 
 Best = Annotated[
-    int | None, Query(ge=1, le=200, description="only so many eval ones, of lowest loss first")
+    int | None,
+    Query(
+        ge=1, le=200, description="only this many eval checkpoints with the lowest loss, best first"
+    ),
 ]
 
 

@@ -27,7 +27,7 @@ def insert(session: Session, event: CheckpointSaved, *, attempt: AttemptRow, now
     """List a checkpoint whose files are all stored; raises Invalid when its id is taken."""
     manifest = event.manifest
     if session.get(CheckpointRow, manifest.checkpoint_id) is not None:
-        raise Invalid(f"checkpoint {manifest.checkpoint_id} is listed already")
+        raise Invalid(f"checkpoint {manifest.checkpoint_id} is already listed")
     session.add(
         CheckpointRow(
             id=manifest.checkpoint_id,
@@ -266,5 +266,5 @@ def best(session: Session, job_id: str, *, count: int) -> Sequence[CheckpointRow
 
 
 def delete_of_job(session: Session, job_id: str) -> None:
-    """Unlist every checkpoint of the job; the sweep then removes their files."""
+    """Unlist every checkpoint of the job; housekeeping then removes their files."""
     session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))

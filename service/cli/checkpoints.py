@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from roadless.service.client.client import Client, ClientError
+from roadless.service.client import Client, ClientError
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.resources import Checkpoint
 
@@ -21,7 +21,7 @@ app = typer.Typer(help="List, pin, delete and export checkpoints.", no_args_is_h
 err = Console(stderr=True)
 
 CheckpointId = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="a checkpoint id: ckpt_...")
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint ID, such as ckpt_...")
 ]
 
 
@@ -35,14 +35,18 @@ class Format(StrEnum):
 
 @app.command("list")
 def list_checkpoints(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="a job id: job_...")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job ID, such as job_...")],
     kind: Annotated[
-        CheckpointKind | None, typer.Option(help="models, or training states to go on from")
+        CheckpointKind | None,
+        typer.Option(help="Only models (eval) or only training states (resume)."),
     ] = None,
     best: Annotated[
-        int | None, typer.Option(min=1, max=200, help="so many models, of lowest loss first")
+        int | None,
+        typer.Option(
+            min=1, max=200, help="Show only this many models with the lowest loss, best first."
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 50,
 ) -> None:
     """List a job's checkpoints, newest first."""
     with Client() as client:
@@ -66,7 +70,7 @@ def _cells(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 @app.command()
 def pin(checkpoint: CheckpointId) -> None:
-    """Keep a checkpoint, whatever its job's retention says."""
+    """Keep a checkpoint regardless of its job's retention rules."""
     with Client() as client:
         client.pin(checkpoint)
     typer.echo(f"{checkpoint} pinned")
@@ -74,7 +78,7 @@ def pin(checkpoint: CheckpointId) -> None:
 
 @app.command()
 def unpin(checkpoint: CheckpointId) -> None:
-    """Leave a checkpoint to its job's retention, which next looks within the hour."""
+    """Let a job's retention rules apply to a checkpoint again (checked hourly)."""
     with Client() as client:
         client.unpin(checkpoint)
     typer.echo(f"{checkpoint} unpinned")
@@ -82,7 +86,7 @@ def unpin(checkpoint: CheckpointId) -> None:
 
 @app.command()
 def delete(checkpoint: CheckpointId) -> None:
-    """Delete a checkpoint with its files; refused while it is pinned or a job needs it."""
+    """Delete a checkpoint and its files. Fails while it is pinned or a job needs it."""
     with Client() as client:
         client.delete_checkpoint(checkpoint)
     typer.echo(f"{checkpoint} deleted")
@@ -91,17 +95,27 @@ def delete(checkpoint: CheckpointId) -> None:
 @app.command()
 def export(
     source: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT_OR_FOLDER", help="ckpt_...; or a pulled folder")
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT_OR_FOLDER",
+            help="A checkpoint ID, or a folder created by roadless pull.",
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="a folder, which must not exist")],
-    to: Annotated[Format, typer.Option(help="the format")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Output folder. It must not exist yet.")
+    ],
+    to: Annotated[Format, typer.Option(help="Output format.")],
     wheel: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="the wheel of the model")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="The wheel that the model comes from."),
     ] = None,
 ) -> None:
-    """Write a model in another format, checked against the model itself; needs the worker."""
+    """Export a model to another format and verify the result.
+
+    Requires the 'worker' extra.
+    """
     if find_spec("torch") is None:
-        raise ClientError("expected torch on this machine, which the extra 'worker' installs")
+        raise ClientError("expected torch to be installed, saw none; install the extra 'worker'")
     if Path(source).is_dir():
         raise typer.Exit(_export(Path(source), out, to=to, wheel=wheel))
     with tempfile.TemporaryDirectory() as folder:

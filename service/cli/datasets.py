@@ -8,28 +8,28 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from roadless.service.client.client import Client
-from roadless.service.client.datasets import Datasets
+from roadless.service.client import Client, Datasets
 from roadless.service.contract.job.data import Format
 from roadless.service.contract.uploads.datasets import Dataset
 
-app = typer.Typer(help="Upload data for jobs to train on.", no_args_is_help=True)
+app = typer.Typer(help="Upload, list and delete training data.", no_args_is_help=True)
 err = Console(stderr=True)
 
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="a data set id: ds_...")]
+DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="A data set ID, such as ds_...")]
 
 
 @app.command()
 def upload(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="what to call the data set")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name for the data set.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="its files")
+        list[Path],
+        typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Files to upload."),
     ],
-    format: Annotated[Format, typer.Option(help="of all the files")],
+    format: Annotated[Format, typer.Option(help="Format of the files.")],
 ) -> None:
-    """Upload files and seal them as a data set; prints its id.
+    """Upload files, seal them as a data set and print its ID.
 
-    An upload that was cut is gone on with: give the same name and files again.
+    To resume an interrupted upload, run the command again with the same name and files.
     """
     with Client() as client:
         datasets = Datasets(client)
@@ -51,7 +51,7 @@ def _upload(datasets: Datasets, dataset_id: str, file: Path) -> None:
 
 @app.command("list")
 def list_datasets(
-    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 50,
 ) -> None:
     """List data sets, newest first."""
     with Client() as client:
@@ -67,7 +67,7 @@ def _cells(dataset: Dataset) -> tuple[str, ...]:
 
 @app.command()
 def delete(dataset: DatasetId) -> None:
-    """Delete a data set with its files; refused while a job that has not ended uses it."""
+    """Delete a data set and its files. Fails while an unfinished job uses it."""
     with Client() as client:
         Datasets(client).delete(dataset)
     typer.echo(f"{dataset} deleted")

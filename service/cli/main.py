@@ -21,8 +21,8 @@ from roadless.service.cli import up as local
 from roadless.service.cli.checkpoints import download
 from roadless.service.cli.theory import plan_tables, theory_tables
 from roadless.service.cli.watch import watch as watch_job
+from roadless.service.client import ApiError, Client, ClientError
 from roadless.service.client import client as sdk
-from roadless.service.client.client import ApiError, Client, ClientError
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.requests import Extend
 from roadless.service.contract.resources import Job
@@ -33,7 +33,7 @@ FAILED, WRONG_REQUEST, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="roadless",
-    help="A training service for people who do not know when their training ends.",
+    help="A training service for runs whose end is not known in advance.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,8 +44,8 @@ app.add_typer(checkpoints.app, name="checkpoint")
 out = Console()
 err = Console(stderr=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job id: job_...")]
-AsJson = Annotated[bool, typer.Option("--json", help="the answer as it is")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job ID, such as job_...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the raw JSON response.")]
 
 
 class UsageError(Exception):
@@ -86,23 +86,27 @@ def _say_error(text: str) -> None:
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8700,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+    ] = 8700,
     num_cpus: Annotated[
-        int | None, typer.Option(min=1, help="cores for training; default: all")
+        int | None, typer.Option(min=1, help="CPU cores for training. Default: all.")
     ] = None,
-    home: Annotated[Path | None, typer.Option(help="data folder; default: ~/.roadless")] = None,
+    home: Annotated[Path | None, typer.Option(help="Data folder. Default: ~/.roadless.")] = None,
 ) -> None:
-    """Start everything on this machine and stay until Ctrl-C."""
+    """Start all components on this machine and run until Ctrl-C."""
     folder = (home or sdk.home()).expanduser().absolute()
     local.run(local.Plan(home=folder, port=port, num_cpus=num_cpus), say=_say)
 
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a job as YAML or JSON")],
-    watch: Annotated[bool, typer.Option("--watch", help="show it until it ends")] = False,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Job specification in YAML or JSON.")
+    ],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
 ) -> None:
-    """Create a job from a file and print its id."""
+    """Create a job from a file and print its ID."""
     spec = _load(file)
     with Client() as client:
         job = client.submit(spec)
@@ -125,7 +129,7 @@ def _load(file: Path) -> Mapping[str, Any]:
 
 @app.command()
 def watch(job: JobId) -> None:
-    """Show a job until it ends. Ctrl-C leaves it running."""
+    """Follow a job until it ends. Ctrl-C leaves it running."""
     with Client() as client:
         _watch(client, job)
 
@@ -134,22 +138,22 @@ def _watch(client: Client, job_id: str) -> None:
     try:
         job = watch_job(client, job_id, console=out)
     except KeyboardInterrupt:
-        _say(f"{job_id} goes on. Look again: roadless watch {job_id}")
-        _say(f"End it: roadless stop {job_id}")
+        _say(f"{job_id} is still running. To watch it again: roadless watch {job_id}")
+        _say(f"To stop it: roadless stop {job_id}")
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(0 if job.phase in {Phase.SUCCEEDED, Phase.STOPPED} else FAILED)
 
 
 @app.command()
 def jobs(
-    phase: Annotated[Phase | None, typer.Option(help="only those in this phase")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    phase: Annotated[Phase | None, typer.Option(help="Only jobs in this phase.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 50,
 ) -> None:
     """List jobs, newest first."""
     with Client() as client:
         found = list(islice(client.jobs(phase=phase), limit))
     if not found:
-        _say_error("no jobs yet; create one: roadless submit FILE.yaml")
+        _say_error("no jobs found; create one with: roadless submit FILE.yaml")
     elif out.is_terminal:
         out.print(_table(found))
     else:
@@ -174,10 +178,10 @@ def _cells(job: Job) -> tuple[str, ...]:
 def pause(
     job: JobId,
     latest: Annotated[
-        bool, typer.Option("--latest", help="leave at once, without saving anything more")
+        bool, typer.Option("--latest", help="Pause immediately, without saving first.")
     ] = False,
 ) -> None:
-    """Let a job leave its seats and wait; resume goes on where it was."""
+    """Pause a job and free its resources. Use resume to continue it."""
     with Client() as client:
         paused = client.pause(job, checkpoint="latest" if latest else "save")
     _say(f"{job} {paused.phase}")
@@ -185,7 +189,7 @@ def pause(
 
 @app.command()
 def resume(job: JobId) -> None:
-    """Let a paused or stopped job go on."""
+    """Resume a paused or stopped job."""
     with Client() as client:
         _say(f"{job} {client.resume(job).phase}")
 
@@ -193,22 +197,30 @@ def resume(job: JobId) -> None:
 @app.command()
 def extend(
     job: JobId,
-    steps: Annotated[int | None, typer.Option(min=1, help="this many more")] = None,
-    samples: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens: Annotated[int | None, typer.Option(min=1)] = None,
-    seconds: Annotated[float | None, typer.Option()] = None,
-    gpu_seconds: Annotated[float | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps to add.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples to add.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to add.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds to add.")] = None,
+    gpu_seconds: Annotated[float | None, typer.Option(help="GPU seconds to add.")] = None,
     cooldown: Annotated[
-        float | None, typer.Option(help="scheduled jobs: a cooldown over this part of all steps")
+        float | None,
+        typer.Option(help="Scheduled jobs: end with a cooldown over this fraction of all steps."),
     ] = None,
     second_stage: Annotated[
-        float | None, typer.Option(help="scheduled jobs: go on at this part of the rate")
+        float | None,
+        typer.Option(help="Scheduled jobs: continue at this fraction of the learning rate."),
     ] = None,
     keep_last_rate: Annotated[
-        bool, typer.Option("--keep-last-rate", help="scheduled jobs: go on at the last rate")
+        bool,
+        typer.Option(
+            "--keep-last-rate", help="Scheduled jobs: continue at the last learning rate."
+        ),
     ] = False,
 ) -> None:
-    """Give a job more to do, or no end; one that has finished goes on."""
+    """Extend a job's budget. Without amounts, make the job open-ended.
+
+    A job that has finished is continued.
+    """
     amounts = {
         "steps": steps,
         "samples": samples,
@@ -239,14 +251,14 @@ def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -
 
 @app.command()
 def retry(job: JobId) -> None:
-    """Try a failed job again, from its newest training state."""
+    """Retry a failed job from its latest training state."""
     with Client() as client:
         _say(f"{job} {client.retry(job).phase}")
 
 
 @app.command()
 def delete(job: JobId) -> None:
-    """Delete a job that has ended, with its curves, events and models."""
+    """Delete a finished job and its metrics, events and checkpoints."""
     with Client() as client:
         client.delete(job)
     _say(f"{job} deleted")
@@ -254,29 +266,29 @@ def delete(job: JobId) -> None:
 
 @app.command()
 def stop(job: JobId) -> None:
-    """End a job gracefully: a last evaluation, a finished model, the training state."""
+    """Stop a job gracefully: evaluate, then save the model and the training state."""
     with Client() as client:
         _say(f"{job} {client.stop(job).phase}")
 
 
 @app.command()
 def cancel(job: JobId) -> None:
-    """End a job now; what was saved so far stays."""
+    """Cancel a job immediately. Saved checkpoints are kept."""
     with Client() as client:
         _say(f"{job} {client.cancel(job).phase}")
 
 
 @app.command()
 def evaluate(job: JobId) -> None:
-    """Evaluate now and keep the checkpoint; training goes on."""
+    """Evaluate now and keep the checkpoint. Training continues."""
     with Client() as client:
         client.evaluate(job)
-    _say(f"{job} evaluates after its present step; see: roadless events {job}")
+    _say(f"{job} will evaluate after the current step; see: roadless events {job}")
 
 
 @app.command()
 def events(job: JobId) -> None:
-    """Print a job's history, oldest first."""
+    """Show a job's event history, oldest first."""
     with Client() as client:
         for event in client.events(job):
             at = event.at.astimezone().strftime("%H:%M:%S")
@@ -287,17 +299,18 @@ def events(job: JobId) -> None:
 def theory(
     job: JobId,
     steps: Annotated[
-        int | None, typer.Option(min=2, help="how far to go on; default: twice as far")
+        int | None,
+        typer.Option(min=2, help="Total steps of the extension. Default: twice as many."),
     ] = None,
     distance: Annotated[
-        float | None, typer.Option(help="from start to optimum; default: fitted")
+        float | None, typer.Option(help="Distance from the start to the optimum. Default: fitted.")
     ] = None,
     norms: Annotated[
-        Norms, typer.Option(help="each step's own gradient norm, or an even one")
+        Norms, typer.Option(help="Use each step's own gradient norm, or the same for all.")
     ] = "logged",
     as_json: AsJson = False,
 ) -> None:
-    """Say what the convex theory makes of a job: bound, other schedules, how to go on."""
+    """Analyse a job with convex theory: bound, other schedules, how to extend it."""
     with Client() as client:
         found = client.theory(job, steps=steps, distance=distance, norms=norms)
     if as_json:
@@ -308,28 +321,31 @@ def theory(
 
 @app.command()
 def plan(
-    horizon: Annotated[int, typer.Option(help="steps of the run")],
+    horizon: Annotated[int, typer.Option(help="Number of steps in the run.")],
     schedule: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME[,KEY=VALUE...]", help="may be repeated; default: the usual ones"
+            metavar="NAME[,KEY=VALUE...]",
+            help="Schedule to compare; may be repeated. Default: the common ones.",
         ),
     ] = None,
-    grad_norm: Annotated[float, typer.Option(help="of all steps")] = 1.0,
+    grad_norm: Annotated[float, typer.Option(help="Gradient norm of all steps.")] = 1.0,
     distance: Annotated[
-        float | None, typer.Option(help="from start to optimum; default: 1")
+        float | None, typer.Option(help="Distance from the start to the optimum. Default: 1.")
     ] = None,
     tuned: Annotated[
         str | None,
-        typer.Option(metavar="LR:HORIZON:SCHEDULE", help="a tuned rate, instead of a distance"),
+        typer.Option(
+            metavar="LR:HORIZON:SCHEDULE", help="A tuned learning rate, in place of a distance."
+        ),
     ] = None,
     extend: Annotated[
         str | None,
-        typer.Option(metavar="FROM:TO:SCHEDULE", help="a run to make longer"),
+        typer.Option(metavar="FROM:TO:SCHEDULE", help="A run to extend."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the best base rates of schedules, and how to make a run longer."""
+    """Find the best base learning rates of schedules, and how to extend a run."""
     request: dict[str, Any] = {"horizon": horizon, "grad_norm": grad_norm, "distance": distance}
     if schedule:
         request["schedules"] = [_schedule(text) for text in schedule]
@@ -370,14 +386,15 @@ def pull(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="CHECKPOINT_OR_JOB", help="ckpt_...; or job_... for its newest finished model"
+            metavar="CHECKPOINT_OR_JOB", help="A checkpoint ID, or a job ID for its latest model."
         ),
     ],
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="where to; default: a folder named by its id")
+        Path | None,
+        typer.Option("--dir", help="Target folder. Default: one named after the checkpoint."),
     ] = None,
 ) -> None:
-    """Download a checkpoint; a download that was cut is gone on with."""
+    """Download a checkpoint. An interrupted download is resumed."""
     with Client() as client:
         checkpoint_id = _newest(client, source) if source.startswith("job_") else source
         target = folder or Path(checkpoint_id)
@@ -388,5 +405,5 @@ def pull(
 def _newest(client: Client, job_id: str) -> str:
     newest = next(client.checkpoints(job_id, kind=CheckpointKind.EVAL), None)
     if newest is None:
-        raise ClientError(f"{job_id} has no finished model yet; ask for one: roadless evaluate")
+        raise ClientError(f"{job_id} has no model yet; create one with: roadless evaluate {job_id}")
     return newest.id

@@ -6,31 +6,30 @@ from typing import Annotated
 
 import typer
 
-from roadless.service.client.client import Client
-from roadless.service.client.secrets import Secrets
+from roadless.service.client import Client, Secrets
 from roadless.service.contract.secrets import Secret
 
-app = typer.Typer(help="Keep credentials for jobs that name them.", no_args_is_help=True)
+app = typer.Typer(help="Store, list and delete credentials for jobs.", no_args_is_help=True)
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="of the environment variable, such as HF_TOKEN")
+    str, typer.Argument(metavar="NAME", help="Name of the environment variable, such as HF_TOKEN.")
 ]
 
 
 @app.command()
 def put(name: Name) -> None:
-    """Keep a secret; its value is asked for, or read from standard input when that is a pipe.
+    """Store a secret. Its value is read from a prompt, or from standard input if that is a pipe.
 
-    It is never an argument, which every user of this machine could see.
+    It cannot be passed as an argument, which other users of this machine could see.
     """
     value = _asked(name) if sys.stdin.isatty() else _piped()
     with Client() as client:
         Secrets(client).put(name, value)
-    typer.echo(f"{name} is kept; jobs that list it under secrets get it")
+    typer.echo(f"{name} stored; jobs that list it in their secrets receive it")
 
 
 def _asked(name: str) -> str:
-    return getpass.getpass(f"value of {name} (not shown): ")
+    return getpass.getpass(f"Value of {name} (hidden): ")
 
 
 def _piped() -> str:
@@ -48,13 +47,13 @@ def list_secrets() -> None:
 
 def _cells(secret: Secret) -> tuple[str, ...]:
     updated = secret.updated_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    note = "" if secret.is_readable else "its key is lost; put it again"
+    note = "" if secret.is_readable else "unreadable: its key is lost; store it again"
     return secret.name, updated, note
 
 
 @app.command()
 def delete(name: Name) -> None:
-    """Forget a secret; a job that names it fails when it starts next."""
+    """Delete a secret. Jobs that use it will fail the next time they start."""
     with Client() as client:
         Secrets(client).delete(name)
     typer.echo(f"{name} deleted")

@@ -117,10 +117,10 @@ class Child:
             log.seek(self.log_offset)
             return log.read().decode(errors="replace")
 
-    def obituary(self) -> str:
+    def exit_report(self) -> str:
         """That it died, how, and the end of its log."""
         tail = "\n".join(f"    {line}" for line in self.said().splitlines()[-TAIL_LINES:])
-        return f"{self.name} died with exit code {self.exit_code()}; end of {self.log}:\n{tail}"
+        return f"{self.name} exited with code {self.exit_code()}; end of {self.log}:\n{tail}"
 
 
 def run(plan: Plan, *, say: Say) -> None:
@@ -241,9 +241,11 @@ def _wait_until(
     give_up_at = time.monotonic() + READY_SECONDS
     while not is_ready() and not is_asked_to_stop():
         if child.exit_code() is not None:
-            raise UpError(child.obituary())
+            raise UpError(child.exit_report())
         if time.monotonic() > give_up_at:
-            raise UpError(f"the {child.name} was not ready in {READY_SECONDS:g} s; see {child.log}")
+            raise UpError(
+                f"the {child.name} was not ready after {READY_SECONDS:g} s; see {child.log}"
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -268,11 +270,13 @@ def _look_after(children: list[Child], say: Say) -> None:
     """Start again what died, a bounded number of times; the Ray head cannot be replaced."""
     ray = children[0]
     if ray.exit_code() is not None:
-        raise UpError(ray.obituary())
+        raise UpError(ray.exit_report())
     for child in children[1:]:
         if child.exit_code() is None:
             continue
         if not child.may_restart(time.monotonic()):
-            raise UpError(f"{child.obituary()}\nit died {MAX_RESTARTS} times; giving up")
-        say(f"{child.obituary()}\nstarting the {child.name} again")
+            raise UpError(
+                f"{child.exit_report()}\nit failed more than {MAX_RESTARTS} times; giving up"
+            )
+        say(f"{child.exit_report()}\nrestarting the {child.name}")
         child.start()

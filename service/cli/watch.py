@@ -15,14 +15,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from roadless.service.client.client import ApiError, Client, Unreachable
+from roadless.service.client import ApiError, Client, Unreachable
 from roadless.service.contract.resources import CurvePoint, Job
 from roadless.service.contract.states import TERMINAL, Phase
 
 POLL_SECONDS = 0.5
 #: How long the service may be away before watching ends.
 AWAY_SECONDS = 120.0
-#: Plain lines while nothing but the step moves: one in so many looks.
+#: Plain lines while nothing but the step moves: one in this many looks.
 LOOKS_PER_LINE = 10
 
 NOTHING_YET = "-"

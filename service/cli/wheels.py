@@ -6,27 +6,26 @@ from typing import Annotated
 
 import typer
 
-from roadless.service.client.client import Client
-from roadless.service.client.wheels import Wheels
+from roadless.service.client import Client, Wheels
 from roadless.service.contract.uploads.wheels import Wheel
 
-app = typer.Typer(help="Upload wheels for models of your own.", no_args_is_help=True)
+app = typer.Typer(help="Upload, list and delete wheels with your own models.", no_args_is_help=True)
 
 
 @app.command()
 def upload(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="a file *.whl")
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A .whl file.")
     ],
 ) -> None:
-    """Upload a wheel; prints its id, which a model's ``wheel`` names."""
+    """Upload a wheel and print its ID, for the 'wheel' field of a model."""
     with Client() as client:
         typer.echo(Wheels(client).upload(file).id)
 
 
 @app.command("list")
 def list_wheels(
-    limit: Annotated[int, typer.Option(min=1, help="how many at most")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number to list.")] = 50,
 ) -> None:
     """List wheels, newest first."""
     with Client() as client:
@@ -41,9 +40,9 @@ def _cells(wheel: Wheel) -> tuple[str, ...]:
 
 @app.command()
 def delete(
-    wheel: Annotated[str, typer.Argument(metavar="WHEEL", help="a wheel id: whl_...")],
+    wheel: Annotated[str, typer.Argument(metavar="WHEEL", help="A wheel ID, such as whl_...")],
 ) -> None:
-    """Delete a wheel; refused while a job that has not ended uses it."""
+    """Delete a wheel. Fails while an unfinished job uses it."""
     with Client() as client:
         Wheels(client).delete(wheel)
     typer.echo(f"{wheel} deleted")

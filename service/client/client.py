@@ -158,7 +158,7 @@ class Client:
         return self._pages(Page[Job], "/v1/jobs", phase=phase)
 
     def pause(self, job_id: str, *, checkpoint: Literal["save", "latest"] = "save") -> Job:
-        """Ask the job to leave its seats and wait.
+        """Ask the job to release its resources and wait.
 
         Args:
             job_id: the job.
@@ -299,7 +299,7 @@ class Client:
         Args:
             job_id: the job.
             kind: only models, or only training states.
-            best: only so many models (1 to 200), of lowest loss first.
+            best: only this many models (1 to 200) with the lowest loss, best first.
         """
         path = f"/v1/jobs/{job_id}/checkpoints"
         return self._pages(Page[Checkpoint], path, kind=kind, best=best)
@@ -376,7 +376,7 @@ class Client:
     ) -> Path:
         """Fetch one file of a checkpoint to ``target``, which appears complete or not at all.
 
-        An earlier download that was cut is gone on with from ``target`` + ``.part``.
+        An interrupted earlier download resumes from ``target`` + ``.part``.
 
         Args:
             checkpoint_id: the checkpoint.

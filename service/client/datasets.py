@@ -32,7 +32,7 @@ class Datasets:
         self._client = client
 
     def create(self, name: str, *, format: Format) -> Dataset:
-        """Open a data set for files; one of this name that is still open is gone on with."""
+        """Open a data set for files; one of this name that is still open is continued."""
         asked = NewDataset(name=name, format=format).model_dump(mode="json")
         headers = {"Idempotency-Key": secrets.token_urlsafe(18)}
         response = self._client.request("POST", "/v1/datasets", json=asked, headers=headers)

@@ -1,4 +1,4 @@
-"""The two manners of a wire value: what users write is strict, what machines say is lenient.
+"""The two conventions for a wire value: what users write is strict, what machines say is lenient.
 
 A specification that carries an unknown field is a mistake of the user and is refused. A message
 that carries one comes from a newer peer and is read without it, so that service and workers can be

@@ -21,7 +21,7 @@ class Pause(Spec):
 
     checkpoint: Literal["save", "latest"] = Field(
         "save",
-        description="save: evaluate and save first; latest: leave at once, and go on later from "
+        description="save: evaluate and save first; latest: leave at once and later resume from "
         "the newest training state",
     )
 
@@ -35,7 +35,8 @@ class Extend(Spec):
     seconds: Seconds | None = None
     gpu_seconds: Seconds | None = None
     plan: ExtensionPlan | None = Field(
-        None, description="how the rates go on; for a schedule that depends on the number of steps"
+        None,
+        description="how the rates continue, for a schedule that depends on the number of steps",
     )
 
     @property

@@ -62,7 +62,9 @@ def check_together(names: Collection[str]) -> None:
     if _AWS.isdisjoint(names):
         return
     if missing := sorted(_BELONG_TOGETHER - set(names)):
-        raise ValueError(f"expected {' and '.join(missing)} beside the other AWS_..., saw none")
+        raise ValueError(
+            f"expected {' and '.join(missing)} along with the other AWS_... names, saw none"
+        )
 
 
 def check_value(name: str, value: str) -> None:
@@ -90,7 +92,7 @@ class NewSecret(Spec):
     """A secret's value, on its way in. Nothing answers it again."""
 
     value: SecretStr = Field(
-        description=f"at least {MIN_VALUE_LENGTH} characters that are no blanks, at most "
+        description=f"at least {MIN_VALUE_LENGTH} characters other than whitespace, at most "
         f"{MAX_VALUE_BYTES} bytes, no null character"
     )
 

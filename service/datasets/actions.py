@@ -26,8 +26,8 @@ _SHOWN_JOBS = 5
 def create(session: Session, asked: NewDataset, *, project: str) -> tuple[DatasetRow, bool]:
     """Return the open data set of this name, and whether it is new.
 
-    One that is open and has the same format is gone on with, so that a retry makes no second one
-    and an upload that was cut is resumed. Raises Conflict when the name is taken otherwise.
+    One that is open and has the same format is continued, so that a retry makes no second one
+    and an interrupted upload is resumed. Raises Conflict when the name is taken otherwise.
     """
     known = store.named(session, asked.name, project)
     if known is None:
@@ -39,8 +39,8 @@ def create(session: Session, asked: NewDataset, *, project: str) -> tuple[Datase
             assert known is not None, "expected the row that was in the way, saw none"
     if known.state != DatasetState.OPEN or known.format != asked.format:
         raise Conflict(
-            f"expected a name that is free, saw {asked.name!r} of {known.id}, "
-            f"which is {known.state} and has the format {known.format}"
+            f"expected an unused name, saw {asked.name!r} of {known.id}, "
+            f"which is {known.state} and has format {known.format}"
         )
     return known, False
 
@@ -90,7 +90,7 @@ def seal(session: Session, row: DatasetRow) -> None:
     for file in files:
         if not is_whole(file.parts):
             raise Conflict(
-                f"expected the parts of {file.name!r} side by side, saw a gap or an overlap at "
+                f"expected the parts of {file.name!r} to be contiguous, saw a gap or an overlap at "
                 f"byte {received(file.parts)}"
             )
     row.state = DatasetState.SEALED
@@ -100,7 +100,7 @@ def delete(session: Session, row: DatasetRow) -> None:
     """Delete a locked data set; raises Conflict while a job that has not ended uses it."""
     jobs = store.users(session, row.id, limit=_SHOWN_JOBS)
     if jobs:
-        raise Conflict(f"expected no job that has not ended to use {row.id}, saw {', '.join(jobs)}")
+        raise Conflict(f"expected no unfinished job to use {row.id}, saw {', '.join(jobs)}")
     store.remove(session, row)
 
 

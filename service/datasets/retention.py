@@ -9,7 +9,7 @@ from roadless.service.datasets.keys import dataset_folder, ids_of
 from roadless.service.db.session import Database
 from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
 
-#: For how long an upload that was cut can be gone on with.
+#: How long an interrupted upload can be resumed.
 OPEN_FOR = timedelta(days=7)
 #: How long a part must have been left alone: far longer than its request lasts.
 REST = timedelta(hours=1)
@@ -17,7 +17,7 @@ REST = timedelta(hours=1)
 _BATCH = 500
 
 
-def sweep_datasets(db: Database, blobs: BlobStore, *, now: datetime) -> int:
+def remove_unlisted_datasets(db: Database, blobs: BlobStore, *, now: datetime) -> int:
     """Delete what is left over; return how many data sets and parts. Repeatable."""
     return _drop_abandoned(db, blobs, now=now) + _drop_unlisted(db, blobs, now=now)
 

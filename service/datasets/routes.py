@@ -38,7 +38,9 @@ rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/datasets", ta
 
 DatasetId = Annotated[str, Path(pattern=DATASET_ID_PATTERN)]
 FileName = Annotated[str, Path(pattern=FILE_NAME_PATTERN)]
-Offset = Annotated[int, Query(ge=0, lt=2**62, description="of the part's first byte in the file")]
+Offset = Annotated[
+    int, Query(ge=0, lt=2**62, description="offset of the part's first byte in the file")
+]
 Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$")]
 
 # ---- users --------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ def _with_files(row: DatasetRow, files: list[DatasetFile]) -> Dataset:
 
 @router.get("/{dataset_id}/files/{name}")
 def get_file_parts(dataset_id: DatasetId, name: FileName, project: Project, db: Db) -> DatasetFile:
-    """The parts of a file that are here, to go on from after an upload that was cut."""
+    """The parts of a file that have arrived, so that an interrupted upload can resume."""
     with db.read() as session:
         store.get(session, dataset_id, project)
         return _file(store.files(session, dataset_id, name=name), name)

@@ -1,1 +1,1 @@
-"""The database: sessions and tables. SQL itself lives in each room's ``store.py``."""
+"""The database: sessions and tables. SQL itself lives in each package's ``store.py``."""

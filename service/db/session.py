@@ -53,7 +53,7 @@ class Database:
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
         if not self._turn.acquire(timeout=BUSY_SECONDS):
-            raise Unavailable("the database is busy with other writers; try again")
+            raise Unavailable("the database is busy; try again")
         try:
             yield
         finally:
@@ -83,14 +83,14 @@ def _translated() -> Iterator[None]:
         yield
     except (DataError, OverflowError) as error:
         # A number beyond 64 bits, or NUL in a text: nothing that trying again would mend.
-        raise Invalid(f"a value cannot be stored: {_first_line(error)}") from error
+        raise Invalid(f"the value cannot be stored: {_first_line(error)}") from error
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
-            raise Locked("another request holds what this one needs; try again") from error
+            raise Locked("another request is holding a lock; try again") from error
         raise Unavailable("the database does not answer; try again") from error
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise Unavailable("the database connection was cut; try again") from error
+            raise Unavailable("the database connection was lost; try again") from error
         raise
 
 

@@ -108,9 +108,9 @@ class JobRow(Table):
     version: Mapped[int] = mapped_column(default=1)
     #: Fencing number of the newest attempt; 0 before the first.
     fence: Mapped[int] = mapped_column(default=0)
-    #: Attempts lost since the last one that saved a training state.
+    #: Attempts lost since one last saved a training state.
     losses_in_a_row: Mapped[int] = mapped_column(default=0)
-    #: When the present phase must have ended; null: it may last.
+    #: When the present phase must have ended; null: no deadline.
     deadline_at: Mapped[datetime | None]
     step: Mapped[int] = mapped_column(BigInteger, default=0)
     samples: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -160,16 +160,16 @@ class AttemptRow(Table):
     resumed_step: Mapped[int] = mapped_column(BigInteger)
     provenance: Mapped[dict[str, Any]]
     lease_until: Mapped[datetime]
-    #: Whether the runner has ever listed it as alive: then its absence means that it died.
+    #: Whether the runner has ever listed it as alive; if so, its absence means that it died.
     seen_alive: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
     first_step_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     reason: Mapped[str | None] = mapped_column(String(40))
     message: Mapped[str | None] = mapped_column(Text)
-    #: When the runner said that nothing of it is held any more.
+    #: When the runner reported that it holds nothing any more.
     released_at: Mapped[datetime | None]
-    #: Workers that the job shall go on with after the next training state; null: these.
+    #: Number of workers to continue with after the next training state; null: the present one.
     grow_to: Mapped[int | None]
 
 
@@ -235,7 +235,7 @@ class CheckpointRow(Table):
     kind: Mapped[str] = mapped_column(String(10))
     step: Mapped[int] = mapped_column(BigInteger)
     loss: Mapped[float | None]
-    #: Retention keeps it: a user asked for it, or a job starts from it.
+    #: Kept by retention: a user asked for it, or a job starts from it.
     pinned: Mapped[bool]
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
@@ -256,12 +256,12 @@ class DatasetRow(Table):
     format: Mapped[str] = mapped_column(String(20))
     state: Mapped[str] = mapped_column(String(10))
     created_at: Mapped[datetime]
-    #: When the last part came.
+    #: When the last part arrived.
     touched_at: Mapped[datetime]
 
 
 class DatasetPartRow(Table):
-    """Some bytes of a file of a data set. The row is written after its content is stored."""
+    """A part of a file of a data set. The row is written after its content is stored."""
 
     __tablename__ = "dataset_parts"
 
@@ -280,7 +280,7 @@ class SecretRow(Table):
     project: Mapped[str] = mapped_column(String(63), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     sealed: Mapped[bytes] = mapped_column(LargeBinary)
-    #: Which key has sealed it; tells nothing of the key.
+    #: Which key sealed it; reveals nothing about the key.
     key_id: Mapped[str] = mapped_column(String(16), index=True)
     created_at: Mapped[datetime]
     #: When its value was last put.
@@ -288,7 +288,7 @@ class SecretRow(Table):
 
 
 class WheelRow(Table):
-    """An uploaded wheel. The row is there before its file and after it."""
+    """An uploaded wheel. The row exists before its file does, and outlives it."""
 
     __tablename__ = "wheels"
     __table_args__ = (Index("ix_wheels_listing", "project", "created_at", "id"),)
@@ -300,7 +300,7 @@ class WheelRow(Table):
     version: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64))
     size: Mapped[int]
-    #: Whether its file is there and jobs may use it.
+    #: Whether its file is stored, so that jobs may use it.
     is_stored: Mapped[bool]
     created_at: Mapped[datetime]
 

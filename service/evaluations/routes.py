@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/eval-curve."""
+"""/v1/jobs/{id}/eval-curve: the points, and what somebody else says their bounds are."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,7 +13,14 @@ from roadless.service.contract.resources import CurvePoint, EvalCurve
 from roadless.service.db.session import Database
 from roadless.service.db.tables import EvalPointRow
 from roadless.service.evaluations import store
-from roadless.service.http.dependencies import Db
+from roadless.service.http.dependencies import Db, state_of
+
+#: The most points in one answer; ask again with ``since`` the last step for more.
+MAX_POINTS = 10_000
+#: Likewise with bounds, each of which costs a pass over the steps.
+MAX_POINTS_WITH_BOUND = 200
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
 
 
 class CurveBounds(Protocol):
@@ -26,18 +33,10 @@ class CurveBounds(Protocol):
 
 
 async def _bounds(request: Request) -> CurveBounds:
-    bounds: CurveBounds = request.app.state.curve_bounds
-    return bounds
+    return state_of(request).part(CurveBounds)  # type: ignore[type-abstract]
 
 
 Bounds = Annotated[CurveBounds, Depends(_bounds)]
-
-router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
-
-#: The most points in one answer; ask again with ``since`` the last step for more.
-MAX_POINTS = 10_000
-#: Likewise with bounds, each of which costs a pass over the steps.
-MAX_POINTS_WITH_BOUND = 200
 
 
 @router.get("")

@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/events."""
+"""/v1/jobs/{id}/events, and an event as the API shows it."""
 
 from typing import Annotated
 
@@ -12,15 +12,14 @@ from roadless.service.events import store
 from roadless.service.http.dependencies import Db
 from roadless.service.http.paging import Limit, page_of
 
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
+
 
 def event_resource(row: EventRow) -> JobEvent:
     """The event as the API shows it; its id is the cursor."""
     return JobEvent(
         id=str(row.id), at=row.at, code=row.code, message=row.message, attempt_id=row.attempt_id
     )
-
-
-router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
 
 
 @router.get("")

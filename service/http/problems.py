@@ -73,7 +73,9 @@ def _on_bug(request: Request, error: Exception) -> Response:
         *(request.method, request.url.path, _request_id(request)),
         exc_info=error,
     )
-    return _answer(request, ServiceError("unexpected error; the log has the request id"))
+    return _answer(
+        request, ServiceError("unexpected error; see the service log for this request ID")
+    )
 
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:

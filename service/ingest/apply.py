@@ -35,40 +35,43 @@ from roadless.service.errors import Conflict, Invalid
 from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as history
 from roadless.service.jobs import store as jobs
-from roadless.service.jobs.transitions import Deadlines, end_attempt, move
+from roadless.service.jobs.transitions import Transition, end_attempt, move
 from roadless.service.metrics import store as metrics
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ingest:
     """One report of one attempt while its transaction is open."""
 
-    session: Session
+    transition: Transition
     job: JobRow
     attempt: AttemptRow
-    now: datetime
-    deadlines: Deadlines
     #: Blob folders that may be removed once the transaction is committed.
     dropped: list[str]
 
+    @property
+    def session(self) -> Session:
+        """The open transaction."""
+        return self.transition.session
+
+    @property
+    def now(self) -> datetime:
+        """When the report is applied."""
+        return self.transition.now
+
 
 def apply_report(
-    session: Session,
-    report: Report,
-    *,
-    token: str,
-    lease: LeasePolicy,
-    deadlines: Deadlines,
-    now: datetime,
+    transition: Transition, report: Report, *, token: str, lease: LeasePolicy
 ) -> tuple[ReportReply, list[str]]:
     """Apply what is new in the report; return the answer and the blob folders to remove.
 
     Raises Fenced when the attempt is over, and Conflict when events are missing in between.
     """
+    session, now = transition.session, transition.now
     job, attempt = lock_open_attempt(session, token)
     if report.rank >= attempt.world_size:
         raise Invalid(f"expected a rank below {attempt.world_size}, saw {report.rank}")
-    ingest = Ingest(session, job, attempt, now, deadlines, [])
+    ingest = Ingest(transition, job, attempt, dropped=[])
     cursor = attempts.applied_seq(session, attempt.id, report.rank)
     fresh = [event for event in report.events if event.seq > cursor.applied_seq]
     _require_gapless(fresh, cursor.applied_seq)
@@ -171,15 +174,7 @@ def _apply(ingest: Ingest, event: Event) -> None:
         case Finished():
             _apply_finished(ingest, event)
         case Failed():
-            end_attempt(
-                session,
-                job,
-                attempt,
-                reason=event.reason,
-                message=event.message,
-                now=now,
-                deadlines=ingest.deadlines,
-            )
+            end_attempt(ingest.transition, job, attempt, reason=event.reason, message=event.message)
 
 
 def _apply_notice(ingest: Ingest, event: Notice) -> None:
@@ -192,20 +187,18 @@ def _apply_notice(ingest: Ingest, event: Notice) -> None:
         attempt_id=ingest.attempt.id,
     )
     if event.code == DATA_PREPARING and ingest.job.phase == Phase.STARTING:
-        ingest.job.deadline_at = ingest.deadlines.of(Phase.STARTING, ingest.now)
+        ingest.job.deadline_at = ingest.transition.deadlines.of(Phase.STARTING, ingest.now)
 
 
 def _apply_finished(ingest: Ingest, event: Finished) -> None:
     is_outdated, is_stopping = _is_outdated(ingest.job, event), ingest.job.phase == Phase.STOPPING
-    extended = "; the budget was changed meanwhile" if is_outdated else ""
+    extended = "; the budget had changed in the meantime" if is_outdated else ""
     end_attempt(
-        ingest.session,
+        ingest.transition,
         ingest.job,
         ingest.attempt,
         reason=Reason.STOPPED_BY_USER if is_outdated and is_stopping else event.reason,
         message=f"ended after step {event.step}{extended}",
-        now=ingest.now,
-        deadlines=ingest.deadlines,
         goes_on=event.reason is Reason.RESIZED or (is_outdated and not is_stopping),
     )
 
@@ -223,7 +216,7 @@ def _apply_started(ingest: Ingest, event: Started) -> None:
         ingest.session,
         ingest.job,
         code="attempt.started",
-        message=f"{event.world_size} ranks train from step {event.resumed_step}",
+        message=f"training with {event.world_size} ranks from step {event.resumed_step}",
         at=ingest.now,
         attempt_id=ingest.attempt.id,
     )
@@ -243,8 +236,8 @@ def _apply_checkpoint(ingest: Ingest, event: CheckpointSaved) -> None:
     removed = checkpoints.drop_superfluous(
         session, job.id, kind=kind, policy=policy, now=ingest.now
     )
-    ingest.dropped += [folder_of(row) for row in removed]
+    ingest.dropped.extend(folder_of(row) for row in removed)
 
 
 def _move(ingest: Ingest, signal: Signal) -> None:
-    move(ingest.session, ingest.job, signal, now=ingest.now, deadlines=ingest.deadlines)
+    move(ingest.transition, ingest.job, signal)

@@ -30,7 +30,7 @@ from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db, Rep
 from roadless.service.ingest.apply import apply_report, lock_open_attempt
 from roadless.service.jobs import store as jobs
 from roadless.service.jobs.references import initial_manifest
-from roadless.service.jobs.transitions import Deadlines, end_attempt
+from roadless.service.jobs.transitions import Deadlines, Transition, end_attempt
 from roadless.service.secrets.actions import hand_over
 from roadless.service.secrets.incoming import SecretCipher
 from roadless.service.storage.blobs import BlobStore
@@ -92,14 +92,8 @@ async def post_report(
     def work() -> ReportReply:
         _require_files(db, blobs, token, report)
         with db.write() as session:
-            reply, dropped = apply_report(
-                session,
-                report,
-                token=token,
-                lease=leases.policy,
-                deadlines=deadlines,
-                now=utc_now(),
-            )
+            transition = Transition(session, utc_now(), deadlines)
+            reply, dropped = apply_report(transition, report, token=token, lease=leases.policy)
         delete_files(dropped, blobs=blobs)
         return reply
 
@@ -169,15 +163,8 @@ async def post_ended(
     def work() -> None:
         with db.write() as session:
             job, attempt = lock_open_attempt(session, token)
-            end_attempt(
-                session,
-                job,
-                attempt,
-                reason=ended.reason,
-                message=ended.message,
-                now=utc_now(),
-                deadlines=deadlines,
-            )
+            transition = Transition(session, utc_now(), deadlines)
+            end_attempt(transition, job, attempt, reason=ended.reason, message=ended.message)
 
     await anyio.to_thread.run_sync(work, limiter=limiter)
     bell.ring()

@@ -3,7 +3,6 @@
 Asking again for what is wanted already changes nothing; only extensions add up.
 """
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -25,8 +24,8 @@ from roadless.service.jobs import store
 from roadless.service.jobs.extension import changed, extended, moves_horizon, needs_plan
 from roadless.service.jobs.references import require_wheel, with_architecture, with_wheel
 from roadless.service.jobs.transitions import (
-    Deadlines,
     Refused,
+    Transition,
     end_attempt,
     is_terminal,
     move,
@@ -38,14 +37,6 @@ from roadless.service.secrets.actions import require_known
 
 #: Phases of a job that trains, or will as soon as it can.
 _GOING_ON = frozenset({Phase.QUEUED, Phase.STARTING, Phase.RUNNING, Phase.RECOVERING})
-
-
-@dataclass(frozen=True)
-class Act:
-    """One request of a user while its transaction is open."""
-
-    session: Session
-    deadlines: Deadlines
 
 
 def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool = False) -> JobRow:
@@ -99,66 +90,60 @@ def _queued_row(spec: JobSpec, project: str, now: datetime) -> JobRow:
 # ---- leaving ------------------------------------------------------------------------------------
 
 
-def stop(act: Act, job: JobRow) -> None:
+def stop(transition: Transition, job: JobRow) -> None:
     """Ask for a graceful end: evaluate, save, leave."""
     if job.desired == Desired.STOP:
         return
-    _want(act, job, Desired.STOP, Signal.STOP, Reason.STOPPED_BY_USER)
+    _want(transition, job, Desired.STOP, Signal.STOP, Reason.STOPPED_BY_USER)
 
 
-def cancel(act: Act, job: JobRow) -> None:
+def cancel(transition: Transition, job: JobRow) -> None:
     """End it now: fence the attempt off, kill its ranks."""
     if job.desired == Desired.CANCEL:
         return
-    _want(act, job, Desired.CANCEL, Signal.CANCEL, Reason.CANCELLED_BY_USER)
-    _end_now(act, job, reason=Reason.CANCELLED_BY_USER, message="cancelled by a user")
+    _want(transition, job, Desired.CANCEL, Signal.CANCEL, Reason.CANCELLED_BY_USER)
+    _end_now(transition, job, reason=Reason.CANCELLED_BY_USER, message="cancelled by a user")
 
 
-def pause(act: Act, job: JobRow, how: Pause) -> None:
+def pause(transition: Transition, job: JobRow, how: Pause) -> None:
     """Ask to wait: evaluate, save and leave, or leave at once when what is saved will do."""
     if job.desired != Desired.PAUSE:
-        _want(act, job, Desired.PAUSE, Signal.PAUSE, Reason.PAUSED_BY_USER)
+        _want(transition, job, Desired.PAUSE, Signal.PAUSE, Reason.PAUSED_BY_USER)
     if how.checkpoint == "latest":
-        message = "paused by a user, to go on from the newest training state"
-        _end_now(act, job, reason=Reason.PAUSED_BY_USER, message=message)
+        message = "paused by a user; will resume from the latest training state"
+        _end_now(transition, job, reason=Reason.PAUSED_BY_USER, message=message)
 
 
-def _want(act: Act, job: JobRow, desired: Desired, signal: Signal, reason: Reason) -> None:
-    move(act.session, job, signal, now=utc_now(), deadlines=act.deadlines, reason=reason)
+def _want(
+    transition: Transition, job: JobRow, desired: Desired, signal: Signal, reason: Reason
+) -> None:
+    move(transition, job, signal, reason=reason)
     job.desired = desired
     job.version += 1
 
 
-def _end_now(act: Act, job: JobRow, *, reason: Reason, message: str) -> None:
-    attempt = attempts.newest(act.session, job.id)
+def _end_now(transition: Transition, job: JobRow, *, reason: Reason, message: str) -> None:
+    attempt = attempts.newest(transition.session, job.id)
     if attempt is not None:
-        end_attempt(
-            act.session,
-            job,
-            attempt,
-            reason=reason,
-            message=message,
-            now=utc_now(),
-            deadlines=act.deadlines,
-        )
+        end_attempt(transition, job, attempt, reason=reason, message=message)
 
 
 # ---- going on -----------------------------------------------------------------------------------
 
 
-def resume(act: Act, job: JobRow) -> None:
+def resume(transition: Transition, job: JobRow) -> None:
     """Let a paused or stopped job go on from its newest training state, as it stands."""
     if job.desired == Desired.RUN and job.phase in _GOING_ON:
         return
-    _open_again(act, job, Signal.RESUME)
+    _open_again(transition, job, Signal.RESUME)
 
 
-def retry(act: Act, job: JobRow) -> None:
+def retry(transition: Transition, job: JobRow) -> None:
     """Try a failed job again, from its newest training state."""
-    _open_again(act, job, Signal.RETRY)
+    _open_again(transition, job, Signal.RETRY)
 
 
-def extend(act: Act, job: JobRow, asked: Extend) -> None:
+def extend(transition: Transition, job: JobRow, asked: Extend) -> None:
     """Give a job a larger budget, or none; what has finished is opened again.
 
     Ranks that train hear of it with their next report, and no step is lost.
@@ -166,20 +151,20 @@ def extend(act: Act, job: JobRow, asked: Extend) -> None:
     next_phase(Phase(job.phase), Signal.EXTEND)
     before = JobSpec.model_validate(job.spec)
     if moves_horizon(before, asked):
-        _require_no_ranks(act.session, job)
-    state = checkpoints.newest_state(act.session, job.id)
+        _require_no_ranks(transition.session, job)
+    state = checkpoints.newest_state(transition.session, job.id)
     progress, from_step = progress_of(job), state.step if state else 0
     after = extended(before, asked, progress=progress, from_step=from_step)
     _respecify(job, after)
     events.add(
-        act.session,
+        transition.session,
         job,
         code="budget.extended",
         message=f"{_budget_text(before)} -> {_budget_text(after)}",
-        at=utc_now(),
+        at=transition.now,
     )
     if job.phase == Phase.FINISHING or is_terminal(Phase(job.phase)):
-        _open_again(act, job, Signal.EXTEND)
+        _open_again(transition, job, Signal.EXTEND)
 
 
 def _require_no_ranks(session: Session, job: JobRow) -> None:
@@ -187,13 +172,13 @@ def _require_no_ranks(session: Session, job: JobRow) -> None:
     if attempt is not None and attempt.ended_at is None:
         raise Conflict(
             f"expected a job without ranks, saw one that is {job.phase}: its rates depend on the "
-            "number of steps and stay while an attempt lasts; pause it, extend it, resume it"
+            "number of steps and cannot change during an attempt; pause, extend and resume it"
         )
 
 
-def _open_again(act: Act, job: JobRow, signal: Signal) -> None:
-    require_wheel(act.session, JobSpec.model_validate(job.spec), project=job.project)
-    _want(act, job, Desired.RUN, signal, Reason.WAITING_FOR_CAPACITY)
+def _open_again(transition: Transition, job: JobRow, signal: Signal) -> None:
+    require_wheel(transition.session, JobSpec.model_validate(job.spec), project=job.project)
+    _want(transition, job, Desired.RUN, signal, Reason.WAITING_FOR_CAPACITY)
     job.losses_in_a_row = 0
 
 
@@ -213,21 +198,23 @@ def _budget_text(spec: JobSpec) -> str:
 # ---- beside the phases --------------------------------------------------------------------------
 
 
-def request_evaluation(act: Act, job: JobRow) -> None:
+def request_evaluation(transition: Transition, job: JobRow) -> None:
     """Ask for an evaluation and a kept checkpoint as soon as the present step is complete."""
     if is_terminal(Phase(job.phase)) or job.desired != Desired.RUN:
-        raise Conflict(f"expected a job that trains or will train, saw one that is {job.phase}")
+        raise Conflict(
+            f"expected a job that is running or waiting to run, saw one that is {job.phase}"
+        )
     job.evaluations_requested += 1
     events.add(
-        act.session,
+        transition.session,
         job,
         code="evaluation.requested",
         message="a user asked for an evaluation",
-        at=utc_now(),
+        at=transition.now,
     )
 
 
-def patch(act: Act, job: JobRow, asked: JobPatch) -> None:
+def patch(transition: Transition, job: JobRow, asked: JobPatch) -> None:
     """Change what may be changed at any time. A budget is the whole one, and opens nothing."""
     before, fields = JobSpec.model_validate(job.spec), asked.model_dump(exclude_unset=True)
     after = changed(before, fields)
@@ -237,12 +224,14 @@ def patch(act: Act, job: JobRow, asked: JobPatch) -> None:
         _require_free_budget(job, before, after)
     _respecify(job, after)
     text = ", ".join(sorted(fields))
-    events.add(act.session, job, code="job.changed", message=f"{text} changed", at=utc_now())
+    events.add(
+        transition.session, job, code="job.changed", message=f"{text} changed", at=transition.now
+    )
 
 
 def _require_free_budget(job: JobRow, before: JobSpec, after: JobSpec) -> None:
     if is_terminal(Phase(job.phase)):
-        raise Refused(f"a job that is {job.phase} takes no other budget; extend it")
+        raise Refused(f"the budget of a {job.phase} job cannot be changed; extend the job instead")
     if needs_plan(before, after.budget):
         message = (
             "expected max_steps as it was, since the rates depend on it, saw another; "
@@ -252,12 +241,12 @@ def _require_free_budget(job: JobRow, before: JobSpec, after: JobSpec) -> None:
         raise Invalid(message, errors=(fault,))
 
 
-def delete(act: Act, job: JobRow) -> None:
+def delete(session: Session, job: JobRow) -> None:
     """Delete all rows of a job that has ended; its files are the caller's to delete."""
     if not is_terminal(Phase(job.phase)):
-        raise Refused(f"a job that is {job.phase} is not deleted; stop or cancel it first")
-    if (other := store.starting_from(act.session, job.id)) is not None:
+        raise Refused(f"a {job.phase} job cannot be deleted; stop or cancel it first")
+    if (other := store.starting_from(session, job.id)) is not None:
         raise Conflict(f"expected no job that starts from a checkpoint of this one, saw {other}")
-    for room in (events, metrics, evaluations, checkpoints, attempts):
-        room.delete_of_job(act.session, job.id)
-    store.delete_job(act.session, job)
+    for package in (events, metrics, evaluations, checkpoints, attempts):
+        package.delete_of_job(session, job.id)
+    store.delete_job(session, job)

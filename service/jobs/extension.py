@@ -1,4 +1,4 @@
-"""A larger budget, and how a schedule goes on with it. Pure."""
+"""A larger budget, and how a schedule continues towards its new end. Pure."""
 
 from collections.abc import Mapping
 
@@ -125,7 +125,7 @@ def _planned(
         raise _fault(
             "/steps",
             f"expected a number of steps, since the rates of {spec.schedule.name!r} depend on it, "
-            "saw none. Schedule-free jobs can go on without an end",
+            "saw none. Only schedule-free jobs can run without an end",
         )
     if asked.plan is None:
         raise _fault("/plan", _why_a_plan(spec.schedule.name, spec.budget.max_steps))

@@ -59,7 +59,7 @@ def _pinned(session: Session, checkpoint_id: str, project: str, *, now: datetime
             _POINTER, f"expected a checkpoint of this project, saw {error.detail}"
         ) from error
     if row.kind != CheckpointKind.EVAL:
-        raise _invalid(_POINTER, f"expected an eval checkpoint, saw one to {row.kind} from")
+        raise _invalid(_POINTER, "expected an eval checkpoint, saw a training state")
     return row
 
 

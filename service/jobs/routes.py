@@ -1,4 +1,4 @@
-"""/v1/jobs: create, list, get, change and delete, and the verbs of a job."""
+"""/v1/jobs: create, list, get, change and delete jobs, and the actions on one."""
 
 import logging
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from roadless.service.attempts import store as attempts
 from roadless.service.auth.dependencies import Project
 from roadless.service.checkpoints.keys import job_folder
+from roadless.service.clock import utc_now
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.requests import Extend, JobPatch, Pause
 from roadless.service.contract.resources import Job, Page
@@ -23,8 +24,7 @@ from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
 from roadless.service.http.paging import Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
 from roadless.service.jobs import actions, store
-from roadless.service.jobs.actions import Act
-from roadless.service.jobs.transitions import Deadlines
+from roadless.service.jobs.transitions import Deadlines, Transition
 from roadless.service.jobs.views import job_resource
 from roadless.service.wakeups import Wakeups
 
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-Action = Callable[[Act, JobRow], None]
+#: What an action does to a locked job.
+Change = Callable[[Transition, JobRow], None]
 
 
 @router.post("", status_code=201, response_model=Job)
@@ -105,7 +106,7 @@ def patch_job(
     with db.write() as session:
         job = store.get(session, job_id, project, lock=True)
         _require_version(job, if_match)
-        actions.patch(Act(session, Deadlines.from_settings(settings)), job, asked)
+        actions.patch(_transition(session, Deadlines.from_settings(settings)), job, asked)
         changed = _as_json(session, job)
     return _answer(changed, 200)
 
@@ -118,25 +119,25 @@ def _require_version(job: JobRow, if_match: str | None) -> None:
 
 
 @router.delete("/{job_id}", status_code=204)
-def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, settings: AppSettings) -> None:
+def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs) -> None:
     """Delete a job that has ended, with its curves, events and checkpoints."""
     with db.write() as session:
         job = store.get(session, job_id, project, lock=True)
-        actions.delete(Act(session, Deadlines.from_settings(settings)), job)
+        actions.delete(session, job)
     folder = job_folder(project, job_id)
     try:
         blobs.delete(folder)
     except Unavailable as error:
-        # The job is gone, and the sweep leaves files of jobs that it does not know.
+        # The job is gone, and housekeeping leaves files of jobs that it does not know.
         log.error("the files of a deleted job stay, delete %s by hand: %s", folder, error)
 
 
-# ---- verbs --------------------------------------------------------------------------------------
+# ---- actions ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Door:
-    """What every verb of a job has in common: a locked job, a key, and a bell to ring."""
+class JobAction:
+    """What every action has in common: a locked job, a key, and a bell to ring."""
 
     path: str
     job_id: str
@@ -146,12 +147,12 @@ class Door:
     deadlines: Deadlines
     key: str | None
 
-    def do(self, action: Action, *, body: str = "") -> JSONResponse:
-        """Act on the job in one transaction, once a key; ``body``: what the request says."""
+    def apply(self, change: Change, *, body: str = "") -> JSONResponse:
+        """Change the job in one transaction, once per key; ``body``: what the request says."""
 
         def act(session: Session) -> dict[str, Any]:
             job = store.get(session, self.job_id, self.project, lock=True)
-            action(Act(session, self.deadlines), job)
+            change(_transition(session, self.deadlines), job)
             return _as_json(session, job)
 
         job, replayed = once(
@@ -165,7 +166,7 @@ class Door:
         return _answer(job, 202, replayed=replayed)
 
 
-async def _door(
+async def _job_action(
     request: Request,
     job_id: str,
     project: Project,
@@ -173,56 +174,62 @@ async def _door(
     bell: Bell,
     settings: AppSettings,
     idempotency_key: IdempotencyKey = None,
-) -> Door:
+) -> JobAction:
     deadlines = Deadlines.from_settings(settings)
-    return Door(request.url.path, job_id, project, db, bell, deadlines, idempotency_key)
+    return JobAction(request.url.path, job_id, project, db, bell, deadlines, idempotency_key)
 
 
-Verb = Annotated[Door, Depends(_door)]
-#: The bodies of verbs that may come without one.
+Requested = Annotated[JobAction, Depends(_job_action)]
+#: The bodies of actions that may come without one.
 _SAVE, _OPEN_ENDED = Pause(), Extend()
 
 
 @router.post("/{job_id}/pause", status_code=202, response_model=Job)
-def pause_job(verb: Verb, how: Annotated[Pause, Body()] = _SAVE) -> JSONResponse:
+def pause_job(action: Requested, how: Annotated[Pause, Body()] = _SAVE) -> JSONResponse:
     """Save and leave, hold nothing, and wait to be resumed."""
-    return verb.do(lambda act, job: actions.pause(act, job, how), body=how.model_dump_json())
+    return action.apply(lambda to, job: actions.pause(to, job, how), body=how.model_dump_json())
 
 
 @router.post("/{job_id}/resume", status_code=202, response_model=Job)
-def resume_job(verb: Verb) -> JSONResponse:
+def resume_job(action: Requested) -> JSONResponse:
     """Let a paused or stopped job go on from its newest training state."""
-    return verb.do(actions.resume)
+    return action.apply(actions.resume)
 
 
 @router.post("/{job_id}/extend", status_code=202, response_model=Job)
-def extend_job(verb: Verb, asked: Annotated[Extend, Body()] = _OPEN_ENDED) -> JSONResponse:
+def extend_job(action: Requested, asked: Annotated[Extend, Body()] = _OPEN_ENDED) -> JSONResponse:
     """Add to the budget, or make the job open-ended; one that has finished goes on."""
-    return verb.do(lambda act, job: actions.extend(act, job, asked), body=asked.model_dump_json())
+    return action.apply(
+        lambda to, job: actions.extend(to, job, asked), body=asked.model_dump_json()
+    )
 
 
 @router.post("/{job_id}/retry", status_code=202, response_model=Job)
-def retry_job(verb: Verb) -> JSONResponse:
+def retry_job(action: Requested) -> JSONResponse:
     """Try a failed job again from its newest training state."""
-    return verb.do(actions.retry)
+    return action.apply(actions.retry)
 
 
 @router.post("/{job_id}/stop", status_code=202, response_model=Job)
-def stop_job(verb: Verb) -> JSONResponse:
+def stop_job(action: Requested) -> JSONResponse:
     """Ask for a graceful end: a last evaluation, an eval checkpoint and the training state."""
-    return verb.do(actions.stop)
+    return action.apply(actions.stop)
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=Job)
-def cancel_job(verb: Verb) -> JSONResponse:
+def cancel_job(action: Requested) -> JSONResponse:
     """End the job now; checkpoints and curves so far stay."""
-    return verb.do(actions.cancel)
+    return action.apply(actions.cancel)
 
 
 @router.post("/{job_id}/evaluate", status_code=202, response_model=Job)
-def evaluate_job(verb: Verb) -> JSONResponse:
+def evaluate_job(action: Requested) -> JSONResponse:
     """Ask for an evaluation at x and a kept checkpoint now."""
-    return verb.do(actions.request_evaluation)
+    return action.apply(actions.request_evaluation)
+
+
+def _transition(session: Session, deadlines: Deadlines) -> Transition:
+    return Transition(session, utc_now(), deadlines)
 
 
 def _as_json(session: Session, job: JobRow) -> dict[str, Any]:

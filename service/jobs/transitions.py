@@ -24,37 +24,23 @@ from roadless.service.errors import Conflict
 from roadless.service.events import store as events
 from roadless.service.settings import Settings
 
+#: How long seats may take to be given back before an event says that it is overdue.
+RELEASE_SECONDS = 60.0
+#: Phases in which an attempt still works, and after it only its seats are waited for.
+LEAVING = frozenset({Phase.STOPPING, Phase.PAUSING})
+
+_RELEASING = {Phase.FINISHING, Phase.FAILING, Phase.CANCELLING}
+_SIGNAL_OF = {
+    **dict.fromkeys(REACHED, Signal.BUDGET_REACHED),
+    Reason.STOPPED_BY_USER: Signal.STOP_DONE,
+    Reason.PAUSED_BY_USER: Signal.PAUSE_DONE,
+}
+
 
 class Refused(Conflict):
     """The job's phase does not allow this."""
 
-    code, title = "phase_refuses", "The job's phase does not allow this"
-
-
-def next_phase(phase: Phase, signal: Signal) -> Phase:
-    """Where ``signal`` leads from ``phase``; raises Refused when the table has no such move."""
-    try:
-        return TRANSITIONS[phase, signal]
-    except KeyError:
-        raise Refused(f"a job that is {phase} does not take {signal!s}") from None
-
-
-def is_allowed(phase: Phase, signal: Signal) -> bool:
-    """Whether the table has the move."""
-    return (phase, signal) in TRANSITIONS
-
-
-def is_terminal(phase: Phase) -> bool:
-    """Whether nothing is held any more and only a user can open the job again."""
-    return phase in TERMINAL
-
-
-#: How long seats may take to be given back before an event says that it is overdue.
-RELEASE_SECONDS = 60.0
-
-_RELEASING = {Phase.FINISHING, Phase.FAILING, Phase.CANCELLING}
-#: Phases in which an attempt still works, and after it only its seats are waited for.
-LEAVING = frozenset({Phase.STOPPING, Phase.PAUSING})
+    code, title = "phase_refuses", "Not allowed in the job's current phase"
 
 
 @dataclass(frozen=True)
@@ -93,13 +79,38 @@ class Deadlines:
         return None if seconds is None else now + timedelta(seconds=seconds)
 
 
+@dataclass(frozen=True)
+class Transition:
+    """What every change of a job needs: the open transaction, its time, and the deadlines."""
+
+    session: Session
+    now: datetime
+    deadlines: Deadlines
+
+
+def next_phase(phase: Phase, signal: Signal) -> Phase:
+    """Where ``signal`` leads from ``phase``; raises Refused when the table has no such move."""
+    try:
+        return TRANSITIONS[phase, signal]
+    except KeyError:
+        raise Refused(f"a {phase} job does not accept {signal!s}") from None
+
+
+def is_allowed(phase: Phase, signal: Signal) -> bool:
+    """Whether the table has the move."""
+    return (phase, signal) in TRANSITIONS
+
+
+def is_terminal(phase: Phase) -> bool:
+    """Whether nothing is held any more and only a user can open the job again."""
+    return phase in TERMINAL
+
+
 def move(
-    session: Session,
+    transition: Transition,
     job: JobRow,
     signal: Signal,
     *,
-    now: datetime,
-    deadlines: Deadlines,
     reason: Reason | None = None,
     message: str = "",
 ) -> None:
@@ -107,28 +118,64 @@ def move(
 
     A repeated signal that leads nowhere new changes nothing, version included.
     """
-    before = Phase(job.phase)
+    before, now = Phase(job.phase), transition.now
     after = next_phase(before, signal)
     if after == before:
         return
     job.phase = after
     job.version += 1
-    job.deadline_at = deadlines.of(after, now)
+    job.deadline_at = transition.deadlines.of(after, now)
     job.reason, job.message = _explain(job, after, reason, message)
     job.ended_at = now if is_terminal(after) else None
     text = f"{before} -> {after}" + (f": {job.message}" if job.message else "")
-    events.add(session, job, code=f"phase.{after.lower()}", message=text, at=now)
-    settle(session, job, now=now, deadlines=deadlines)
+    events.add(transition.session, job, code=f"phase.{after.lower()}", message=text, at=now)
+    settle(transition, job)
 
 
-def settle(session: Session, job: JobRow, *, now: datetime, deadlines: Deadlines) -> None:
+def settle(transition: Transition, job: JobRow) -> None:
     """Finish a phase that only waits for seats to be released, when none is held."""
+    session, phase = transition.session, Phase(job.phase)
     session.flush()
-    phase = Phase(job.phase)
     waits = phase in _RELEASING or (phase in LEAVING and _has_ended(session, job))
     if waits and not attempts.holds_anything(session, job.id):
         assert is_allowed(phase, Signal.RELEASE)
-        move(session, job, Signal.RELEASE, now=now, deadlines=deadlines)
+        move(transition, job, Signal.RELEASE)
+
+
+def end_attempt(
+    transition: Transition,
+    job: JobRow,
+    attempt: AttemptRow,
+    *,
+    reason: Reason,
+    message: str,
+    goes_on: bool = False,
+) -> None:
+    """Fence the attempt off and move its job on, which must be locked.
+
+    An attempt that has ended stays as it is. ``goes_on``: what ended it holds no more, for instance
+    a budget that was extended at the same time, so another attempt follows.
+    """
+    if attempt.ended_at is not None:
+        return
+    attempt.ended_at, attempt.reason, attempt.message = transition.now, reason, message
+    events.add(
+        transition.session,
+        job,
+        code=f"attempt.{reason}",
+        message=message,
+        at=transition.now,
+        attempt_id=attempt.id,
+    )
+    if goes_on:
+        signal = Signal.LOSE
+    else:
+        signal, reason, message = _consequence(job, reason, message)
+    if is_allowed(Phase(job.phase), signal):
+        move(transition, job, signal, reason=reason, message=message)
+    if job.phase in LEAVING:  # which may end as it began, and now only waits for its seats
+        job.deadline_at = transition.now + timedelta(seconds=RELEASE_SECONDS)
+    settle(transition, job)
 
 
 def _has_ended(session: Session, job: JobRow) -> bool:
@@ -147,51 +194,6 @@ def _explain(
     return None, None
 
 
-_SIGNAL_OF = {
-    **dict.fromkeys(REACHED, Signal.BUDGET_REACHED),
-    Reason.STOPPED_BY_USER: Signal.STOP_DONE,
-    Reason.PAUSED_BY_USER: Signal.PAUSE_DONE,
-}
-
-
-def end_attempt(
-    session: Session,
-    job: JobRow,
-    attempt: AttemptRow,
-    *,
-    reason: Reason,
-    message: str,
-    now: datetime,
-    deadlines: Deadlines,
-    goes_on: bool = False,
-) -> None:
-    """Fence the attempt off and move its job on, which must be locked.
-
-    An attempt that has ended stays as it is. ``goes_on``: what ended it holds no more, for instance
-    a budget that was extended at the same time, so another attempt follows.
-    """
-    if attempt.ended_at is not None:
-        return
-    attempt.ended_at, attempt.reason, attempt.message = now, reason, message
-    events.add(
-        session,
-        job,
-        code=f"attempt.{reason}",
-        message=message,
-        at=now,
-        attempt_id=attempt.id,
-    )
-    if goes_on:
-        signal = Signal.LOSE
-    else:
-        signal, reason, message = _consequence(job, reason, message)
-    if is_allowed(Phase(job.phase), signal):
-        move(session, job, signal, now=now, deadlines=deadlines, reason=reason, message=message)
-    if job.phase in LEAVING:  # which may end as it began, and now only waits for its seats
-        job.deadline_at = now + timedelta(seconds=RELEASE_SECONDS)
-    settle(session, job, now=now, deadlines=deadlines)
-
-
 def _consequence(job: JobRow, reason: Reason, message: str) -> tuple[Signal, Reason, str]:
     """Which signal the ending is to the job: an end, or a loss while tries are left."""
     if reason in _SIGNAL_OF:
@@ -203,6 +205,6 @@ def _consequence(job: JobRow, reason: Reason, message: str) -> tuple[Signal, Rea
     if job.losses_in_a_row < tries:
         return Signal.LOSE, reason, message
     text = (
-        f"{tries} attempts in a row were lost without a training state gained; the last: {message}"
+        f"{tries} attempts in a row failed before saving a training state; the last one: {message}"
     )
     return Signal.FAIL, Reason.RETRIES_EXHAUSTED, text

@@ -22,7 +22,7 @@ from roadless.service.db.tables import MetricChunkRow
 from roadless.service.metrics import chunks
 from roadless.service.metrics.chunks import Points
 
-#: So many chunks of one level are merged into one of the next.
+#: This many chunks of one level are merged into one of the next.
 FAN_IN = 32
 FINAL_LEVEL = 2
 

@@ -1,4 +1,4 @@
-"""Answers of the metrics room: summaries, and one series in buckets along any axis.
+"""Answers of the metrics package: summaries, and one series in buckets along any axis.
 
 Samples, tokens and seconds are series of their own; another axis is a join on the step.
 """

@@ -21,13 +21,11 @@ def expire_leases(tick: Tick) -> int:
     silent = attempts.expired(tick.session, now=tick.now, limit=BATCH)
     for job, attempt in silent:
         end_attempt(
-            tick.session,
+            tick,
             job,
             attempt,
             reason=Reason.LEASE_EXPIRED,
-            message=f"nothing was heard of it for {tick.lease.seconds:g} s",
-            now=tick.now,
-            deadlines=tick.deadlines,
+            message=f"no heartbeat for {tick.lease.seconds:g} s",
         )
     return len(silent)
 
@@ -59,26 +57,22 @@ def _act_on(tick: Tick, job: JobRow) -> None:
         _note_overdue_release(tick, job)
         return
     end_attempt(
-        tick.session,
+        tick,
         job,
         attempt,
         reason=_REASON_OF_OVERDUE[Phase(job.phase)],
-        message=f"{job.phase} took longer than its deadline",
-        now=tick.now,
-        deadlines=tick.deadlines,
+        message=f"{job.phase} exceeded its deadline",
     )
 
 
 def _end_pause(tick: Tick, job: JobRow) -> None:
     """Nobody has resumed it in time. It keeps its training state, and can still be resumed."""
     move(
-        tick.session,
+        tick,
         job,
         Signal.STOP,
-        now=tick.now,
-        deadlines=tick.deadlines,
         reason=Reason.PAUSE_EXPIRED,
-        message=f"it was paused for {tick.deadlines.pause_seconds:g} s",
+        message=f"paused for more than {tick.deadlines.pause_seconds:g} s",
     )
     job.desired = Desired.STOP
 
@@ -99,12 +93,12 @@ def forget_runners(tick: Tick) -> int:
             tick.session,
             job,
             code="runner.forgotten",
-            message=f"runner {runner_name!r} was silent for {seconds:g} s; what it held counts as "
-            "released",
+            message=f"runner {runner_name!r} was silent for {seconds:g} s; its resources "
+            "count as released",
             at=tick.now,
             attempt_id=attempt.id,
         )
-        settle(tick.session, job, now=tick.now, deadlines=tick.deadlines)
+        settle(tick, job)
     return len(forgotten)
 
 
@@ -117,7 +111,7 @@ def _note_overdue_release(tick: Tick, job: JobRow) -> None:
         tick.session,
         job,
         code="release.overdue",
-        message=f"{job.phase}: no runner has said yet that the seats are free",
+        message=f"{job.phase}: no runner has confirmed yet that the resources are released",
         at=tick.now,
     )
 
@@ -125,10 +119,10 @@ def _note_overdue_release(tick: Tick, job: JobRow) -> None:
 def explain_waiting(tick: Tick) -> None:
     """Say of each queued job whether it waits for capacity or for a runner at all."""
     if store.has_runner(tick.session, since=tick.lease.silent_since(tick.now)):
-        reason, message = Reason.WAITING_FOR_CAPACITY, "its workers do not fit what is free now"
+        reason, message = Reason.WAITING_FOR_CAPACITY, "not enough free capacity for its workers"
     else:
         reason, message = (
             Reason.NO_RUNNER,
-            f"no runner was heard in the last {tick.lease.seconds:g} s",
+            f"no runner has connected in the last {tick.lease.seconds:g} s",
         )
     store.explain_queued(tick.session, reason=reason, message=message)

@@ -9,14 +9,14 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from roadless.service.checkpoints.retention import remove_superfluous, sweep_blobs
+from roadless.service.checkpoints.retention import remove_superfluous, remove_unlisted
 from roadless.service.clock import utc_now
-from roadless.service.datasets.sweep import sweep_datasets
+from roadless.service.datasets.retention import remove_unlisted_datasets
 from roadless.service.db.session import Database
 from roadless.service.idempotency import store as idempotency
 from roadless.service.storage.blobs import BlobStore
-from roadless.service.storage.incoming import sweep_uploads
-from roadless.service.wheels.sweep import sweep_wheels
+from roadless.service.storage.incoming import remove_abandoned_uploads
+from roadless.service.wheels.retention import remove_unfinished_wheels
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +35,15 @@ class Housekeeping:
     wheel_blobs: BlobStore
     uploads: Path
 
-    def sweep(self, now: datetime) -> None:
+    def clean_up(self, now: datetime) -> None:
         """Do it once. Repeatable, and safe beside requests and other replicas."""
         with self.db.write() as session:
             idempotency.forget_keys(session, before=now - KEYS_KEPT)
-        num_uploads = sweep_uploads(self.uploads, now=now)
+        num_uploads = remove_abandoned_uploads(self.uploads, now=now)
         num_superfluous = remove_superfluous(self.db, self.blobs, now=now)
-        num_checkpoints = sweep_blobs(self.db, self.blobs, now=now)
-        num_datasets = sweep_datasets(self.db, self.dataset_blobs, now=now)
-        num_wheels = sweep_wheels(self.db, self.wheel_blobs, now=now)
+        num_checkpoints = remove_unlisted(self.db, self.blobs, now=now)
+        num_datasets = remove_unlisted_datasets(self.db, self.dataset_blobs, now=now)
+        num_wheels = remove_unfinished_wheels(self.db, self.wheel_blobs, now=now)
         if num_uploads or num_superfluous or num_checkpoints or num_datasets or num_wheels:
             log.info(
                 "removed the remains of %d uploads, %d checkpoints that retention no longer keeps, "
@@ -60,7 +60,7 @@ class Housekeeping:
         """Sweep now and once an hour until cancelled."""
         while True:
             try:
-                await anyio.to_thread.run_sync(self.sweep, utc_now())
+                await anyio.to_thread.run_sync(self.clean_up, utc_now())
             except Exception:
                 log.exception("housekeeping failed; the next round tries again")
             await asyncio.sleep(EVERY_SECONDS)

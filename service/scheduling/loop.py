@@ -27,7 +27,7 @@ def tick(db: Database, keeper: LeaseKeeper, deadlines: Deadlines) -> int:
     """Do once what is due; return how many attempts or phases were ended, or let go."""
     with db.write() as session:
         now = utc_now()
-        facts = Tick(session, now, keeper.look(now), deadlines)
+        facts = Tick(session, now, deadlines, keeper.look(now))
         ended = expire_leases(facts) + end_overdue_phases(facts) + forget_runners(facts)
         explain_waiting(facts)
     return ended

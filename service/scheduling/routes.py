@@ -57,7 +57,7 @@ async def sync_runner(
 
     def look(looked_at: datetime | None) -> tuple[SyncReply | None, datetime]:
         with db.write() as session:
-            tick = Tick(session, utc_now(), leases.policy, deadlines)
+            tick = Tick(session, utc_now(), deadlines, leases.policy)
             return sync(tick, View.of(runner_id, message, looked_at=looked_at)), tick.now
 
     looked_at = None

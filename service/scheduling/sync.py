@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy.orm import Session
-
 from roadless.service.attempts import store as attempts
 from roadless.service.attempts.leases import LeasePolicy
 from roadless.service.auth.tokens import Audience, digest, mint
@@ -17,7 +15,7 @@ from roadless.service.contract.states import Reason, Signal
 from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
 from roadless.service.events import store as events
 from roadless.service.jobs import store as jobs
-from roadless.service.jobs.transitions import Deadlines, end_attempt, move, settle
+from roadless.service.jobs.transitions import Transition, end_attempt, move, settle
 from roadless.service.scheduling import store
 from roadless.service.scheduling.policy import Ask, Room, choose, grow, seat
 from roadless.service.wheels import store as wheels
@@ -28,13 +26,10 @@ RELEASES_PER_SYNC = 1000
 
 
 @dataclass(frozen=True)
-class Tick:
-    """One transaction's facts: the time and the rules of time."""
+class Tick(Transition):
+    """A look at what time and runners have brought: leases may expire in it."""
 
-    session: Session
-    now: datetime
     lease: LeasePolicy
-    deadlines: Deadlines
 
 
 @dataclass(frozen=True)
@@ -96,7 +91,7 @@ def _end_and_release(tick: Tick, view: View) -> None:
             continue
         if view.is_released(attempt):
             attempt.released_at = tick.now
-            settle(tick.session, job, now=tick.now, deadlines=tick.deadlines)
+            settle(tick, job)
         elif view.is_lost(attempt):
             _lose(tick, job, attempt)
 
@@ -113,13 +108,11 @@ def _known_to(tick: Tick, view: View) -> list[AttemptRow]:
 
 def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
     end_attempt(
-        tick.session,
+        tick,
         job,
         attempt,
         reason=Reason.RANK_DIED,
-        message="the runner no longer sees any rank of this attempt",
-        now=tick.now,
-        deadlines=tick.deadlines,
+        message="the runner no longer sees any ranks of this attempt",
     )
 
 
@@ -161,9 +154,11 @@ def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
 
 
 def _ask(job: JobRow) -> Ask:
-    seats = ParallelismSpec.model_validate(job.spec["parallelism"])
-    largest, *fewer = gang_sizes(seats, batch_size=job.spec["training"]["batch_size"])
-    return Ask(job.id, largest, seats.cpus_per_worker, seats.gpus_per_worker, tuple(fewer))
+    parallelism = ParallelismSpec.model_validate(job.spec["parallelism"])
+    largest, *fewer = gang_sizes(parallelism, batch_size=job.spec["training"]["batch_size"])
+    return Ask(
+        job.id, largest, parallelism.cpus_per_worker, parallelism.gpus_per_worker, tuple(fewer)
+    )
 
 
 def _let_grow(tick: Tick, held: Sequence[AttemptRow], rooms: Sequence[Room]) -> None:
@@ -192,8 +187,8 @@ def _note_growth(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
         tick.session,
         job,
         code="attempt.grows",
-        message=f"there is room for {attempt.grow_to} ranks; the job moves from "
-        f"{attempt.world_size} with its next training state",
+        message=f"capacity for {attempt.grow_to} ranks is free; the job grows from "
+        f"{attempt.world_size} at its next training state",
         at=tick.now,
         attempt_id=attempt.id,
     )
@@ -218,7 +213,7 @@ def _start_attempt(tick: Tick, job: JobRow, ask: Ask, runner_id: str) -> Assignm
         lease_until=tick.lease.until(tick.now),
         now=tick.now,
     )
-    move(tick.session, job, Signal.CLAIM, now=tick.now, deadlines=tick.deadlines)
+    move(tick, job, Signal.CLAIM)
     return _assignment(tick, attempt, token)
 
 
@@ -233,8 +228,8 @@ def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> 
         tick.session,
         job,
         code="checkpoint.set_aside",
-        message=f"training state {before.resume_checkpoint_id} of step {before.resumed_step} does "
-        f"not load; the job goes on from {resume.id} of step {resume.step}",
+        message=f"training state {before.resume_checkpoint_id} of step {before.resumed_step} "
+        f"failed to load; the job resumes from {resume.id} of step {resume.step}",
         at=tick.now,
     )
 

@@ -29,7 +29,7 @@ def require_known(session: Session, names: Sequence[str], *, project: str) -> No
     faults = tuple(
         ProblemError(
             pointer=f"/secrets/{index}",
-            message=f"expected a secret of this project, saw {name!r}, which it has not",
+            message=f"expected a secret of this project, saw {name!r}, which does not exist",
         )
         for index, name in enumerate(names)
         if name not in known

@@ -51,15 +51,17 @@ class Cipher:
         key = self._keys.get(sealed.key_id)
         if key is None:
             raise SecretUnreadable(
-                f"{name} was sealed with key {sealed.key_id}, which the service has no longer; "
-                "put it again"
+                f"{name} was sealed with key {sealed.key_id}, which the service no longer has; "
+                "store it again"
             )
         try:
             content = json.loads(key.decrypt(sealed.token))
         except InvalidToken as error:
-            raise SecretUnreadable(f"{name} is damaged where it is stored; put it again") from error
+            raise SecretUnreadable(
+                f"the stored value of {name} is corrupt; store it again"
+            ) from error
         if (content["project"], content["name"]) != (project, name):
-            raise SecretUnreadable(f"{name} was sealed for another place; put it again")
+            raise SecretUnreadable(f"{name} was sealed for another project or name; store it again")
         value: str = content["value"]
         return value
 
@@ -77,7 +79,7 @@ def _key_id(key: str) -> str:
         content = b""
     if len(content) != _KEY_BYTES:
         raise KeyUnusable(
-            f"expected a key of {_KEY_BYTES} bytes as URL-safe base64, saw {len(key)} characters "
-            "that are none"
+            f"expected a key of {_KEY_BYTES} bytes as URL-safe base64, saw {len(key)} other "
+            "characters"
         )
     return hashlib.sha256(content).hexdigest()[:_KEY_ID_LENGTH]

@@ -1,4 +1,7 @@
-"""A secret on its way in. Read here and not by the framework, whose errors repeat what they saw."""
+"""What routes of secrets ask for: the cipher, and the secret of a request.
+
+That is read here and not by the framework, whose errors repeat what they saw.
+"""
 
 from typing import Annotated
 
@@ -8,18 +11,15 @@ from pydantic import ValidationError
 from roadless.service.contract.resources import ProblemError
 from roadless.service.contract.secrets import NewSecret
 from roadless.service.errors import Invalid, TooLarge
+from roadless.service.http.dependencies import state_of
 from roadless.service.secrets.cipher import Cipher
-
-
-async def _cipher(request: Request) -> Cipher:
-    cipher: Cipher = request.app.state.cipher
-    return cipher
-
-
-SecretCipher = Annotated[Cipher, Depends(_cipher)]
 
 #: A value of the longest kind, each byte of it written as six characters, and the rest of the JSON.
 _MAX_BODY_BYTES = 256 * 2**10
+
+
+async def _cipher(request: Request) -> Cipher:
+    return state_of(request).part(Cipher)
 
 
 async def _new_secret(request: Request) -> NewSecret:
@@ -44,5 +44,6 @@ def _fault(error: ValidationError) -> ProblemError:
     return ProblemError(pointer="", message=message)
 
 
+SecretCipher = Annotated[Cipher, Depends(_cipher)]
 #: The body of a PUT, whose value no answer and no log repeats.
 IncomingSecret = Annotated[NewSecret, Depends(_new_secret)]

@@ -14,12 +14,8 @@ from roadless.service.errors import BlobMissing
 
 #: How long a file must have been left alone: far longer than any upload pauses.
 REST = timedelta(hours=1)
-
-
 #: How long a store may take over one file before what it has of it counts as left behind.
 LONGEST_PUT = timedelta(days=1)
-
-
 #: What a reader gets at a time, and so what a download holds in memory.
 CHUNK_BYTES = 1 << 20
 

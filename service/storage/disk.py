@@ -21,5 +21,5 @@ def needing_room(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        log.error("the disk of %s is full; files wait until there is room", folder)
-        raise Unavailable("the service has no room for this file; try again") from error
+        log.error("the disk of %s is full; uploads wait for free space", folder)
+        raise Unavailable("the service has no disk space left for this file; try again") from error

@@ -16,24 +16,6 @@ from roadless.service.errors import Unavailable
 from roadless.service.storage.blobs import REST
 from roadless.service.storage.disk import needing_room
 
-
-def sweep_uploads(folder: Path, *, now: datetime) -> int:
-    """Delete the remains of uploads that nobody goes on with; return how many."""
-    num_deleted, before = 0, (now - REST).timestamp()
-    for path in folder.glob("*"):
-        with contextlib.suppress(FileNotFoundError):  # its upload has just ended
-            if path.stat().st_mtime < before and _is_left(path):
-                path.unlink()
-                num_deleted += 1
-    return num_deleted
-
-
-def _is_left(path: Path) -> bool:
-    """Whether nobody holds the file: one that has arrived may take long to be stored."""
-    with path.open("rb") as file:
-        return is_locked_by(file.fileno(), path)
-
-
 _READ_BYTES = 1 << 20
 
 
@@ -45,7 +27,7 @@ class Incoming:
         self._file = path.open("ab", buffering=0)
         if not is_locked_by(self._file.fileno(), path):
             self._file.close()
-            raise Unavailable("another connection brings this file; try again")
+            raise Unavailable("another connection is uploading this file; try again")
 
     def __enter__(self) -> Self:
         return self
@@ -93,3 +75,20 @@ def is_locked_by(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+
+
+def remove_abandoned_uploads(folder: Path, *, now: datetime) -> int:
+    """Delete the remains of uploads that nobody continues; return how many."""
+    num_deleted, before = 0, (now - REST).timestamp()
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):  # its upload has just ended
+            if path.stat().st_mtime < before and _is_left(path):
+                path.unlink()
+                num_deleted += 1
+    return num_deleted
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody holds the file: one that has arrived may take long to be stored."""
+    with path.open("rb") as file:
+        return is_locked_by(file.fileno(), path)

@@ -69,7 +69,7 @@ class Intake:
             raise TooLarge(f"expected a file of at most {self.max_bytes} bytes, saw {length}")
         with Incoming(self._path(target)) as incoming:
             if incoming.num_bytes != offset:
-                raise Conflict(f"expected byte {incoming.num_bytes} as the next, saw {offset}")
+                raise Conflict(f"expected offset {incoming.num_bytes}, saw {offset}")
             await append(incoming, chunks, max_bytes=length)
             arrived = Arrived(incoming.num_bytes, is_stored=incoming.num_bytes == length)
             if arrived.is_stored:

@@ -109,7 +109,7 @@ class S3Blobs:
                     yield chunk
             num_in_vain = 0 if start > begun_at else num_in_vain + 1
             if num_in_vain > RESUMPTIONS:
-                raise Unavailable(f"the blob store sends nothing after byte {start}; try again")
+                raise Unavailable(f"the blob store sent nothing after byte {start}; try again")
 
     def _stream(self, key: str, start: int, stop: int) -> Iterator[bytes]:
         with translated():

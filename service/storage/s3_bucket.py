@@ -113,7 +113,7 @@ def _client(session: boto3.session.Session, bucket: Bucket, *, read_seconds: int
 def require_usable(bucket: Bucket) -> None:
     """Store and delete something; raises BucketUnusable where that can never succeed.
 
-    A store that is away for now is only told of: training goes on without it for a while.
+    A store that is away for now is only logged: training goes on without it for a while.
     """
     client = Clients.of(bucket).questions
     probe = {"Bucket": bucket.name, "Key": bucket.key(_PROBE)}
@@ -137,9 +137,9 @@ def _judge(bucket: Bucket, error: ClientError) -> None:
     if status >= 500:
         _tell_away(bucket, error)
     elif status == 404:
-        raise BucketUnusable(f"{bucket}: expected it to exist, saw no such bucket") from error
+        raise BucketUnusable(f"{bucket}: expected the bucket to exist, saw none") from error
     elif status == 403:
-        expected = "leave to list, read, write and delete"
+        expected = "permission to list, read, write and delete"
         raise BucketUnusable(f"{bucket}: expected {expected}, saw: {error}") from error
     else:
         raise BucketUnusable(f"{bucket}: expected it to answer, saw: {error}") from error

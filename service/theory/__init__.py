@@ -2,6 +2,7 @@
 
 ``reading`` fetches what a job has logged; ``steps``, ``averaging``, ``bounds``, ``analysis``,
 ``advice`` and ``caveats`` think about it with ``roadless.optim.theory.bounds`` and touch no
-database. ``planner`` answers for jobs that do not exist yet, and ``turns`` lets few compute at
-once.
+database. ``planner`` answers for jobs that do not exist yet, and ``concurrency`` limits how many
+compute
+at once.
 """

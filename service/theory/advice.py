@@ -31,7 +31,7 @@ from roadless.service.theory.steps import MAX_BLOCKS, Blocks, Floats, Ints
 RECENT_SHARE = 0.1
 #: The most blocks that an extension is summed up in.
 MAX_EXTENSION_BLOCKS = MAX_EXTENSION * MAX_BLOCKS
-#: A longer extension is planned to scale, over so many steps.
+#: A longer extension is planned to scale, over this many steps.
 MAX_PLANNED_STEPS = 20_000
 #: Lengths of a cooldown that are tried after a constant rate.
 NUM_COOLDOWNS = 16
@@ -249,23 +249,23 @@ def _bound_or_infinity(way: Way) -> float:
 def advice(way: Way | None) -> str:
     """Say in a sentence how to go on; None: there is no way but to start anew."""
     if way is None:
-        return "The schedule depends on its end from the first step on: start anew."
+        return "The schedule depends on its end from the first step: start over."
     share = None if way.cooldown_len is None else f"{100 * way.cooldown_len:.4g} %"
     match way.name:
         case "go_on":
-            return "Nothing to redo: go on with the rate as it is."
+            return "Nothing needs to be redone: continue at the current rate."
         case "cooldown":
             return (
-                f"Keep the rate, and let a cooldown take the last {share} of all steps; go on from "
-                f"a training state of step {way.starts_at} or before."
+                f"Keep the rate, with a cooldown over the last {share} of all steps; resume from "
+                f"a training state at step {way.starts_at} or earlier."
             )
         case "second_stage":
             return (
-                f"Go on from a training state of step {way.starts_at} or before, after that step "
+                f"Resume from a training state at step {way.starts_at} or earlier, after that step "
                 f"at {way.factor:.4g} of the rate; the cooldown keeps {share} of all steps."
             )
         case _:
             return (
-                "Stretch the schedule; go on from a training state of step "
-                f"{way.starts_at} or before."
+                "Stretch the schedule; resume from a training state at step "
+                f"{way.starts_at} or earlier."
             )

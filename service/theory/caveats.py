@@ -31,22 +31,25 @@ GOOD_ERROR = 0.05
 def of_spec(spec: JobSpec) -> Iterator[Caveat]:
     """Yield what the specification alone tells."""
     if not (isinstance(spec.model, MlpPreset) and not spec.model.hidden):
-        yield _caveat(CaveatCode.NON_CONVEX, "the bound is proved for convex losses; this is none")
+        yield _caveat(
+            CaveatCode.NON_CONVEX,
+            "the bound is proved for convex losses only; this one is not convex",
+        )
     if not _steps_along_the_gradient(spec.optimizer):
         yield _caveat(
             CaveatCode.ADAPTIVE_OPTIMIZER,
             f"the bound is proved for steps along the gradient; {spec.optimizer.name} rescales "
-            f"them, and {GRAD_NORM} is the norm before that: compare norms=even",
+            f"them, and {GRAD_NORM} is the norm before rescaling: compare norms=even",
         )
     if _has_momentum(spec.optimizer):
         yield _caveat(CaveatCode.MOMENTUM, "the bound is proved for steps without momentum")
     if _decays_weights(spec.optimizer):
-        yield _caveat(CaveatCode.WEIGHT_DECAY, "the bound does not know of weight decay")
+        yield _caveat(CaveatCode.WEIGHT_DECAY, "the bound ignores weight decay")
     if spec.training.max_grad_norm is not None or _clips_itself(spec.optimizer):
         yield _caveat(
             CaveatCode.CLIPPING,
-            "a clipped gradient is none of the loss; norms count as training.max_grad_norm "
-            "leaves them",
+            "a clipped gradient is not a gradient of the loss; norms are used after clipping to "
+            "training.max_grad_norm",
         )
 
 
@@ -57,13 +60,13 @@ def of_record(record: Record) -> Iterator[Caveat]:
         yield _caveat(
             CaveatCode.INTERPOLATED,
             f"{RATE} or {GRAD_NORM} was not logged at {record.num_missing} of {blocks.num_steps} "
-            "steps; they are read from a line between their neighbours",
+            "steps; these are interpolated linearly",
         )
     if blocks.size > 1:
         yield _caveat(
             CaveatCode.COARSENED,
-            f"{blocks.num_steps} steps are summed up in blocks of {blocks.size}, within which "
-            "rates and norms count as even",
+            f"{blocks.num_steps} steps are grouped in blocks of {blocks.size}, within which "
+            "rates and norms count as constant",
         )
 
 
@@ -72,8 +75,8 @@ def of_analysis(record: Record, analysis: Analysis) -> Iterator[Caveat]:
     if analysis.distance.source == "assumed":
         yield _caveat(
             CaveatCode.DISTANCE_ASSUMED,
-            "the losses do not tell the distance, which is taken for the one for which the job's "
-            "rates are the best",
+            "the losses do not determine the distance; it is assumed to be the one for which the "
+            "job's rates are optimal",
         )
     if analysis.fit is not None:
         yield from _of_fit(analysis.fit.huber)
@@ -85,13 +88,13 @@ def of_analysis(record: Record, analysis: Analysis) -> Iterator[Caveat]:
         )
     yield _caveat(
         CaveatCode.MIXED_BOUNDS,
-        "schedule_free is bounded at its average, the schedules at their last iterate: between "
-        "them, how tight each bound is counts too",
+        "schedule_free is bounded at its average, the schedules at their last iterate: a "
+        "comparison also depends on how tight each bound is",
     )
     yield _caveat(
         CaveatCode.NORMS_AHEAD,
-        "further steps are supposed to have the gradient norms of the last "
-        f"{100 * RECENT_SHARE:g} % of those taken",
+        "further steps are assumed to have the gradient norms of the last "
+        f"{100 * RECENT_SHARE:g} % of the steps so far",
     )
 
 
@@ -99,17 +102,19 @@ def _of_fit(line: LossFit) -> Iterator[Caveat]:
     if line.M > 1 + SLOPE_SLACK:
         yield _caveat(
             CaveatCode.SLOPE_ABOVE_ONE,
-            f"the losses fall {line.M:.3g} times as much as the bound, which at this distance "
-            "therefore bounds nothing: do not trust best rates, and what they promise",
+            f"the losses fall {line.M:.3g} times as much as the bound, so at this "
+            "distance it is not a bound: do not rely on best rates or their predictions",
         )
     if line.median_relative_error > GOOD_ERROR:
         yield _caveat(
             CaveatCode.POOR_FIT,
             f"half of the losses are more than {100 * line.median_relative_error:.2g} % off the "
-            "line: they do not fall as the bound does",
+            "line: they do not follow the bound",
         )
     if line.n < FEW_POINTS:
-        yield _caveat(CaveatCode.FEW_POINTS, f"a fit of three unknowns to {line.n} evaluations")
+        yield _caveat(
+            CaveatCode.FEW_POINTS, f"three parameters are fitted to only {line.n} evaluations"
+        )
 
 
 def _caveat(code: CaveatCode, text: str) -> Caveat:

@@ -10,23 +10,23 @@ from roadless.service.theory import reading
 from roadless.service.theory.analysis import analyse
 from roadless.service.theory.averaging import averaging_of
 from roadless.service.theory.bounds import terms_at
-from roadless.service.theory.concurrency import Turns
+from roadless.service.theory.concurrency import ConcurrencyLimit
 from roadless.service.theory.reading import Record, TheoryUnavailable
 from roadless.service.theory.views import known
 
 
 class JobBounds:
-    """The bounds of a job after steps of its, as ``evaluations.bounds.CurveBounds`` asks."""
+    """The bounds of a job after some of its steps, as ``evaluations.routes.CurveBounds`` asks."""
 
-    def __init__(self, db: Database, turns: Turns) -> None:
+    def __init__(self, db: Database, limit: ConcurrencyLimit) -> None:
         self._db = db
-        self._turns = turns
+        self._limit = limit
 
     async def __call__(
         self, job_id: str, project: str, steps: Sequence[int]
     ) -> Mapping[int, float | None]:
         """Return the bound after each of the steps that has one; nothing for a job without any."""
-        return await self._turns.take(partial(self._bounds, job_id, project, steps))
+        return await self._limit.run(partial(self._bounds, job_id, project, steps))
 
     def _bounds(self, job_id: str, project: str, steps: Sequence[int]) -> dict[int, float | None]:
         try:

@@ -11,18 +11,23 @@ from roadless.service.contract.theory.plan import Plan, PlanRequest
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import Db
 from roadless.service.theory import reading, views
-from roadless.service.theory.concurrency import Turn
+from roadless.service.theory.concurrency import TheoryLimit
 from roadless.service.theory.planner import plan_of
 
 router = APIRouter(prefix="/v1", tags=["theory"])
 
 Distance = Annotated[
     float | None,
-    Query(gt=0, le=1e12, allow_inf_nan=False, description="start to optimum; default: fitted"),
+    Query(
+        gt=0,
+        le=1e12,
+        allow_inf_nan=False,
+        description="distance from the start to the optimum; default: fitted",
+    ),
 ]
 Steps = Annotated[
     int | None,
-    Query(ge=2, description="how far an extension goes; default: twice as far"),
+    Query(ge=2, description="total steps of the extension; default: twice as many"),
 ]
 
 
@@ -31,14 +36,14 @@ async def job_theory(
     job_id: str,
     project: Project,
     db: Db,
-    turn: Turn,
+    limit: TheoryLimit,
     distance: Distance = None,
     steps: Steps = None,
     norms: Norms = "logged",
 ) -> Theory:
     """The bound beside the eval curve, other schedules beside the job's, and how to go on."""
     wanted = views.Wanted(distance=distance, to_step=steps, norms=norms)
-    return await turn.take(partial(_theory, db, job_id, project, wanted))
+    return await limit.run(partial(_theory, db, job_id, project, wanted))
 
 
 def _theory(db: Database, job_id: str, project: str, wanted: views.Wanted) -> Theory:
@@ -48,6 +53,6 @@ def _theory(db: Database, job_id: str, project: str, wanted: views.Wanted) -> Th
 
 
 @router.post("/plan", dependencies=[Depends(require_user)])
-async def plan(request: PlanRequest, turn: Turn) -> Plan:
+async def plan(request: PlanRequest, limit: TheoryLimit) -> Plan:
     """Best base rates of schedules over a horizon, and how to make a run longer."""
-    return await turn.take(partial(plan_of, request))
+    return await limit.run(partial(plan_of, request))

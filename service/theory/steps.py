@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-#: The most blocks of a job; up to so many steps nothing is summed up.
+#: The most blocks of a job; up to this many steps nothing is grouped.
 MAX_BLOCKS = 20_000
 #: A block this many blocks before a horizon is one piece; nearer ones are spread out in more.
 FINENESS = 512

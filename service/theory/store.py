@@ -1,4 +1,4 @@
-"""The SQL of the theory room: how far a series reaches, and the losses of the eval curve."""
+"""The SQL of the theory package: how far a series reaches, and the losses of the eval curve."""
 
 from collections.abc import Mapping
 

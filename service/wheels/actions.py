@@ -17,7 +17,9 @@ _SHOWN_JOBS = 5
 def require_allowed(is_allowed: bool) -> None:
     """Raise Forbidden unless the operator of the service lets users bring wheels."""
     if not is_allowed:
-        raise Forbidden(f"this service takes no wheels; its operator can allow them ({VARIABLE}=1)")
+        raise Forbidden(
+            f"this service does not accept wheels; its operator can enable them ({VARIABLE}=1)"
+        )
 
 
 def require_room(session: Session, project: str) -> None:
@@ -55,5 +57,5 @@ def withdraw(session: Session, row: WheelRow) -> None:
     """Take a locked wheel out of use; raises Conflict while a job that has not ended uses it."""
     jobs = store.users(session, row.id, limit=_SHOWN_JOBS)
     if jobs:
-        raise Conflict(f"expected no job that has not ended to use {row.id}, saw {', '.join(jobs)}")
+        raise Conflict(f"expected no unfinished job to use {row.id}, saw {', '.join(jobs)}")
     row.is_stored = False

@@ -111,7 +111,7 @@ def _require_safe(members: list[zipfile.ZipInfo]) -> None:
     names = [member.filename for member in members]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise Invalid(f"expected each file once, saw {twice!r} twice")
+        raise Invalid(f"expected each file only once, saw {twice!r} twice")
     for member in members:
         _require_safe_member(member)
 
@@ -171,7 +171,7 @@ def _require_identity(place: str, name: object, version: object, *, file_name: s
         is_equal = False
     if not is_equal or canonicalize_name(str(name)) != expected_name:
         raise Invalid(
-            f"expected {expected_name} {expected_version} in {place}, as the file is named, "
+            f"expected {expected_name} {expected_version} in {place}, matching the file name, "
             f"saw {name} {version}"
         )
 

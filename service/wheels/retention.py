@@ -13,7 +13,7 @@ REST = timedelta(hours=1)
 _BATCH = 500
 
 
-def sweep_wheels(db: Database, blobs: BlobStore, *, now: datetime) -> int:
+def remove_unfinished_wheels(db: Database, blobs: BlobStore, *, now: datetime) -> int:
     """Delete what is left over; return how many wheels. Repeatable."""
     blobs.drop_unfinished(before=now - LONGEST_PUT)
     with db.read() as session:

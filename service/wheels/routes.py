@@ -15,13 +15,13 @@ from roadless.service.contract.resources import Page
 from roadless.service.contract.uploads.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
 from roadless.service.db.session import Database
 from roadless.service.errors import NotFound
-from roadless.service.http.dependencies import AppSettings, Db, WheelBlobs
+from roadless.service.http.dependencies import AppSettings, Db, StoringLimiter, WheelBlobs
 from roadless.service.http.paging import Limit, page_of
 from roadless.service.wheels import actions, store
-from roadless.service.wheels.arrival import arriving
 from roadless.service.wheels.inspection import facts_of_name
 from roadless.service.wheels.keys import folder_of, key_of
-from roadless.service.wheels.storage import keep
+from roadless.service.wheels.storage import store_wheel
+from roadless.service.wheels.upload import receive_wheel
 from roadless.service.wheels.views import wheel_resource
 
 router = APIRouter(prefix="/v1/wheels", tags=["wheels"])
@@ -41,6 +41,7 @@ async def put_wheel(
     db: Db,
     blobs: WheelBlobs,
     settings: AppSettings,
+    limiter: StoringLimiter,
     request: Request,
     response: Response,
     x_content_sha256: Sha256,
@@ -49,11 +50,13 @@ async def put_wheel(
     actions.require_allowed(settings.allow_wheels)
     facts_of_name(file_name)  # before the body is read
     await anyio.to_thread.run_sync(_require_room, db, project)
-    async with arriving(request, folder=settings.uploads_dir, sha256=x_content_sha256) as arrived:
-        work = partial(keep, arrived, db=db, blobs=blobs, project=project, file_name=file_name)
-        row, is_new = await anyio.to_thread.run_sync(
-            work, limiter=request.app.state.storing_limiter
+    async with receive_wheel(
+        request, folder=settings.uploads_dir, sha256=x_content_sha256
+    ) as uploaded:
+        work = partial(
+            store_wheel, uploaded, db=db, blobs=blobs, project=project, file_name=file_name
         )
+        row, is_new = await anyio.to_thread.run_sync(work, limiter=limiter)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/wheels/{row.id}"
     return wheel_resource(row)
@@ -104,7 +107,7 @@ def get_content(token: AttemptToken, db: Db, blobs: WheelBlobs) -> StreamingResp
         attempt = open_attempt(session, token)
         row = store.of_job(session, attempt.job_id)
     if row is None or row.project != attempt.project:
-        raise NotFound("the model of this job comes from no wheel that is still there")
+        raise NotFound("the model of this job has no wheel, or the wheel was deleted")
     return StreamingResponse(
         blobs.read(key_of(row), 0, row.size),
         headers={"Content-Length": str(row.size)},

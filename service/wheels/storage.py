@@ -1,4 +1,4 @@
-"""From an arrived file to a wheel that jobs may use: checked, announced, stored, listed.
+"""From an uploaded file to a wheel that jobs may use: checked, announced, stored, listed.
 
 The row comes first, so that whatever ends in between is found and swept.
 """
@@ -8,28 +8,28 @@ from roadless.service.db.tables import WheelRow
 from roadless.service.errors import Unavailable
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.wheels import actions, store
-from roadless.service.wheels.arrival import Arrived
 from roadless.service.wheels.inspection import facts_of_name, inspect
 from roadless.service.wheels.keys import key_of
+from roadless.service.wheels.upload import UploadedWheel
 
 
-def keep(
-    arrived: Arrived, *, db: Database, blobs: BlobStore, project: str, file_name: str
+def store_wheel(
+    uploaded: UploadedWheel, *, db: Database, blobs: BlobStore, project: str, file_name: str
 ) -> tuple[WheelRow, bool]:
     """Return the wheel, and whether it is new; raises Invalid for what is none."""
     facts = facts_of_name(file_name)
-    inspect(arrived.path, file_name=file_name)
+    inspect(uploaded.path, file_name=file_name)
     with db.write() as session:
         row, is_new = actions.announce(
             session,
             facts,
             project=project,
             file_name=file_name,
-            size=arrived.size,
-            sha256=arrived.sha256,
+            size=uploaded.size,
+            sha256=uploaded.sha256,
         )
     if is_new:
-        blobs.put(key_of(row), arrived.path)
+        blobs.put(key_of(row), uploaded.path)
         _list(db, row.id)
     return row, is_new
 
@@ -38,5 +38,5 @@ def _list(db: Database, wheel_id: str) -> None:
     with db.write() as session:
         row = store.locked(session, wheel_id)
         if row is None:
-            raise Unavailable("storing the wheel took too long, and it was swept; try again")
+            raise Unavailable("storing the wheel took too long and it was removed; try again")
         row.is_stored = True

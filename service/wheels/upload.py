@@ -1,4 +1,4 @@
-"""A wheel on its way in: from the request to the disk, bounded and hashed."""
+"""The upload of a wheel: from the request to the disk, bounded and hashed."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ from roadless.service.storage.intake import append
 
 
 @dataclass(frozen=True)
-class Arrived:
+class UploadedWheel:
     """A wheel's bytes on the service's disk."""
 
     path: Path
@@ -26,7 +26,9 @@ class Arrived:
 
 
 @asynccontextmanager
-async def arriving(request: Request, *, folder: Path, sha256: str) -> AsyncIterator[Arrived]:
+async def receive_wheel(
+    request: Request, *, folder: Path, sha256: str
+) -> AsyncIterator[UploadedWheel]:
     """Take the body of a request in; of what is not moved away nothing stays.
 
     ``folder``: for files on their way in. Raises TooLarge, and Invalid for another hash.
@@ -38,6 +40,6 @@ async def arriving(request: Request, *, folder: Path, sha256: str) -> AsyncItera
             seen = await anyio.to_thread.run_sync(incoming.sha256)
             if seen != sha256:
                 raise Invalid(f"expected content with SHA-256 {sha256}, saw {seen}")
-            yield Arrived(incoming.path, incoming.num_bytes, seen)
+            yield UploadedWheel(incoming.path, incoming.num_bytes, seen)
         finally:
             incoming.remove()

@@ -20,8 +20,7 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow, EventRow, JobRow, Table
 from roadless.service.ingest.apply import apply_report
 from roadless.service.jobs import actions, store
-from roadless.service.jobs.actions import Act
-from roadless.service.jobs.transitions import Deadlines
+from roadless.service.jobs.transitions import Deadlines, Transition
 from roadless.service.scheduling import store as runners
 from roadless.service.scheduling.loop import tick
 from roadless.service.scheduling.sync import Tick, View, sync
@@ -67,7 +66,8 @@ class Stage:
 
     def submit(self, spec: dict[str, Any]) -> str:
         parsed = JobSpec.model_validate(spec)
-        with self._clock(), self.db.write() as session:
+        clock = mock.patch("roadless.service.jobs.actions.utc_now", return_value=self.now)
+        with clock, self.db.write() as session:
             return actions.submit(session, parsed, project="default").id
 
     def stop(self, job_id: str) -> None:
@@ -77,7 +77,7 @@ class Stage:
         self._do(job_id, actions.cancel)
 
     def pause(self, job_id: str, checkpoint: Literal["save", "latest"] = "save") -> None:
-        self._do(job_id, lambda act, job: actions.pause(act, job, Pause(checkpoint=checkpoint)))
+        self._do(job_id, lambda to, job: actions.pause(to, job, Pause(checkpoint=checkpoint)))
 
     def resume(self, job_id: str) -> None:
         self._do(job_id, actions.resume)
@@ -87,18 +87,15 @@ class Stage:
 
     def extend(self, job_id: str, **amounts: int) -> None:
         asked = Extend.model_validate(amounts)
-        self._do(job_id, lambda act, job: actions.extend(act, job, asked))
+        self._do(job_id, lambda to, job: actions.extend(to, job, asked))
 
     def delete(self, job_id: str) -> None:
-        self._do(job_id, actions.delete)
+        self._do(job_id, lambda to, job: actions.delete(to.session, job))
 
-    def _do(self, job_id: str, action: Callable[[Act, JobRow], None]) -> None:
-        with self._clock(), self.db.write() as session:
+    def _do(self, job_id: str, action: Callable[[Transition, JobRow], None]) -> None:
+        with self.db.write() as session:
             job = store.get(session, job_id, "default", lock=True)
-            action(Act(session, self.deadlines), job)
-
-    def _clock(self) -> Any:
-        return mock.patch("roadless.service.jobs.actions.utc_now", return_value=self.now)
+            action(self._transition(session), job)
 
     # ---- runners and ranks -------------------------------------------------------------------
 
@@ -130,17 +127,15 @@ class Stage:
         report = Report.model_validate({"rank": rank, "events": list(events)})
         with self.db.write() as session:
             reply, _ = apply_report(
-                session,
-                report,
-                token=token,
-                lease=self.keeper.policy,
-                deadlines=self.deadlines,
-                now=self.now,
+                self._transition(session), report, token=token, lease=self.keeper.policy
             )
         return reply
 
     def facts(self, session: Session) -> Tick:
-        return Tick(session, self.now, self.keeper.policy, self.deadlines)
+        return Tick(session, self.now, self.deadlines, self.keeper.policy)
+
+    def _transition(self, session: Session) -> Transition:
+        return Transition(session, self.now, self.deadlines)
 
     # ---- what is stored ----------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A TCP proxy before an HTTP server that breaks connections after so many bytes."""
+"""A TCP proxy before an HTTP server that breaks connections after a given number of bytes."""
 
 import contextlib
 import socket

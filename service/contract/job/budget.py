@@ -36,7 +36,7 @@ class Until(Spec):
 
 
 class Patience(Spec):
-    """The job ends when so many evaluations in a row were no better than the best before them."""
+    """The job ends after this many evaluations in a row without an improvement."""
 
     metric: str = Field("eval.loss", max_length=100)
     evaluations: int = Field(ge=1, le=10**6)
@@ -57,7 +57,7 @@ class BudgetSpec(Spec):
     max_seconds: float | None = Field(None, gt=0, description="seconds in RUNNING, all attempts")
     max_gpu_seconds: float | None = Field(None, gt=0)
     until: Until | None = Field(None, description="ends the job when a metric is good enough")
-    patience: Patience | None = Field(None, description="ends the job when it gets no better")
+    patience: Patience | None = Field(None, description="ends the job when it stops improving")
 
     @model_validator(mode="after")
     def _names_a_limit(self) -> Self:

@@ -110,7 +110,7 @@ class _SyntheticRows(Spec):
     num_train: int = Field(8192, ge=1, le=10**8)
     num_eval: int = Field(1024, ge=1, le=10**8)
     input_shape: SampleShape = Field((16,), description="of one sample, for instance 3, 32, 32")
-    noise: float = Field(1.0, ge=0, le=100, description="width of what hides the rule")
+    noise: float = Field(1.0, ge=0, le=100, description="width of the noise that hides the rule")
     seed: int = Field(0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class SyntheticTokens(Spec):
     num_tokens: int = Field(1_000_000, ge=100, le=MAX_SYNTHETIC_NUMBERS)
     vocabulary: int = Field(256, ge=2, le=MAX_CLASSES)
     phrase: int = Field(512, ge=2, le=65536, description="tokens before the text repeats itself")
-    noise: float = Field(0.1, ge=0, le=1, description="share of tokens replaced by chance")
+    noise: float = Field(0.1, ge=0, le=1, description="fraction of tokens replaced at random")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
@@ -178,7 +178,7 @@ class _RecordsData(Spec):
         "null: every column but the targets",
     )
     target: TargetNames | None = Field(
-        None, description="column of the class number, or columns of the numbers to predict"
+        None, description="column with the class number, or columns with the numbers to predict"
     )
     image: ColumnName | None = Field(
         None, description="column of encoded images (PNG, JPEG, ...); they are scaled to [-1, 1]"
@@ -230,7 +230,9 @@ class _RecordsData(Spec):
         if "://" in self.tokenizer:
             raise ValueError(f"expected a tokenizer on the nodes, saw {self.tokenizer!r}")
         if self.tokenizer == "bytes" and self.separator is not None:
-            raise ValueError("expected no separator for bytes, which are parted by a zero, saw one")
+            raise ValueError(
+                "expected no separator for bytes, which are separated by a zero byte, saw one"
+            )
         return self
 
 
@@ -245,7 +247,7 @@ class FilesData(_RecordsData):
     path: Paths
     bearer: SecretName | None = Field(
         None,
-        description="which of the job's secrets is sent as bearer token to https:// URLs of the "
+        description="which of the job's secrets is sent as a bearer token to https:// URLs of the "
         "files; null: none",
     )
     eval: HeldOutShare | HeldOutFiles = HeldOutShare()
@@ -279,7 +281,7 @@ class HuggingFaceData(_RecordsData):
     revision: HubName | None = Field(None, description="of the hub: a branch, tag or commit")
     split: HubName = "train"
     streaming: bool = Field(
-        True, description="read parts as they are needed; false: copy all to disk first"
+        True, description="read parts as they are needed; false: copy everything to disk first"
     )
     eval: HeldOutShare | HeldOutSplit = HeldOutShare()
 

@@ -45,7 +45,7 @@ class EvaluationSpec(Spec):
     )
     every_steps: int | None = Field(None, ge=1)
     every_seconds: float | None = Field(
-        None, gt=0, le=10**9, description="with the first step after so many seconds in RUNNING"
+        None, gt=0, le=10**9, description="at the first step after this many seconds in RUNNING"
     )
     geometric: GeometricCadence | None = None
     placement: Literal["inline", "async"] = Field(
@@ -121,7 +121,7 @@ class CheckpointsSpec(Spec):
         30.0,
         gt=0,
         le=10**6,
-        description="the training state is saved with the first step after so many seconds in "
+        description="the training state is saved at the first step after this many seconds in "
         "RUNNING: what a lost rank costs at most; null: state_every_steps says when",
     )
     state_every_steps: int | None = Field(None, ge=1)

@@ -114,7 +114,7 @@ def prepared_alike(data: DataSpec, *, like: DataSpec, num_classes: int | None = 
     if data.target is None:
         return _tokenised_alike(data, like=like)
     if data.standardise and not is_standardised(like):
-        raise ValueError("expected no standardise, which the model's data has not, saw one")
+        raise ValueError("expected no standardise, which the model's data does not use, saw one")
     changes = {"standardise": False, "num_classes": data.num_classes or num_classes}
     if isinstance(like, RecordsData):
         changes |= _columns_alike(data, like=like)

@@ -23,7 +23,7 @@ class CooldownPlan(Spec):
 
     kind: Literal["cooldown"]
     cooldown_len: float = Field(
-        gt=0, le=1, description="part of all steps, old and new, that the cooldown takes"
+        gt=0, le=1, description="fraction of all steps, old and new, used for the cooldown"
     )
 
 

@@ -229,7 +229,7 @@ class EntryPointModel(Spec):
     wheel: str | None = Field(
         None,
         pattern=WHEEL_ID_PATTERN,
-        description="an uploaded wheel that has the package; null: a package of the nodes",
+        description="an uploaded wheel with the package; null: a package installed on the nodes",
     )
     wheel_sha256: str | None = Field(
         None, pattern="^[0-9a-f]{64}$", description="of the wheel; the service fills it in"

@@ -19,13 +19,13 @@ class _Warmup(Spec):
     """A linear rise to the full rate, which every schedule can begin with."""
 
     warmup_steps: int = Field(0, ge=0, le=MAX_STEPS, description="steps below the full rate")
-    warmup_lr: Fraction = Field(1e-10, description="the first rate, as a part of the full one")
+    warmup_lr: Fraction = Field(1e-10, description="the first rate, as a fraction of the full one")
 
 
 class _Ending(_Warmup):
     """A schedule that ends at ``final_lr``."""
 
-    final_lr: Fraction = Field(0.0, description="the last rate, as a part of the full one")
+    final_lr: Fraction = Field(0.0, description="the last rate, as a fraction of the full one")
 
 
 class ConstantScheduleSpec(_Warmup):
@@ -37,7 +37,7 @@ class ConstantScheduleSpec(_Warmup):
 class _Cooldown(_Ending):
     """A schedule that goes its own way until the cooldown to ``final_lr`` begins."""
 
-    cooldown_len: Fraction = Field(0.0, description="part of all steps that the cooldown takes")
+    cooldown_len: Fraction = Field(0.0, description="fraction of all steps used for the cooldown")
     decay_type: DecayType = "linear"
 
 
@@ -45,7 +45,7 @@ class WSDScheduleSpec(_Cooldown):
     """Warmup, stable, decay: the full rate, then a cooldown over the last steps."""
 
     name: Literal["wsd"]
-    cooldown_len: Fraction = Field(0.2, description="part of all steps that the cooldown takes")
+    cooldown_len: Fraction = Field(0.2, description="fraction of all steps used for the cooldown")
 
 
 class CosineScheduleSpec(_Ending):

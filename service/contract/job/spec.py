@@ -36,8 +36,8 @@ class RetrySpec(Spec):
         600,
         ge=1,
         le=86_400,
-        description="a rank that makes no step for so long is given up; longer than the slowest "
-        "step, evaluation batch and checkpoint write",
+        description="a rank that makes no step for this long is considered hung; longer than the "
+        "slowest step, evaluation batch and checkpoint write",
     )
 
 
@@ -63,12 +63,12 @@ class JobSpec(Spec):
         None, description="null: the optimizer's own rate, as schedule-free training wants it"
     )
     schedule_extensions: tuple[ScheduleExtension, ...] = Field(
-        (), max_length=100, description="how the rates went on each time that the job was extended"
+        (), max_length=100, description="how the rates continued each time the job was extended"
     )
     checkpoints: CheckpointsSpec = CheckpointsSpec()
     retry: RetrySpec = RetrySpec()
     secrets: SecretNames = Field(
-        (), description="names of the project's secrets, environment variables of the ranks"
+        (), description="names of secrets of the project, set as environment variables of the ranks"
     )
 
     @field_validator("secrets")
@@ -88,7 +88,9 @@ class JobSpec(Spec):
         for data in (info.data.get("data"), *(one.data for one in sets)):
             bearer = getattr(data, "bearer", None)
             if bearer is not None and bearer not in value:
-                raise ValueError(f"expected {bearer}, the bearer of data, saw it is not named")
+                raise ValueError(
+                    f"expected {bearer}, which data.bearer names, to be listed in secrets, saw none"
+                )
         return value
 
     @field_validator("task")
@@ -126,8 +128,8 @@ class JobSpec(Spec):
     def _every_limit_can_be_reached(
         cls, value: BudgetSpec | None, info: ValidationInfo
     ) -> BudgetSpec | None:
-        seats, task = info.data.get("parallelism"), info.data.get("task")
-        if value and value.max_gpu_seconds and seats and not seats.gpus_per_worker:
+        parallelism, task = info.data.get("parallelism"), info.data.get("task")
+        if value and value.max_gpu_seconds and parallelism and not parallelism.gpus_per_worker:
             raise ValueError("expected no max_gpu_seconds for a job without GPUs, saw one")
         if value and value.max_tokens and task in ("classification", "regression"):
             raise ValueError("expected no max_tokens for data without tokens, saw one")

@@ -64,7 +64,7 @@ class ParallelismSpec(Spec):
         None, ge=1, le=4096, description="of an elastic job; null: num_workers"
     )
     max_workers: int | None = Field(
-        None, ge=1, le=4096, description="another name of num_workers for an elastic job"
+        None, ge=1, le=4096, description="alias of num_workers for an elastic job"
     )
     cpus_per_worker: int = Field(1, ge=1, le=1024, description="cores reserved, and torch threads")
     gpus_per_worker: Literal[0, 1] = 0
@@ -103,7 +103,7 @@ class ParallelismSpec(Spec):
         return self.num_workers if self.min_workers is None else self.min_workers
 
 
-def gang_sizes(seats: ParallelismSpec, *, batch_size: int) -> tuple[int, ...]:
+def gang_sizes(parallelism: ParallelismSpec, *, batch_size: int) -> tuple[int, ...]:
     """Return the numbers of ranks that a job can run on, largest first; empty when none fits.
 
     A size divides ``batch_size``, the global samples of a step, and is a multiple of the replicas.
@@ -111,38 +111,42 @@ def gang_sizes(seats: ParallelismSpec, *, batch_size: int) -> tuple[int, ...]:
     >>> gang_sizes(ParallelismSpec(min_workers=1, max_workers=4), batch_size=48)
     (4, 3, 2, 1)
     """
-    sizes = range(seats.num_workers, seats.fewest_workers - 1, -1)
-    return tuple(n for n in sizes if not batch_size % n and not n % seats.replicas)
+    sizes = range(parallelism.num_workers, parallelism.fewest_workers - 1, -1)
+    return tuple(n for n in sizes if not batch_size % n and not n % parallelism.replicas)
 
 
-def num_parts(training: TrainingSpec, seats: ParallelismSpec, *, world_size: int) -> int:
-    """Return in how many equal parts a rank computes its samples of one step.
+def accumulation_steps(
+    training: TrainingSpec, parallelism: ParallelismSpec, *, world_size: int
+) -> int:
+    """Return in how many equal microbatches a rank computes its samples of one step.
 
-    ``accumulation_steps`` at full size. A smaller gang computes more parts, none of them larger
-    than at full size, so that what fits a rank's memory goes on fitting.
+    ``accumulation_steps`` at full size. A smaller gang computes more of them, none larger
+    than at full size, so that what fits a rank's memory still fits.
 
-    >>> elastic = ParallelismSpec(min_workers=1, max_workers=4)
-    >>> [num_parts(TrainingSpec(batch_size=48), elastic, world_size=n) for n in (4, 3, 2, 1)]
+    >>> job = TrainingSpec(batch_size=48), ParallelismSpec(min_workers=1, max_workers=4)
+    >>> [accumulation_steps(*job, world_size=n) for n in (4, 3, 2, 1)]
     [1, 2, 2, 4]
     """
     samples = training.batch_size // world_size
-    largest = training.batch_size // (largest_gang(training, seats) * training.accumulation_steps)
-    parts = -(-samples // largest)
-    while samples % parts:
-        parts += 1
-    return parts
+    largest = training.batch_size // (
+        largest_gang(training, parallelism) * training.accumulation_steps
+    )
+    steps = -(-samples // largest)
+    while samples % steps:
+        steps += 1
+    return steps
 
 
-def largest_gang(training: TrainingSpec, seats: ParallelismSpec) -> int:
+def largest_gang(training: TrainingSpec, parallelism: ParallelismSpec) -> int:
     """Return the number of ranks at full size. Raises ValueError when no size fits the batch."""
-    sizes = gang_sizes(seats, batch_size=training.batch_size)
+    sizes = gang_sizes(parallelism, batch_size=training.batch_size)
     if not sizes:
-        asked = f"{seats.fewest_workers} to {seats.num_workers}"
-        if seats.fewest_workers == seats.num_workers:
-            asked = str(seats.num_workers)
+        asked = f"{parallelism.fewest_workers} to {parallelism.num_workers}"
+        if parallelism.fewest_workers == parallelism.num_workers:
+            asked = str(parallelism.num_workers)
         raise ValueError(
             f"expected num_workers to divide training.batch_size = {training.batch_size} and to be "
-            f"a multiple of replicas = {seats.replicas}, saw {asked}"
+            f"a multiple of replicas = {parallelism.replicas}, saw {asked}"
         )
     if training.batch_size % (sizes[0] * training.accumulation_steps):
         raise ValueError(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from roadless.service.contract.base import Resource
 
-#: An extension reaches at most so many times as far as the job has come.
+#: An extension reaches at most this many times as far as the job has come.
 MAX_EXTENSION: Final = 10
 
 #: Each step's own gradient norm, or one for all, as theory is usually held against Adam.

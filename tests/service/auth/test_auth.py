@@ -81,7 +81,7 @@ def url_of(
 
 @pytest.fixture
 def database_url(tmp_path):
-    """Doors do not depend on the kind of database."""
+    """Routes do not depend on the kind of database."""
     return f"sqlite:///{tmp_path / 'test.db'}"
 
 
@@ -127,18 +127,18 @@ def test_pages_send_a_stranger_to_the_login(service, path):
     assert (answer.status_code, answer.headers["location"].partition("?")[0]) == (303, "/login")
 
 
-def test_a_token_opens_only_the_doors_of_its_audience(service, attempt_token):
+def test_a_token_opens_only_the_routes_of_its_audience(service, attempt_token):
     tokens = {
         "/v1/": service.user["Authorization"].split()[1],
         "/internal/v1/runners": service.runner["Authorization"].split()[1],
         "/internal/v1/attempts": attempt_token,
     }
     for method, path in closed_routes(service.http.app):
-        for door, token in tokens.items():
-            if not path.startswith(door):
+        for prefix, token in tokens.items():
+            if not path.startswith(prefix):
                 headers = {"Authorization": f"Bearer {token}"}
                 answer = service.http.request(method, url_of(path), headers=headers)
-                assert answer.status_code == 401, (method, path, door)
+                assert answer.status_code == 401, (method, path, prefix)
 
 
 def test_an_attempts_token_opens_its_own_attempt_only(service, digits_spec):

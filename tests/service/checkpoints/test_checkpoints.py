@@ -206,12 +206,12 @@ def test_files_whose_checkpoint_never_came_are_swept_once_their_attempt_is_over(
     _, rank = service.running(digits_spec)
     listed, orphan = rank.save(1), new_id("ckpt")
     rank.upload(orphan, b"x")
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert folders(settings) == sorted([listed, orphan]), "it may still be announced"
     rank.ended()
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert folders(settings) == sorted([listed, orphan]), "too fresh to judge"
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert folders(settings) == [listed]
     assert service.get(f"/checkpoints/{listed}/files/model.safetensors").content == b"x"
 
@@ -224,7 +224,7 @@ def test_a_new_attempt_does_not_keep_what_an_older_one_left(service, settings, h
         yesterday = (utc_now() - timedelta(days=1)).timestamp()
         os.utime(path, (yesterday, yesterday))
     service.claim(released=[rank.assignment["attempt_id"]])
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert folders(settings) == []
 
 
@@ -239,7 +239,7 @@ def test_files_under_a_listed_id_in_another_jobs_folder_are_swept(
     second.upload(listed, b"y")
     first.ended()
     second.ended()
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert folders(settings) == [listed]
     assert not (settings.home_dir / "blobs" / "default" / other_id / listed).exists()
 
@@ -250,7 +250,7 @@ def test_many_folders_are_swept_in_batches(service, settings, home, digits_spec,
     for _ in range(5):
         rank.upload(new_id("ckpt"), b"x")
     rank.ended()
-    assert retention.sweep_blobs(home.db, home.blobs, now=utc_now() + LATER) == 5
+    assert retention.remove_unlisted(home.db, home.blobs, now=utc_now() + LATER) == 5
     assert folders(settings) == []
 
 
@@ -258,9 +258,9 @@ def test_remains_of_uploads_are_swept(service, settings, home, digits_spec):
     _, rank = service.running(digits_spec)
     rank.upload(new_id("ckpt"), b"x")
     (settings.uploads_dir / "left").write_bytes(b"half a file")
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert (settings.uploads_dir / "left").exists(), "it may be arriving"
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert not (settings.uploads_dir / "left").exists()
 
 
@@ -268,9 +268,9 @@ def test_what_has_arrived_is_not_swept_while_it_is_being_stored(settings, servic
     """A file of many gigabytes takes longer to be stored than a broken upload is waited for."""
     settings.uploads_dir.mkdir()
     with Incoming(settings.uploads_dir / "large") as incoming:
-        home.sweep(utc_now() + LATER)
+        home.clean_up(utc_now() + LATER)
         assert incoming.path.exists()
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert not incoming.path.exists()
 
 
@@ -280,7 +280,7 @@ def test_files_of_jobs_that_the_database_does_not_know_are_left_alone(settings, 
     source.write_bytes(b"x")
     theirs = new_id("ckpt")
     home.blobs.put(f"default/{new_id('job')}/{theirs}/{SHA256}/name", source)
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert folders(settings) == [theirs]
 
 
@@ -288,18 +288,18 @@ def test_copies_that_broke_off_are_swept(home, settings):
     part = settings.home_dir / "blobs" / "default" / "job" / "ckpt" / "hash" / ".name.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"half a file")
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert part.exists(), "it may be arriving"
-    home.sweep(utc_now() + retention.LONGEST_PUT + LATER)
+    home.clean_up(utc_now() + retention.LONGEST_PUT + LATER)
     assert not part.exists()
 
 
 def test_old_idempotency_keys_are_forgotten(service, home, digits_spec):
     key = {"Idempotency-Key": "k"}
     first = service.post("/jobs", json=digits_spec, headers=key).json()["id"]
-    home.sweep(utc_now() + KEYS_KEPT - timedelta(minutes=1))
+    home.clean_up(utc_now() + KEYS_KEPT - timedelta(minutes=1))
     assert service.post("/jobs", json=digits_spec, headers=key).json()["id"] == first
-    home.sweep(utc_now() + KEYS_KEPT + timedelta(minutes=1))
+    home.clean_up(utc_now() + KEYS_KEPT + timedelta(minutes=1))
     assert service.post("/jobs", json=digits_spec, headers=key).json()["id"] != first
 
 

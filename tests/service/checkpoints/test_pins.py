@@ -109,10 +109,10 @@ def test_within_the_hour_housekeeping_takes_what_was_unpinned(service, settings,
     post(service, first, "pin")
     second = rank.save(2)
     end(service, job_id, rank)
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert listed(service, job_id) == [second, first]
     post(service, first, "unpin")
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert listed(service, job_id) == [second]
     assert folders(settings) == [second]
 
@@ -301,7 +301,7 @@ def test_files_that_cannot_be_deleted_now_are_swept_later(service, digits_spec, 
         assert delete(service, saved).status_code == 204
     assert service.get(f"/checkpoints/{saved}").status_code == 404
     rank.ended()
-    home.sweep(utc_now() + timedelta(hours=2))
+    home.clean_up(utc_now() + timedelta(hours=2))
     assert list(home.blobs.folders(before=utc_now() + DAY)) == []
 
 
@@ -338,9 +338,9 @@ def test_time_takes_eval_checkpoints_but_the_newest_and_the_pinned(
     post(service, pinned, "pin")
     if has_ended:
         end(service, job_id, rank)
-    home.sweep(utc_now() + DAY - timedelta(minutes=1))
+    home.clean_up(utc_now() + DAY - timedelta(minutes=1))
     assert len(listed(service, job_id)) == 4
-    home.sweep(utc_now() + DAY + timedelta(minutes=1))
+    home.clean_up(utc_now() + DAY + timedelta(minutes=1))
     assert sorted(listed(service, job_id)) == sorted([pinned, newest, state])
     assert folders(settings) == sorted([pinned, newest, state])
 
@@ -348,7 +348,7 @@ def test_time_takes_eval_checkpoints_but_the_newest_and_the_pinned(
 def test_without_an_age_time_takes_nothing(service, home, digits_spec):
     job_id, rank = running(service, digits_spec)
     saved = [rank.save(step) for step in (1, 2, 3)]
-    home.sweep(utc_now() + 1000 * DAY)
+    home.clean_up(utc_now() + 1000 * DAY)
     assert listed(service, job_id) == saved[::-1]
 
 
@@ -360,7 +360,7 @@ def test_jobs_of_an_earlier_release_are_kept_by_their_old_rules(service, home, d
         job.spec = {**job.spec, "checkpoints": {**KEEP_ONE, "state_every_steps": 100}}
     first, second = rank.save(1), rank.save(2)
     assert listed(service, job_id) == [second]
-    home.sweep(utc_now() + 1000 * DAY)
+    home.clean_up(utc_now() + 1000 * DAY)
     assert listed(service, job_id) == [second]
     assert first != second
 

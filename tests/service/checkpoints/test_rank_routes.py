@@ -199,7 +199,7 @@ def test_a_part_that_is_not_the_next_changes_nothing(sending, start):
     sending.send(0, 1000)
     answer = sending.send(start, 2000)
     assert (answer.status_code, answer.json()["title"]) == (409, "Conflict")
-    assert answer.json()["detail"] == f"expected byte 1000 as the next, saw {start}"
+    assert answer.json()["detail"] == f"expected offset 1000, saw {start}"
     assert sending.look() == (1000, "?0")
 
 
@@ -266,7 +266,7 @@ def test_a_full_disk_is_waited_for(sending, settings, uploads, blobs, caplog):
     (settings.uploads_dir / name).symlink_to("/dev/full")
     answer = sending.send(0, 2560)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert "no room" in answer.json()["detail"]
+    assert "no disk space" in answer.json()["detail"]
     assert "is full" in caplog.text
     (settings.uploads_dir / name).unlink()
     assert told(sending.send(0, 2560)) == (2560, "?1")
@@ -301,7 +301,7 @@ def test_a_silent_connection_gives_its_place_to_the_next(service, sending, uploa
 # ---- never another file ------------------------------------------------------------------------
 
 
-def doors(service, rank, checkpoint_id):
+def routes(service, rank, checkpoint_id):
     """Every URL that takes a file name, with a token that opens it."""
     own = f"{rank.url}/checkpoints/{checkpoint_id}/files/"
     return {
@@ -318,7 +318,7 @@ def test_a_name_is_looked_up_and_never_walked(service, settings, digits_spec, bl
     before = blobs()
     secrets = (b"the only file", b"root:", (settings.home_dir / "user.token").read_bytes().strip())
     for name in TRAVERSALS:
-        for (method, url), headers in doors(service, rank, checkpoint_id).items():
+        for (method, url), headers in routes(service, rank, checkpoint_id).items():
             status, body = raw(service.http, method, url + name, headers, b"x")
             assert status in (404, 422), (method, name, status)
             assert not [secret for secret in secrets if secret in body], (method, name)
@@ -354,7 +354,7 @@ def raw(http, method, target, headers, content):
 )
 def test_a_checkpoint_id_is_an_id(service, digits_spec, checkpoint_id, blobs):
     _, rank = service.running(digits_spec)
-    for (method, url), headers in doors(service, rank, checkpoint_id).items():
+    for (method, url), headers in routes(service, rank, checkpoint_id).items():
         assert raw(service.http, method, url + "a", headers, b"x")[0] in (404, 422)
     assert blobs() == []
 
@@ -374,8 +374,8 @@ def test_an_ended_attempt_stores_and_fetches_nothing(service, digits_spec, blobs
     checkpoint_id = rank.save(1)
     before = blobs()
     rank.ended()
-    for (method, url), headers in doors(service, rank, checkpoint_id).items():
+    for (method, url), headers in routes(service, rank, checkpoint_id).items():
         if method == "PUT" or "/internal/" in url:
             status, body = raw(service.http, method, url + "model.safetensors", headers, b"x")
-            assert (status, json.loads(body)["title"]) == (409, "Attempt is over")
+            assert (status, json.loads(body)["title"]) == (409, "Attempt has ended")
     assert blobs() == before

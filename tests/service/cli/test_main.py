@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_so(service, start, digits_spec):
     watching.send_signal(signal.SIGINT)
     out, err = watching.communicate(timeout=20)
     assert watching.returncode == 130
-    assert f"{job} goes on" in out
+    assert f"{job} is still running" in out
     assert f"roadless stop {job}" in out
     assert "Traceback" not in err
     assert service.phase(job) == "RUNNING"

@@ -10,7 +10,7 @@ import pytest
 from theory_jobs import EVERY, LAST_ITERATE, SPEC, WITH_WSD, trained
 
 from roadless.optim.schedules.schedules import WSDSchedule
-from roadless.service.client.client import Client
+from roadless.service.client import Client
 from roadless.service.contract.theory.plan import PlanRequest
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -180,7 +180,7 @@ def test_a_killed_service_or_runner_is_started_again(start, name):
     os.kill(running.wait_for_note(name)["pid"], signal.SIGKILL)
     running.wait_for(f"starting the {name} again")
     assert running.wait_for_note(name, times=2)["env"] == running.notes(name)[0]["env"]
-    assert f"{name} died with exit code -9" in running.output.read_text()
+    assert f"{name} exited with code -9" in running.output.read_text()
     assert len(running.notes("ray")) == 1
 
 
@@ -204,7 +204,7 @@ def test_the_loss_of_the_ray_head_ends_the_whole(start):
     running.wait_for("Ctrl-C stops everything.")
     os.kill(running.wait_for_note("ray")["pid"], signal.SIGKILL)
     assert running.process.wait(20) == 1
-    assert "UpError: Ray head died with exit code -9" in running.output.read_text()
+    assert "UpError: Ray head exited with code -9" in running.output.read_text()
     assert not is_alive(running.wait_for_note("runner")["pid"])
 
 
@@ -212,7 +212,7 @@ def test_a_service_that_does_not_start_is_named_with_its_log(start):
     running = start(fake_service="raise SystemExit('the disk is full')")
     assert running.process.wait(20) == 1
     said = running.output.read_text()
-    assert "UpError: service died with exit code 1" in said
+    assert "UpError: service exited with code 1" in said
     assert "the disk is full" in said
     assert running.notes("runner") == []
     assert not is_alive(running.notes("ray")[0]["pid"])

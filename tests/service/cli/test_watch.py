@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roadless.service.cli.watch import Curve, Rate, sparkline, watch
-from roadless.service.client.client import ApiError, Unreachable
+from roadless.service.client import ApiError, Unreachable
 from roadless.service.contract.resources import CurvePoint, Job, MetricBuckets
 from roadless.service.contract.states import Phase
 

@@ -12,16 +12,15 @@ import pytest
 from played import Service
 from pydantic import TypeAdapter
 
+from roadless.service.client import ApiError, Client, ClientError, Datasets, part_size
 from roadless.service.client import datasets as data_client
-from roadless.service.client.client import ApiError, Client, ClientError
-from roadless.service.client.datasets import Datasets, part_size
 from roadless.service.contract.job.data import DataSpec
 from roadless.service.contract.job.models import GptPreset
 from roadless.worker.api import AttemptApi
 from roadless.worker.data.build import build_data
-from roadless.worker.data.sources.access import DataSources
 from roadless.worker.errors import DataNotFound, DataUnreadable
 from roadless.worker.evaluation.inputs import ServiceUploads
+from roadless.worker.rank_launch import DataSources
 
 CONTENT = bytes(range(256)) * 20
 
@@ -237,7 +236,7 @@ def test_the_command_line_uploads_lists_and_deletes(url, token, service, tmp_pat
     ]
     code, _, err = roadless("upload", "corpus", "a.bin", "--format", "bytes")
     assert code == 1
-    assert "expected a name that is free" in err
+    assert "expected an unused name" in err
     job_id = service.submit(job_on(dataset_id))
     code, _, err = roadless("delete", dataset_id)
     assert (code, job_id in err) == (1, True)

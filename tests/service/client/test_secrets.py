@@ -12,8 +12,7 @@ import pytest
 from played import Service
 from secret_keeping import VALUE
 
-from roadless.service.client.client import ApiError, Client
-from roadless.service.client.secrets import Secrets
+from roadless.service.client import ApiError, Client, Secrets
 
 Roadless = Callable[..., tuple[int, str]]
 

@@ -10,9 +10,8 @@ import pytest
 from played import Service
 from wheel_maker import make_wheel
 
+from roadless.service.client import ApiError, Client, ClientError, Wheels
 from roadless.service.client import wheels as wheel_client
-from roadless.service.client.client import ApiError, Client, ClientError
-from roadless.service.client.wheels import Wheels
 from roadless.service.settings import Settings
 from roadless.worker.api import AttemptApi, Refused
 
@@ -85,7 +84,7 @@ def test_a_rank_of_a_job_without_a_wheel_is_told_so(
     attempt_id, token = rank.assignment["attempt_id"], rank.assignment["token"]
     with (
         AttemptApi(url, attempt_id=attempt_id, token=token) as api,
-        pytest.raises(Refused, match="comes from no wheel"),
+        pytest.raises(Refused, match="has no wheel"),
     ):
         api.download_wheel(tmp_path / "fetched")
 

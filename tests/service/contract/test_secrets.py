@@ -124,7 +124,7 @@ def test_credentials_for_s3_are_whole(digits_spec):
     both = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
     assert JobSpec.model_validate({**digits_spec, "secrets": both})
     for names in (both[:1], both[1:], ["AWS_SESSION_TOKEN"], ["AWS_REGION"]):
-        assert "beside the other AWS_" in fault({**digits_spec, "secrets": names})
+        assert "along with the other AWS_" in fault({**digits_spec, "secrets": names})
 
 
 FILES = {"kind": "files", "format": "csv", "path": "https://example.org/a.csv", "target": "y"}

@@ -88,7 +88,7 @@ def test_an_upload_that_was_cut_learns_what_is_there(service: Service) -> None:
     assert service.get(f"/datasets/{dataset_id}/files/b.bin").status_code == 404
 
 
-def test_the_same_request_again_goes_on_with_the_open_data_set(service: Service) -> None:
+def test_the_same_request_again_continues_the_open_data_set(service: Service) -> None:
     assert create(service) == create(service)
     first = service.post("/datasets", json={"name": "new", "format": "csv"})
     again = service.post("/datasets", json={"name": "new", "format": "csv"})
@@ -101,7 +101,7 @@ def test_a_name_that_is_taken_otherwise_is_a_conflict(service: Service) -> None:
     for name, format in (("corpus", "bytes"), ("open", "jsonl")):
         answer = service.post("/datasets", json={"name": name, "format": format})
         assert answer.status_code == 409
-        assert "expected a name that is free" in answer.json()["detail"]
+        assert "expected an unused name" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,22 @@ def test_parts_and_data_sets_have_bounds(service: Service, monkeypatch) -> None:
     monkeypatch.setattr("roadless.service.datasets.actions.MAX_FILES", 1)
     assert "at most 1 files" in put(service, dataset_id, b"y", name="b").json()["detail"]
     assert service.get(f"/datasets/{dataset_id}").json()["total_bytes"] == 1
+
+
+def test_of_a_part_that_is_too_large_nothing_stays(service, settings, monkeypatch) -> None:
+    """Its length is not announced: it is refused while it comes in."""
+    dataset_id = create(service)
+    monkeypatch.setattr("roadless.service.datasets.parts.MAX_PART_BYTES", 100)
+    answer = service.http.put(
+        f"/v1/datasets/{dataset_id}/files/a.bin",
+        params={"offset": 0},
+        content=iter([bytes(100), b"x"]),
+        headers={**service.user, "X-Content-SHA256": "0" * 64},
+    )
+    assert answer.status_code == 413
+    assert "expected a part of at most 100 bytes, saw more" in answer.json()["detail"]
+    assert list(settings.uploads_dir.glob("*")) == files_of(settings.home_dir) == []
+    assert service.get(f"/datasets/{dataset_id}").json()["num_files"] == 0
 
 
 def test_lists_come_newest_first_in_pages(service: Service) -> None:
@@ -280,13 +296,13 @@ def files_of(home: Path) -> list[Path]:
 
 def sweep(service: Service, settings: Any, *, later: timedelta) -> None:
     state = service.http.app.state  # type: ignore[attr-defined]
-    keeping = Housekeeping(
+    housekeeping = Housekeeping(
         state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
     )
-    keeping.sweep(utc_now() + later)
+    housekeeping.clean_up(utc_now() + later)
 
 
-def test_an_open_data_set_can_be_gone_on_with_for_a_week(service: Service, settings: Any) -> None:
+def test_an_open_data_set_can_be_continued_for_a_week(service: Service, settings: Any) -> None:
     dataset_id, kept = create(service), uploaded(service, name="sealed")
     put(service, dataset_id, CONTENT)
     sweep(service, settings, later=timedelta(days=6))

@@ -14,6 +14,7 @@ from played import Service, step_event
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError
 
+from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.clock import utc_now
 from roadless.service.db import session as db_session
 from roadless.service.db.session import Database
@@ -214,13 +215,17 @@ def test_a_tick_that_cannot_write_freezes_the_leases(tmp_path, monkeypatch):
     settings = Settings(home=tmp_path, tick_seconds=0.02, lease_seconds=5)
     app = create_app(settings)
     with TestClient(app):
-        before = app.state.leases.policy.frozen_until
+        before = app.state.part(LeaseKeeper).policy.frozen_until
         other = sqlite3.connect(tmp_path / "roadless.db")
         other.execute("BEGIN IMMEDIATE")
-        wait_until(lambda: app.state.leases.policy.frozen_until > before + timedelta(seconds=0.1))
+        wait_until(
+            lambda: (
+                app.state.part(LeaseKeeper).policy.frozen_until > before + timedelta(seconds=0.1)
+            )
+        )
         other.rollback()
         other.close()
-        frozen = wait_for_rest(lambda: app.state.leases.policy.frozen_until)
+        frozen = wait_for_rest(lambda: app.state.part(LeaseKeeper).policy.frozen_until)
     assert frozen > before
 
 
@@ -278,7 +283,7 @@ def test_a_cut_database_is_503_and_nothing_is_lost_when_it_is_back(behind_a_prox
 @on_postgresql
 def test_leases_are_frozen_while_the_database_is_away(behind_a_proxy):
     service, proxy = behind_a_proxy
-    leases = service.http.app.state.leases
+    leases = service.http.app.state.part(LeaseKeeper)
     before = leases.policy.frozen_until
     proxy.cut()
     wait_until(lambda: leases.policy.frozen_until > before + timedelta(seconds=0.2))

@@ -142,7 +142,7 @@ def test_a_member_of_a_union_is_no_part_of_the_pointer(path, body, is_missing, p
     assert pointer_of(path, body, is_missing=is_missing) == pointer
 
 
-# ---- bodies that are none ------------------------------------------------------------------------
+# ---- bodies that are not JSON --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_ranks_that_follow_a_schedule_are_paused_before_their_rates_change(servi
     job_id, _ = service.running(spec)
     answer = service.post(f"/jobs/{job_id}/extend", json={"steps": 5, "plan": COOLDOWN})
     assert answer.status_code == 409
-    assert "pause it, extend it, resume it" in answer.json()["detail"]
+    assert "pause, extend and resume it" in answer.json()["detail"]
     assert service.job(job_id)["spec"]["schedule_extensions"] == []
 
 
@@ -177,7 +177,7 @@ def test_an_extension_retried_with_its_key_is_added_once(service, digits_spec):
 
 
 def test_a_budget_extended_while_the_ranks_were_leaving_is_not_used_up(service, digits_spec):
-    """They said goodbye to the old budget; another attempt goes on with the new one."""
+    """They said goodbye to the old budget; another attempt continues under the new one."""
     job_id, rank = service.running({**digits_spec, "budget": {"max_steps": 20}}, steps=20)
     rank.save(20, kind="resume")
     service.post(f"/jobs/{job_id}/extend", json={"steps": 5})
@@ -239,6 +239,6 @@ def test_a_cancelled_job_is_not_extended(service, digits_spec):
     answer = service.post(f"/jobs/{job_id}/extend", json={"steps": 5})
     assert (answer.status_code, answer.json()["detail"]) == (
         409,
-        "a job that is CANCELLED does not take extend",
+        "a CANCELLED job does not accept extend",
     )
     assert service.job(job_id)["spec"]["budget"]["max_steps"] == 500

@@ -82,7 +82,7 @@ def test_a_stop_can_be_repeated_and_a_finished_job_refuses_it(service, digits_sp
     answer = service.post(f"/jobs/{job_id}/cancel")
     assert (answer.status_code, answer.json()["title"]) == (
         409,
-        "The job's phase does not allow this",
+        "Not allowed in the job's current phase",
     )
 
 

@@ -128,7 +128,7 @@ def test_what_is_not_named_stays(service, digits_spec):
 def test_a_change_names_the_version_that_it_means(service, digits_spec):
     job_id = service.submit(digits_spec)
     bare = service.http.patch(f"/v1/jobs/{job_id}", json={"name": "x"}, headers=service.user)
-    assert (bare.status_code, bare.json()["title"]) == (428, "If-Match needed")
+    assert (bare.status_code, bare.json()["title"]) == (428, "If-Match header required")
     stale = patch(service, job_id, {"name": "x"}, etag='"99"')
     assert (stale.status_code, stale.json()["type"]) == (
         412,
@@ -218,7 +218,7 @@ def test_a_job_that_may_hold_something_is_not_deleted(service, digits_spec):
     service.post(f"/jobs/{job_id}/pause", json={"checkpoint": "latest"})
     service.sync(released=[rank.assignment["attempt_id"]])
     answer = delete(service, job_id)
-    assert answer.json()["detail"] == "a job that is PAUSED is not deleted; stop or cancel it first"
+    assert answer.json()["detail"] == "a PAUSED job cannot be deleted; stop or cancel it first"
 
 
 def test_a_deleted_job_is_not_found_again(service, digits_spec):

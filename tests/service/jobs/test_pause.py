@@ -205,7 +205,7 @@ def test_a_budget_used_up_before_the_pause_was_heard_ends_the_job(stage, attempt
 def test_a_pausing_job_takes_no_resume_until_it_is_paused(stage, attempt):
     """Its ranks may be leaving already; half a pause is nothing that anybody asked for."""
     stage.pause(attempt.job_id)
-    with pytest.raises(Refused, match="PAUSING does not take resume"):
+    with pytest.raises(Refused, match="PAUSING job does not accept resume"):
         stage.resume(attempt.job_id)
 
 
@@ -235,7 +235,7 @@ def test_a_pause_beyond_the_limit_is_a_stop_that_can_be_resumed(stage, digits_sp
     stage.live(3)
     job = stage.job(job_id)
     assert (job.phase, job.reason, job.desired) == ("STOPPED", "pause_expired", "stop")
-    assert "for 50 s" in job.message
+    assert "paused for more than 50 s" in job.message
     stage.resume(job_id)
     assert (stage.job(job_id).phase, stage.job(job_id).ended_at) == ("QUEUED", None)
 

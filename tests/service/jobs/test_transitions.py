@@ -83,7 +83,7 @@ def test_any_signals_in_any_order_are_applied_or_refused(signals):
         if is_allowed(phase, signal):
             phase = next_phase(phase, signal)
         else:
-            with pytest.raises(Refused, match=f"{phase.value} does not take {signal.value}"):
+            with pytest.raises(Refused, match=f"{phase.value} job does not accept {signal.value}"):
                 next_phase(phase, signal)
 
 
@@ -100,5 +100,5 @@ def test_only_waiting_phases_are_claimed():
 
 
 def test_a_refusal_names_phase_and_signal():
-    with pytest.raises(Refused, match="SUCCEEDED does not take stop"):
+    with pytest.raises(Refused, match="SUCCEEDED job does not accept stop"):
         next_phase(Phase.SUCCEEDED, Signal.STOP)

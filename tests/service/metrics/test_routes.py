@@ -37,7 +37,7 @@ def db(tmp_path):
 @pytest.fixture
 def http(db):
     app = FastAPI()
-    app.state.db = db
+    app.state.db = db  # the one part that the routes ask for
     app.include_router(router)
     app.dependency_overrides[require_user] = lambda: "mine"
     app.add_exception_handler(ServiceError, answer)

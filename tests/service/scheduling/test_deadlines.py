@@ -279,7 +279,7 @@ def test_a_job_without_any_runner_says_so(stage, digits_spec):
     assert {stage.job(job_id).reason for job_id in job_ids} == {"waiting_for_capacity"}
     stage.live(LEASE_SECONDS + 2)
     job = stage.job(job_ids[0])
-    assert (job.reason, job.message) == ("no_runner", "no runner was heard in the last 30 s")
+    assert (job.reason, job.message) == ("no_runner", "no runner has connected in the last 30 s")
 
 
 def test_only_jobs_that_wait_in_the_queue_are_explained(stage, attempt, digits_spec):

@@ -380,7 +380,7 @@ def step(number):
 
 
 def growing(stage, seconds):
-    """Let elastic jobs keep their size for so long."""
+    """Let elastic jobs keep their size for this long."""
     stage.deadlines = replace(stage.deadlines, grow_seconds=seconds)
 
 

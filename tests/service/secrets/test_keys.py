@@ -43,7 +43,7 @@ def test_the_same_value_is_never_sealed_alike():
 @pytest.mark.parametrize("place", [{"project": "other"}, {"name": "OTHER_TOKEN"}])
 def test_a_sealed_value_opens_in_its_own_place_only(place):
     sealed = Cipher([KEY]).seal("value", **PLACE)
-    with pytest.raises(SecretUnreadable, match="another place"):
+    with pytest.raises(SecretUnreadable, match="another project or name"):
         Cipher([KEY]).open(sealed, **{**PLACE, **place})
 
 
@@ -52,13 +52,13 @@ def test_any_byte_that_is_changed_is_noticed(position, change):
     sealed = Cipher([KEY]).seal("a-secret-value", **PLACE)
     token = bytearray(sealed.token)
     token[position] ^= change
-    with pytest.raises(SecretUnreadable, match="damaged"):
+    with pytest.raises(SecretUnreadable, match="corrupt"):
         Cipher([KEY]).open(Sealed(bytes(token), sealed.key_id), **PLACE)
 
 
 def test_another_key_does_not_open_and_says_which_would():
     sealed = Cipher([KEY]).seal("value", **PLACE)
-    with pytest.raises(SecretUnreadable, match=f"key {sealed.key_id}, which the service has no"):
+    with pytest.raises(SecretUnreadable, match=f"key {sealed.key_id}, which the service no longer"):
         Cipher([new_key()]).open(sealed, **PLACE)
 
 
@@ -112,7 +112,7 @@ def test_the_service_does_not_start_with_a_key_that_is_none(tmp_path):
         text=True,
     )
     assert done.returncode == 1
-    assert "the service cannot keep secrets: ROADLESS_SECRETS_KEY: expected" in done.stderr
+    assert "the service cannot store secrets: ROADLESS_SECRETS_KEY: expected" in done.stderr
     assert "not-a-key-but-private" not in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
 

@@ -217,7 +217,7 @@ def test_a_sealed_value_that_is_moved_to_another_project_does_not_open(
     assert service.http.post("/v1/jobs", json=theirs, headers=stranger).status_code == 201
     brief = service.claim().brief()
     assert brief["secrets"] == {}
-    assert "sealed for another place" in brief["secret_faults"][0]
+    assert "sealed for another project or name" in brief["secret_faults"][0]
 
 
 # ---- jobs ---------------------------------------------------------------------------------------

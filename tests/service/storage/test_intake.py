@@ -1,12 +1,14 @@
 """A rank's large file reaches the service over connections that break, and once in all its bytes.
 
 The rank's real client on one side, the real service on a real port on the other, a proxy that tears
-between them.
+between them. At the end: every upload has the same bound on silence.
 """
 
 import hashlib
 import random
+import socket
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from fastapi.testclient import TestClient
@@ -15,13 +17,16 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 from live_app import serving
 from tearing import torn
+from wheel_maker import make_wheel
 
 from roadless.service.checkpoints.keys import blob_key
 from roadless.service.contract.ids import new_id
 from roadless.service.errors import Unavailable
 from roadless.service.main import create_app
+from roadless.service.settings import Settings
+from roadless.service.storage import intake
 from roadless.worker.api import AttemptApi, Away, Fenced, Refused
-from roadless.worker.retry import insist
+from roadless.worker.retry import call_with_retry
 
 PART = 60_000
 CONTENT = random.Random(0).randbytes(500_000)
@@ -36,6 +41,13 @@ IN_FLIGHT = 1 << 17
 def database_url(tmp_path):
     """Files do not depend on the kind of database."""
     return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def settings(database_url, tmp_path):
+    return Settings(
+        home=tmp_path / "home", DATABASE_URL=database_url, tick_seconds=3600, allow_wheels=True
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +110,7 @@ def test_a_file_arrives_wherever_its_connections_break(service, proxy, rank, lar
     sent_before, torn_before = proxy.num_counted, proxy.num_torn
     proxy.tear(tears)
     with connected(rank, proxy) as api:
-        insist(lambda: send(api, large, checkpoint_id=checkpoint_id), seconds=30)
+        call_with_retry(lambda: send(api, large, checkpoint_id=checkpoint_id), seconds=30)
     assert stored(service.http.app.state.blobs, rank, checkpoint_id) == CONTENT
     assert uploads() == []
     num_torn = proxy.num_torn - torn_before
@@ -107,7 +119,7 @@ def test_a_file_arrives_wherever_its_connections_break(service, proxy, rank, lar
     assert proxy.num_counted - sent_before <= most
 
 
-def test_an_upload_goes_on_with_the_service_that_comes_after(service, settings, proxy, rank, large):
+def test_an_upload_continues_at_the_next_service(service, settings, proxy, rank, large):
     checkpoint_id = new_id("ckpt")
     proxy.tear([300_000])
     with connected(rank, proxy) as api:
@@ -116,7 +128,7 @@ def test_an_upload_goes_on_with_the_service_that_comes_after(service, settings, 
         before = proxy.num_counted
         with TestClient(create_app(settings)) as http, serving(http.app) as url:
             proxy.lead_to(url)
-            insist(lambda: send(api, large, checkpoint_id=checkpoint_id), seconds=10)
+            call_with_retry(lambda: send(api, large, checkpoint_id=checkpoint_id), seconds=10)
             assert stored(http.app.state.blobs, rank, checkpoint_id) == CONTENT
     assert proxy.num_counted - before < len(CONTENT) - 300_000 + IN_FLIGHT + 20 * OVERHEAD
 
@@ -189,3 +201,65 @@ def test_a_store_that_is_away_is_waited_for(service, proxy, rank, large, monkeyp
         send(api, large, checkpoint_id=checkpoint_id)
     assert proxy.num_counted - before < 3 * OVERHEAD
     assert stored(blobs, rank, checkpoint_id) == CONTENT
+
+
+# ---- silence -------------------------------------------------------------------------------------
+
+
+def checkpoint_file(service, rank, tmp_path):
+    headers = {**rank.headers, "Upload-Offset": "0", "Upload-Length": str(len(CONTENT))}
+    name = f"checkpoints/{new_id('ckpt')}/files/model.safetensors"
+    return f"{rank.url}/{name}", headers, CONTENT
+
+
+def wheel(service, rank, tmp_path):
+    path = make_wheel(tmp_path)
+    return f"/v1/wheels/{path.name}", service.user, path.read_bytes()
+
+
+def dataset_part(service, rank, tmp_path):
+    created = service.post("/datasets", json={"name": "corpus", "format": "bytes"}).json()
+    return f"/v1/datasets/{created['id']}/files/a.bin?offset=0", service.user, CONTENT
+
+
+UPLOADS = pytest.mark.parametrize("upload", [checkpoint_file, wheel, dataset_part])
+
+
+def sent(base_url, path, headers, content, *, num_sent):
+    """What the service answers to a body that falls silent after ``num_sent`` bytes."""
+    address = urlsplit(base_url)
+    headers = {
+        **headers,
+        "Host": "x",
+        "Content-Length": str(len(content)),
+        "Connection": "close",
+        "X-Content-SHA256": hashlib.sha256(content).hexdigest(),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(f"PUT {path} HTTP/1.1\r\n{lines}\r\n".encode() + content[:num_sent])
+        answer = b""
+        while block := connection.recv(1 << 16):
+            answer += block
+    return answer.decode()
+
+
+@UPLOADS
+def test_a_silent_body_is_given_up(service, url, rank, tmp_path, uploads, monkeypatch, upload):
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 0.2)
+    answer = sent(url, *upload(service, rank, tmp_path), num_sent=100)
+    assert answer.startswith("HTTP/1.1 503 ")
+    assert "nothing came for 0.2 s" in answer
+    left = [path.stat().st_size for path in uploads()]
+    assert left == ([100] if upload is checkpoint_file else [])  # only that one can be continued
+
+
+@UPLOADS
+def test_a_body_that_does_not_fall_silent_is_taken(
+    service, url, rank, tmp_path, uploads, monkeypatch, upload
+):
+    monkeypatch.setattr(intake, "IDLE_SECONDS", 2.0)
+    path, headers, content = upload(service, rank, tmp_path)
+    answer = sent(url, path, headers, content, num_sent=len(content))
+    assert answer.startswith("HTTP/1.1 20"), answer
+    assert uploads() == []

@@ -47,7 +47,7 @@ def test_a_full_disk_is_told_and_the_file_stays_for_another_try(blobs, part, cap
     with tempfile.TemporaryDirectory(dir=OTHER_DISK) as folder:
         source = Path(folder) / "source"
         source.write_bytes(b"0123456789")
-        with pytest.raises(Unavailable, match="no room"):
+        with pytest.raises(Unavailable, match="no disk space"):
             blobs.put(KEY, source)
         assert "is full" in caplog.text
         assert not part.is_symlink(), "what a broken copy has taken is given back"

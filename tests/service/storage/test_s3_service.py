@@ -111,9 +111,9 @@ def test_orphans_are_swept_from_the_bucket(service, digits_spec, home, keys):
     listed, orphan = rank.save(1), new_id("ckpt")
     rank.upload(orphan, b"x")
     rank.ended()
-    home.sweep(utc_now())
+    home.clean_up(utc_now())
     assert len(keys()) == 2, "too fresh to judge"
-    home.sweep(utc_now() + LATER)
+    home.clean_up(utc_now() + LATER)
     assert [key.split("/")[5] for key in keys()] == [listed]
 
 

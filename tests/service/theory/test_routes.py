@@ -142,7 +142,7 @@ def test_a_schedule_free_job_has_nothing_to_redo(service):
     seen = theory(service, job)["extension"]
     assert (seen["made_for"], seen["from_step"], seen["to_step"]) == (None, 120, 240)
     assert seen["advised"] == "go_on"
-    assert "Nothing to redo" in seen["advice"]
+    assert "Nothing needs to be redone" in seen["advice"]
     assert (seen["data"][0]["step"], seen["data"][-1]["step"]) == (120, 240)
     bounds = [point["bound"] for point in seen["data"]]
     assert bounds == sorted(bounds, reverse=True)

@@ -106,7 +106,7 @@ def test_a_file_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = make_wheel(tmp_path)
     with pytest.warns(UserWarning, match="Duplicate name"):
         with_member(path, "our_models/__init__.py", b"another = 1")
-    assert "expected each file once" in refused(path)
+    assert "expected each file only once" in refused(path)
 
 
 def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

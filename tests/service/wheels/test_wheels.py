@@ -18,7 +18,7 @@ from roadless.service.errors import Unavailable
 from roadless.service.main import create_app
 from roadless.service.scheduling.housekeeping import Housekeeping
 from roadless.service.settings import Settings
-from roadless.service.wheels import actions, arrival
+from roadless.service.wheels import actions, upload
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_other_bytes_than_announced_are_refused_and_nothing_stays(service, setti
 
 
 def test_a_wheel_beyond_the_bound_is_refused(service, settings, wheel, monkeypatch):
-    monkeypatch.setattr(arrival, "MAX_WHEEL_BYTES", 100)
+    monkeypatch.setattr(upload, "MAX_WHEEL_BYTES", 100)
     assert MAX_WHEEL_BYTES == 256 * 2**20
     answer = put(service, wheel)
     assert answer.status_code == 413
@@ -319,7 +319,7 @@ def sweep(service: Service, settings: Settings, *, later: timedelta) -> None:
     state = service.http.app.state
     Housekeeping(
         state.db, state.blobs, state.dataset_blobs, state.wheel_blobs, settings.uploads_dir
-    ).sweep(utc_now() + later)
+    ).clean_up(utc_now() + later)
 
 
 def test_a_wheel_that_was_deleted_only_in_part_is_used_by_nobody_and_swept(

@@ -8,16 +8,16 @@ from pydantic import ValidationError
 from roadless.service.contract.job.training import (
     ParallelismSpec,
     TrainingSpec,
+    accumulation_steps,
     gang_sizes,
-    num_parts,
 )
 
 SIZES = st.integers(1, 24)
 
 
 def test_num_workers_is_the_name_of_both_bounds():
-    seats = ParallelismSpec(num_workers=3)
-    assert (seats.fewest_workers, seats.num_workers) == (3, 3)
+    parallelism = ParallelismSpec(num_workers=3)
+    assert (parallelism.fewest_workers, parallelism.num_workers) == (3, 3)
     elastic = ParallelismSpec(min_workers=2, max_workers=5)
     assert (elastic.fewest_workers, elastic.num_workers) == (2, 5)
     assert ParallelismSpec(num_workers=5, min_workers=2).fewest_workers == 2
@@ -29,8 +29,8 @@ def test_an_elastic_specification_reads_back_as_itself(fields):
         with pytest.raises(ValidationError, match="expected min_workers of at most"):
             ParallelismSpec(**fields)
         return
-    seats = ParallelismSpec(**fields)
-    assert ParallelismSpec.model_validate_json(seats.model_dump_json()) == seats
+    parallelism = ParallelismSpec(**fields)
+    assert ParallelismSpec.model_validate_json(parallelism.model_dump_json()) == parallelism
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_sizes_that_contradict_each_other_are_refused(fields, message):
 
 @given(batch=st.integers(1, 200), fewest=SIZES, more=SIZES, replicas=st.integers(1, 3))
 def test_every_size_shares_the_batch_evenly_and_none_is_left_out(batch, fewest, more, replicas):
-    seats = ParallelismSpec(
+    parallelism = ParallelismSpec(
         strategy="fsdp", replicas=replicas, min_workers=fewest, max_workers=fewest + more
     )
-    sizes = gang_sizes(seats, batch_size=batch)
+    sizes = gang_sizes(parallelism, batch_size=batch)
     assert list(sizes) == sorted(set(sizes), reverse=True)
     for number in range(fewest, fewest + more + 1):
         assert (number in sizes) == (batch % number == 0 and number % replicas == 0)
@@ -63,9 +63,12 @@ def test_no_part_of_a_smaller_gang_is_larger_than_at_full_size(most, accumulatio
     training = TrainingSpec(
         batch_size=most * accumulation * samples, accumulation_steps=accumulation
     )
-    seats = ParallelismSpec(min_workers=1, max_workers=most)
-    assert num_parts(training, seats, world_size=most) == accumulation
-    for size in gang_sizes(seats, batch_size=training.batch_size):
-        share, parts = training.batch_size // size, num_parts(training, seats, world_size=size)
+    parallelism = ParallelismSpec(min_workers=1, max_workers=most)
+    assert accumulation_steps(training, parallelism, world_size=most) == accumulation
+    for size in gang_sizes(parallelism, batch_size=training.batch_size):
+        share, parts = (
+            training.batch_size // size,
+            accumulation_steps(training, parallelism, world_size=size),
+        )
         assert share % parts == 0
         assert share // parts <= samples
