@@ -22,7 +22,7 @@ GENERATED = ROOT / "migrations" / "versions"
 #: Modules that run on a user's machine, with the smallest installation.
 CLIENT_SIDE = ("roadless.service.client", "roadless.service.cli")
 
-#: Room -> the outside packages that it may import, besides the standard library.
+#: Package -> the outside packages that it may import, besides the standard library.
 MAY_IMPORT = {
     "roadless.service.contract": {"pydantic"},
     "roadless.optim": {"numpy", "torch"},
@@ -80,36 +80,36 @@ def package_of(module: str) -> str:
     return f"{first}.{rest.partition('.')[0]}" if first == "roadless" and rest else first
 
 
-def is_in(name: str, room: str) -> bool:
-    return name == room or name.startswith(f"{room}.")
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
-def modules_of(room: str) -> dict[str, Path]:
-    return {name: path for name, path in MODULES.items() if is_in(name, room)}
+def modules_of(package: str) -> dict[str, Path]:
+    return {name: path for name, path in MODULES.items() if is_in(name, package)}
 
 
 # ---- who may import whom -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("room", MAY_IMPORT)
-def test_a_room_imports_the_outside_packages_that_it_may(room):
-    rooms_of_their_own = [other for other in MAY_IMPORT if other != room and is_in(other, room)]
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_a_package_imports_of_outside_ones_what_it_may(package):
+    apart = [other for other in MAY_IMPORT if other != package and is_in(other, package)]
     seen = {
         package_of(f"{module}.{what}" if what else module)
-        for name, path in modules_of(room).items()
-        if not any(is_in(name, other) for other in rooms_of_their_own)
+        for name, path in modules_of(package).items()
+        if not any(is_in(name, other) for other in apart)
         for module, what in imports(tree_of(path))
     }
-    own = package_of(room)
-    assert modules_of(room)
-    assert seen - sys.stdlib_module_names - {own} <= MAY_IMPORT[room]
+    own = package_of(package)
+    assert modules_of(package)
+    assert seen - sys.stdlib_module_names - {own} <= MAY_IMPORT[package]
 
 
-@pytest.mark.parametrize("room", ["roadless.worker", *CLIENT_SIDE])
-def test_of_the_service_only_the_contract_is_seen_from_outside(room):
+@pytest.mark.parametrize("package", ["roadless.worker", *CLIENT_SIDE])
+def test_of_the_service_only_the_contract_is_seen_from_outside(package):
     seen = {
         f"{module}.{name}"
-        for path in modules_of(room).values()
+        for path in modules_of(package).values()
         for module, name in imports(tree_of(path))
         if is_in(module, "roadless.service")
     }

@@ -1,8 +1,8 @@
 """What a base rule is: how a direction u comes from a gradient and from what the rule remembers.
 
-One rule is one small file in this room. A rule knows nothing of averaging, precision or execution;
-`roadless.optim.core.engine` brings them together, and a backend may replace a rule's tensors by a
-kernel.
+One rule is one small file in this package. A rule knows nothing of averaging, precision or
+execution; `roadless.optim.core.engine` brings them together, and a backend may replace a rule's
+tensors by a kernel.
 """
 
 from abc import ABC, abstractmethod
