@@ -24,14 +24,8 @@ from roadless.worker.rank import main as rank_main
 from roadless.worker.rank_launch import RankLaunch
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.training import loop
-from roadless.worker.training.step import (
-    Orders,
-    Signals,
-    StepResult,
-    StepSettings,
-    agree,
-    train_step,
-)
+from roadless.worker.training.agreement import Orders, Signals, agree
+from roadless.worker.training.step import StepResult, StepSettings, train_step
 
 
 def main(launch: RankLaunch) -> None:

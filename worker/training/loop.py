@@ -16,21 +16,13 @@ from roadless.worker.early_stopping import judge, reached
 from roadless.worker.evaluation.evaluate import EvalResult, noop
 from roadless.worker.position import Position, Stopwatch, is_used_up
 from roadless.worker.setup import RankContext
+from roadless.worker.training.agreement import Due, Ending, Orders, Signals, agree
 from roadless.worker.training.cadence import build_cadence, build_state_cadence
 from roadless.worker.training.diagnostics import WarmupHint
 from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.lr_schedule import build_lr_schedule
 from roadless.worker.training.resource_usage import UsageMeter
-from roadless.worker.training.step import (
-    Due,
-    Ending,
-    Orders,
-    Signals,
-    StepResult,
-    StepSettings,
-    agree,
-    train_step,
-)
+from roadless.worker.training.step import StepResult, StepSettings, train_step
 
 
 class Training:

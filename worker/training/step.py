@@ -1,10 +1,8 @@
-"""One optimizer step over all ranks, and what the ranks agree on with it."""
+"""One optimizer step over all ranks: forward, backward, agreement, clipping, update."""
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,85 +17,10 @@ from roadless.worker.distributed.precision import computing_in
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import NonFiniteLoss
 from roadless.worker.evaluation.task import num_counted, training_loss
+from roadless.worker.training.agreement import Orders, agree
 
 #: As in torch: keeps the division defined for a gradient of zero.
 _EPSILON = 1e-6
-
-
-class Signals(NamedTuple):
-    """What the user and the service ask of the attempt."""
-
-    stop: bool = False
-    pause: bool = False
-    leave: bool = False  #: the attempt is over: say nothing more
-    evaluate: bool = False
-    resize: bool = False  #: leave with the next training state, to continue with more ranks
-
-
-class Due(NamedTuple):
-    """What the job's plan asks for after this step."""
-
-    evaluation: bool = False
-    state: bool = False
-    #: Evaluations that are under way are judged before a training state is saved.
-    judgement: bool = False
-
-
-class Ending(NamedTuple):
-    """What ends the job without a signal: its budget is used up, or it stops early."""
-
-    budget_reached: bool = False
-    good_enough: bool = False  #: an evaluation has found the metric that the job is to reach
-    no_better: bool = False  #: the last evaluations were no better
-
-
-class Orders(NamedTuple):
-    """What the lead rank wants of all of them after this step. Tuples, for each step makes some."""
-
-    signals: Signals = Signals()
-    due: Due = Due()
-    ending: Ending = Ending()
-
-    @property
-    def is_end(self) -> bool:
-        """Whether no further step shall be taken."""
-        signals = self.signals
-        return any(self.ending) or signals.stop or signals.pause or signals.leave
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether there is an evaluation after this step, of the plan or for a user."""
-        return self.signals.evaluate or self.due.evaluation
-
-    @property
-    def flags(self) -> tuple[bool, ...]:
-        """Every flag, in the order in which ranks exchange them."""
-        signals, due, ending = self
-        return (
-            signals.stop,
-            signals.pause,
-            ending.budget_reached,
-            signals.leave,
-            signals.evaluate,
-            signals.resize,
-            due.evaluation,
-            due.state,
-            ending.good_enough,
-            ending.no_better,
-            due.judgement,
-        )
-
-    @classmethod
-    def of_flags(cls, flags: Sequence[bool]) -> "Orders":
-        """Build the value from what :attr:`flags` gave on another rank."""
-        stop, pause, budget, leave, evaluate, resize, evaluation, state, enough, worse, judge = (
-            flags
-        )
-        return cls(
-            Signals(stop, pause, leave, evaluate, resize),
-            Due(evaluation, state, judge),
-            Ending(budget, enough, worse),
-        )
 
 
 @dataclass(frozen=True)
@@ -111,15 +34,6 @@ class StepResult:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
-
-    loss: float
-    count: int
-    orders: Orders
-
-
-@dataclass(frozen=True)
 class StepSettings:
     """How each step is taken. ``accumulation_steps``: microbatches of a rank's batch."""
 
@@ -127,21 +41,6 @@ class StepSettings:
     accumulation_steps: int = 1
     precision: Precision = "fp32"
     max_grad_norm: float | None = None
-
-
-def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
-    """Add losses up and hear the lead's orders, in the one small sum that every step has.
-
-    ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
-    non-finite, so every rank sees that it is.
-    """
-    mine = orders if cluster.is_lead else Orders()
-    if cluster.world_size == 1:
-        return Agreement(loss_sum / max(count, 1), count, mine)
-    numbers = torch.tensor([loss_sum, float(count), *map(float, mine.flags)], dtype=torch.float64)
-    total, counted, *heard = cluster.sum(numbers).tolist()
-    orders_of_lead = Orders.of_flags([number > 0 for number in heard])
-    return Agreement(total / max(counted, 1.0), int(counted), orders_of_lead)
 
 
 def train_step(

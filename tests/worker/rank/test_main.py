@@ -21,7 +21,7 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker.checkpointing.training_state import tensors_file
-from roadless.worker.training.step import Orders, Signals
+from roadless.worker.training.agreement import Orders, Signals
 
 # ---- two ranks ----------------------------------------------------------------------------------
 

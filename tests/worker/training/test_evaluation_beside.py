@@ -17,7 +17,7 @@ from roadless.service.contract.reports.events import Notice
 from roadless.service.contract.states import Reason
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.training import evaluations
-from roadless.worker.training.step import Due, Orders
+from roadless.worker.training.agreement import Due, Orders
 from roadless.worker.validation.checkpoint_validator import CheckpointValidator
 
 ASYNC = {"every_steps": 1, "placement": "async"}

@@ -18,17 +18,8 @@ from roadless.worker.distributed.precision import set_precision
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid, NonFiniteLoss
 from roadless.worker.evaluation.task import UNCOUNTED
-from roadless.worker.training.step import (
-    Due,
-    Ending,
-    Orders,
-    Signals,
-    StepResult,
-    StepSettings,
-    agree,
-    global_norm,
-    train_step,
-)
+from roadless.worker.training.agreement import Due, Ending, Orders, Signals, agree
+from roadless.worker.training.step import StepResult, StepSettings, global_norm, train_step
 
 TARGETS = torch.tensor([0, 1, 0, 1])
 
