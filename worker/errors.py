@@ -23,6 +23,9 @@ from typing import ClassVar
 
 from roadless.service.contract.states import Reason
 
+#: Characters of a message that a worker sends; what is longer stands in the rank's log.
+MESSAGE_LENGTH = 4000
+
 
 class JobFailed(Exception):
     """Ends the attempt; the message is written for the job's owner. Raised as a subclass."""

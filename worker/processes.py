@@ -1,9 +1,10 @@
-"""Processes that end with their parent, are adopted or waited for; and the end of their logs.
+"""Processes that end with their parent, are adopted or waited for; and their logs.
 
 Used by what forks and spawns ranks, and by ranks themselves: standard library only.
 """
 
 import ctypes
+import logging
 import os
 import select
 import signal
@@ -65,3 +66,9 @@ def read_tail(path: Path) -> str:
 def _prctl(option: int, value: int) -> None:
     if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
+
+
+def configure_logging() -> None:
+    """Log to standard error with time and level; of each request that httpx makes nothing."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+#: Characters of a message in a job's history; longer ones are cut, or refused from a worker.
+MAX_MESSAGE_LENGTH = 10_000
+
 
 class Spec(BaseModel):
     """A value written by a user: frozen, unknown fields forbidden, only finite numbers."""

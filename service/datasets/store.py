@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from itertools import groupby
 
-from sqlalchemy import ColumnElement, delete, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.ids import new_id
@@ -17,6 +17,7 @@ from roadless.service.contract.uploads.datasets import (
     NewDataset,
 )
 from roadless.service.datasets.tiling import file_of
+from roadless.service.db.keyset import newest_first
 from roadless.service.db.tables import DatasetPartRow, DatasetRow, JobRow
 from roadless.service.errors import NotFound
 
@@ -65,13 +66,8 @@ def named(session: Session, name: str, project: str) -> DatasetRow | None:
 def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[DatasetRow]:
     """Up to ``limit`` data sets, newest first, after the one with id ``after``."""
     query = select(DatasetRow).where(DatasetRow.project == project)
-    if after is not None:
-        last = get(session, after, project)
-        query = query.where(
-            tuple_(DatasetRow.created_at, DatasetRow.id) < tuple_(last.created_at, last.id)
-        )
-    query = query.order_by(DatasetRow.created_at.desc(), DatasetRow.id.desc()).limit(limit)
-    return session.scalars(query).all()
+    last = None if after is None else get(session, after, project)
+    return session.scalars(newest_first(query, DatasetRow, after=last, limit=limit)).all()
 
 
 def sizes(session: Session, dataset_ids: Sequence[str]) -> dict[str, tuple[int, int]]:

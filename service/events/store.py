@@ -6,9 +6,8 @@ from datetime import datetime
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from roadless.service.contract.base import MAX_MESSAGE_LENGTH
 from roadless.service.db.tables import EventRow, JobRow
-
-MESSAGE_LENGTH = 10_000
 
 
 def add(
@@ -28,7 +27,7 @@ def add(
             attempt_id=attempt_id,
             at=at,
             code=code,
-            message=message[:MESSAGE_LENGTH],
+            message=message[:MAX_MESSAGE_LENGTH],
         )
     )
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from roadless.service.db.keyset import newest_first
 from roadless.service.db.tables import CheckpointRow, JobRow
 from roadless.service.errors import NotFound
 
@@ -36,11 +37,8 @@ def page(
     query = select(JobRow).where(JobRow.project == project)
     if phase is not None:
         query = query.where(JobRow.phase == phase)
-    if after is not None:
-        last = get(session, after, project)
-        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(last.created_at, last.id))
-    query = query.order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
-    return session.scalars(query).all()
+    last = None if after is None else get(session, after, project)
+    return session.scalars(newest_first(query, JobRow, after=last, limit=limit)).all()
 
 
 def starting_from(session: Session, job_id: str) -> str | None:

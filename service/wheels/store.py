@@ -6,10 +6,11 @@ A row is there before its file and after it; ``is_stored`` says that the wheel m
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.states import TERMINAL
+from roadless.service.db.keyset import newest_first
 from roadless.service.db.tables import JobRow, WheelRow
 from roadless.service.errors import NotFound
 
@@ -62,13 +63,8 @@ def count(session: Session, project: str) -> int:
 def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[WheelRow]:
     """Up to ``limit`` wheels, newest first, after the one with id ``after``."""
     query = _stored(project)
-    if after is not None:
-        last = get(session, after, project)
-        query = query.where(
-            tuple_(WheelRow.created_at, WheelRow.id) < tuple_(last.created_at, last.id)
-        )
-    query = query.order_by(WheelRow.created_at.desc(), WheelRow.id.desc()).limit(limit)
-    return session.scalars(query).all()
+    last = None if after is None else get(session, after, project)
+    return session.scalars(newest_first(query, WheelRow, after=last, limit=limit)).all()
 
 
 def users(session: Session, wheel_id: str, *, limit: int) -> Sequence[str]:

@@ -28,9 +28,10 @@ from roadless.worker.api import AttemptApi, Fenced
 from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
 from roadless.worker.distributed.process_group import Cluster, join
-from roadless.worker.errors import DataInvalid, JobFailed, NonFiniteLoss
+from roadless.worker.errors import MESSAGE_LENGTH, DataInvalid, JobFailed, NonFiniteLoss
 from roadless.worker.evaluation.inputs import START_SECONDS, datasets_of, model_sources
 from roadless.worker.evaluation.sets import Datasets, naming
+from roadless.worker.processes import configure_logging
 from roadless.worker.rank.restore import fetch_files, initial_model, resume
 from roadless.worker.rank.watchdog import Watchdog
 from roadless.worker.rank_launch import RankLaunch
@@ -52,7 +53,6 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 3600.0
 #: How long a rank that hangs tries to say so, before it dies and its agent speaks for it.
 HANG_REPORT_SECONDS = 10.0
-_MESSAGE_LENGTH = 4000
 
 
 def main(launch: RankLaunch) -> None:
@@ -61,8 +61,7 @@ def main(launch: RankLaunch) -> None:
     ``os._exit``: a plain exit would run gloo's destructors, which abort now and then.
     """
     redact_streams()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_logging()
     load_kernels()  # done before the fork, or now: what steps a model never depends on that
     # Before there are threads, peers or a GPU in use: what it forks later knows none of them.
     zygote = Zygote(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
@@ -107,7 +106,7 @@ def _ending_of(
         log.exception("the rank failed")
         said = _fit(f"rank {launch.rank}: {type(error).__name__}: {error}")
         # Redacted before it is cut: a secret that is cut in two is no longer recognised.
-        trace = _fit(REDACTOR.redact(traceback.format_exc())[-_MESSAGE_LENGTH:])
+        trace = _fit(REDACTOR.redact(traceback.format_exc())[-MESSAGE_LENGTH:])
         return Failed(reason=Reason.WORKER_ERROR, message=f"{said}\n{trace}")
 
 
@@ -121,7 +120,7 @@ def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
 
 def _fit(text: str) -> str:
     """The text as an event takes it: bounded, and without what UTF-8 cannot say."""
-    return REDACTOR.redact(text)[:_MESSAGE_LENGTH].encode(errors="replace").decode()
+    return REDACTOR.redact(text)[:MESSAGE_LENGTH].encode(errors="replace").decode()
 
 
 def _run(

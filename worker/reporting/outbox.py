@@ -27,6 +27,7 @@ from roadless.service.contract.reports.events import (
 from roadless.service.contract.states import Desired
 from roadless.worker import retry
 from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.errors import MESSAGE_LENGTH
 from roadless.worker.reporting.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ HEARTBEAT_SECONDS = 1.0
 SPOOL_BYTES = 256 << 20
 #: Beyond the bound one step in this many is kept, and beyond twice the bound none.
 THINNED_TO_ONE_IN = 16
-_MESSAGE_LENGTH = 4000
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
@@ -281,7 +281,7 @@ class Outbox:
         except Refused as error:
             event = _EVENT.validate_json(line)
             self._is_usage_refused |= isinstance(event, Usage)
-            message = f"{event.kind}: {error}"[:_MESSAGE_LENGTH]
+            message = f"{event.kind}: {error}"[:MESSAGE_LENGTH]
             notice = Notice(seq=event.seq, code="report.refused", message=message)
             self._hear(self._api.report(self._rank, [notice.model_dump_json().encode()]))
             self._set_aside(line)

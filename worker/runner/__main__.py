@@ -9,6 +9,7 @@ from typing import NoReturn
 import ray
 
 from roadless.worker.api import RunnerApi
+from roadless.worker.processes import configure_logging
 from roadless.worker.runner.gang import Gangs
 from roadless.worker.runner.node_agents import NAMESPACE, Agents
 from roadless.worker.runner.ray_cluster import UnauthenticatedRay, require_authentication
@@ -50,8 +51,7 @@ def _serve(settings: RunnerSettings) -> NoReturn:
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C; exit with one sentence when the settings are unusable."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_logging()
     try:
         _serve(RunnerSettings.from_environment(os.environ))
     except (SettingsError, UnauthenticatedRay) as error:

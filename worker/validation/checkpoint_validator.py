@@ -22,7 +22,7 @@ from roadless.service.contract.checkpoint.manifest import (
 )
 from roadless.service.contract.reports.events import Event, Notice
 from roadless.worker.background import yield_to_others
-from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.errors import MESSAGE_LENGTH, CheckpointUnreadable
 from roadless.worker.evaluation.evaluate import Checked, EvalResult
 from roadless.worker.reporting.staged_checkpoint import ValidatedManifest
 from roadless.worker.validation.evaluator import Evaluates
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 #: What a GPU's sums may differ by, in another order or on the CPU: relative.
 GPU_TOLERANCE = 1e-3
-_MESSAGE_LENGTH = 4000
 
 
 def tolerance_on(device: torch.device) -> float:
@@ -174,7 +173,7 @@ class CheckpointValidator:
 
     def _tell(self, code: str, message: str) -> None:
         log.error("%s: %s", code, message)
-        self._events.say(Notice(code=code, message=message[:_MESSAGE_LENGTH]))
+        self._events.say(Notice(code=code, message=message[:MESSAGE_LENGTH]))
 
 
 def _check_of_all(result: EvalResult) -> EvaluationCheck:

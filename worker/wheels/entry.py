@@ -14,7 +14,8 @@ from roadless.service.contract.reports.cluster import AttemptEnded
 from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY
 from roadless.worker.agent.rank_process import hand_over, spawn_command
 from roadless.worker.api import AttemptApi, Fenced, Refused
-from roadless.worker.errors import JobFailed, ModelNotFound, ModelUnreadable
+from roadless.worker.errors import MESSAGE_LENGTH, JobFailed, ModelNotFound, ModelUnreadable
+from roadless.worker.processes import configure_logging
 from roadless.worker.rank_launch import RankLaunch, WheelFile
 from roadless.worker.retry import call_with_retry
 from roadless.worker.wheels.environment import hold_environment
@@ -24,7 +25,6 @@ _log = logging.getLogger(__name__)
 #: How long a starting rank waits for a service that is away.
 _FETCH_SECONDS = 60.0
 _TELL_SECONDS = 600.0
-_MESSAGE_LENGTH = 4000
 
 
 def main(launch: RankLaunch) -> None:
@@ -32,8 +32,7 @@ def main(launch: RankLaunch) -> None:
 
     Leaves with 0 where the job fails and the service knows why.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure_logging()
     wheel = launch.wheel
     assert wheel is not None, "expected the launch of a job with a wheel"
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
@@ -72,7 +71,7 @@ def _fetch(api: AttemptApi, wheel: WheelFile, folder: Path) -> Path:
 
 
 def _tell(api: AttemptApi, failure: JobFailed) -> None:
-    ended = AttemptEnded(reason=failure.reason, message=str(failure)[:_MESSAGE_LENGTH])
+    ended = AttemptEnded(reason=failure.reason, message=str(failure)[:MESSAGE_LENGTH])
     try:
         call_with_retry(lambda: api.ended(ended), seconds=_TELL_SECONDS)
     except Fenced:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, SecretStr, field_serializer
 
-from roadless.service.contract.base import Message
+from roadless.service.contract.base import MAX_MESSAGE_LENGTH, Message
 from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.states import Desired, Reason
@@ -107,5 +107,5 @@ class AttemptEnded(Message):
     """A node agent or runner says that an attempt is over although its ranks did not say so."""
 
     reason: Reason
-    message: str = Field(max_length=10_000)
+    message: str = Field(max_length=MAX_MESSAGE_LENGTH)
     exits: list[RankExit] = []

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from roadless.service.contract.base import Message
+from roadless.service.contract.base import MAX_MESSAGE_LENGTH, Message
 from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.service.contract.job.budget import BudgetSpec
 from roadless.service.contract.states import Desired, Reason
@@ -95,7 +95,7 @@ class Notice(_Event):
 
     kind: Literal["notice"] = "notice"
     code: str = Field(max_length=100)
-    message: str = Field(max_length=10_000)
+    message: str = Field(max_length=MAX_MESSAGE_LENGTH)
 
 
 class BudgetNow(Message):
@@ -128,7 +128,7 @@ class Failed(_Event):
 
     kind: Literal["failed"] = "failed"
     reason: Reason
-    message: str = Field(max_length=10_000)
+    message: str = Field(max_length=MAX_MESSAGE_LENGTH)
 
 
 Event = Annotated[
