@@ -216,7 +216,7 @@ def _apply_started(ingest: Ingest, event: Started) -> None:
         ingest.session,
         ingest.job,
         code="attempt.started",
-        message=f"training with {event.world_size} ranks from step {event.resumed_step}",
+        message=f"training on {_ranks(event.world_size)} from step {event.resumed_step}",
         at=ingest.now,
         attempt_id=ingest.attempt.id,
     )
@@ -241,3 +241,7 @@ def _apply_checkpoint(ingest: Ingest, event: CheckpointSaved) -> None:
 
 def _move(ingest: Ingest, signal: Signal) -> None:
     move(ingest.transition, ingest.job, signal)
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"

@@ -32,7 +32,7 @@ def spec_of(**changes):
 def sizes_of(client, job_id):
     """Numbers of ranks of the attempts so far, in words of the job's history."""
     started = [event for event in client.events(job_id) if event.code == "attempt.started"]
-    return [int(event.message.split()[0]) for event in started]
+    return [int(event.message.split()[2]) for event in started]
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

@@ -32,7 +32,7 @@ SPEC = {
 def num_ranks(client, job_id):
     """Of each attempt so far."""
     started = [event for event in client.events(job_id) if event.code == "attempt.started"]
-    return [int(event.message.split()[0]) for event in started]
+    return [int(event.message.split()[2]) for event in started]
 
 
 def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path):

@@ -178,7 +178,7 @@ def test_a_killed_service_or_runner_is_started_again(start, name):
     running = start()
     running.wait_for("Ctrl-C stops everything.")
     os.kill(running.wait_for_note(name)["pid"], signal.SIGKILL)
-    running.wait_for(f"starting the {name} again")
+    running.wait_for(f"restarting the {name}")
     assert running.wait_for_note(name, times=2)["env"] == running.notes(name)[0]["env"]
     assert f"{name} exited with code -9" in running.output.read_text()
     assert len(running.notes("ray")) == 1

@@ -116,7 +116,7 @@ def test_on_a_terminal_the_value_is_asked_for_and_not_shown(url, settings, secre
     )
     os.close(theirs)
     printed = os.read(ours, 1000)
-    while b"not shown" not in printed:
+    while b"hidden" not in printed:
         printed += os.read(ours, 1000)
     os.write(ours, b"typed-value\n")
     process.wait(30)
