@@ -219,7 +219,9 @@ def test_a_bucket_that_can_be_written_is_usable_and_stays_empty(bucket, behind):
 
 def test_a_missing_bucket_is_named(endpoint):
     missing = Bucket("no-such-bucket", "", endpoint, "us-east-1", is_path_style=True)
-    with pytest.raises(BucketUnusable, match=rf"'no-such-bucket' at {endpoint}: .*no such bucket"):
+    with pytest.raises(
+        BucketUnusable, match=rf"'no-such-bucket' at {endpoint}: expected the bucket"
+    ):
         require_usable(missing)
 
 
@@ -227,7 +229,7 @@ def test_credentials_that_are_refused_are_said_and_not_shown(bucket):
     auth = f"{bucket.endpoint}/moto-api/reset-auth"
     assert httpx.post(auth, content="0").is_success
     try:
-        with pytest.raises(BucketUnusable, match="expected leave to list") as raised:
+        with pytest.raises(BucketUnusable, match="expected permission to list") as raised:
             require_usable(bucket)
     finally:
         httpx.post(auth, content="inf")

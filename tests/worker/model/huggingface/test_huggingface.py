@@ -458,6 +458,7 @@ COMMIT = "0123456789" * 4
 HUB_SCRIPT = """
 import json, sys
 from model_cases import BYTES, parse, transformers_model
+from roadless.worker.rank_launch import ModelSources
 from roadless.worker.errors import JobFailed
 from roadless.worker.model.build import build_model
 for name in sys.argv[1:]:
