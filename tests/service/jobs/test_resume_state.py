@@ -43,7 +43,7 @@ def test_a_state_that_does_not_load_gives_way_to_the_older_one(service, lost):
     assert resumed_step(third) == 10
     (message,) = told(service, lost)
     assert newest in message
-    assert "of step 20 does not load" in message
+    assert "of step 20 failed to load" in message
     third.report(step_event(11))
     assert service.job(lost)["progress"]["step"] == 11
 
