@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/src" # where pyproject.toml looks for packages: none are needed here
 cp pyproject.toml README.md "$work"
 
 python3 -m venv "$work/venv"
@@ -21,3 +22,9 @@ python3 -m venv "$work/venv"
         sed 's/+[^ ]*$//' | grep -Ev '^(nvidia|cuda|triton)' | LC_ALL=C sort -f
 } > "$work/constraints.txt"
 mv "$work/constraints.txt" constraints.txt
+
+# What the dashboard takes from npm, likewise: package.json names exact versions, the lock file hashes.
+PATH=$work/venv/bin:$PATH npm install --prefix service/dashboard --package-lock-only \
+    --ignore-scripts --save-exact --loglevel=error uplot@latest
+PATH=$work/venv/bin:$PATH npm install --prefix service/dashboard --package-lock-only \
+    --ignore-scripts --save-exact --save-dev --loglevel=error @biomejs/biome@latest

@@ -1,7 +1,7 @@
 """Which queued jobs fit the free capacity. Pure.
 
 Strict order (priority, then age); a job that does not fit is passed over, so that small jobs fill
-what a large one cannot use. A gang fits when each of its workers finds room on some node. An
+what a large one cannot use. A gang fits when each of its workers finds a seat on some node. An
 elastic job gets the largest of its sizes that fits.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """What is free on one node."""
 
     cpus: float
@@ -32,42 +32,42 @@ class Ask:
         return [replace(self, workers=n, fewer=()) for n in (self.workers, *self.fewer)]
 
 
-def choose(queue: Iterable[Ask], rooms: Sequence[Room]) -> tuple[list[Ask], Sequence[Room]]:
-    """The jobs to start now, in order and each of the size that fits; and the room that is left."""
+def choose(queue: Iterable[Ask], free: Sequence[Capacity]) -> tuple[list[Ask], Sequence[Capacity]]:
+    """The jobs to start now, in order, each of the size that fits; and what is left free."""
     chosen = []
     for ask in queue:
         for one in ask.sizes():
-            left = seat(one, rooms)
+            left = seat(one, free)
             if left is not None:
                 chosen.append(one)
-                rooms = left
+                free = left
                 break
-    return chosen, rooms
+    return chosen, free
 
 
-def grow(ask: Ask, workers: int, rooms: Sequence[Room]) -> tuple[int, Sequence[Room]]:
-    """The largest size of a job that runs with ``workers``, and the room left beside that.
+def grow(ask: Ask, workers: int, free: Sequence[Capacity]) -> tuple[int, Sequence[Capacity]]:
+    """The largest size of a job that runs with ``workers``, and the capacity left beside that.
 
-    ``rooms``: without the seats that the job has, which it keeps where they are.
+    ``free``: without the seats that the job has, which it keeps where they are.
     """
     for one in ask.sizes():
         more = one.workers - workers
-        left = seat(replace(one, workers=more), rooms) if more > 0 else None
+        left = seat(replace(one, workers=more), free) if more > 0 else None
         if left is not None:
             return one.workers, left
-    return workers, rooms
+    return workers, free
 
 
-def seat(ask: Ask, rooms: Sequence[Room]) -> Sequence[Room] | None:
-    """The rooms after seating the whole gang, or None when it does not fit."""
+def seat(ask: Ask, free: Sequence[Capacity]) -> Sequence[Capacity] | None:
+    """The capacity left after seating the whole gang, or None when it does not fit."""
     left, missing = [], ask.workers
-    for room in rooms:
-        taken = min(missing, _capacity(room, ask))
-        left.append(Room(room.cpus - taken * ask.cpus, room.gpus - taken * ask.gpus))
+    for node in free:
+        taken = min(missing, _seats(node, ask))
+        left.append(Capacity(node.cpus - taken * ask.cpus, node.gpus - taken * ask.gpus))
         missing -= taken
     return None if missing else left
 
 
-def _capacity(room: Room, ask: Ask) -> int:
-    by_cpus = int(room.cpus // ask.cpus)
-    return min(by_cpus, int(room.gpus // ask.gpus)) if ask.gpus else by_cpus
+def _seats(node: Capacity, ask: Ask) -> int:
+    by_cpus = int(node.cpus // ask.cpus)
+    return min(by_cpus, int(node.gpus // ask.gpus)) if ask.gpus else by_cpus

@@ -17,7 +17,7 @@ from roadless.service.events import store as events
 from roadless.service.jobs import store as jobs
 from roadless.service.jobs.transitions import Transition, end_attempt, move, settle
 from roadless.service.scheduling import store
-from roadless.service.scheduling.policy import Ask, Room, choose, grow, seat
+from roadless.service.scheduling.policy import Ask, Capacity, choose, grow, seat
 from roadless.service.wheels import store as wheels
 from roadless.service.wheels.views import assigned_wheel
 
@@ -129,9 +129,9 @@ def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
     return again
 
 
-def _free_rooms(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Room]:
+def _free_capacity(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Capacity]:
     """Free capacity less what was handed out and the runner does not count yet."""
-    rooms: Sequence[Room] = [Room(node.free_cpus, node.free_gpus) for node in nodes]
+    free: Sequence[Capacity] = [Capacity(node.free_cpus, node.free_gpus) for node in nodes]
     for attempt in held:
         if attempt.ended_at is None and not attempt.seen_alive:
             ask = Ask(
@@ -140,16 +140,16 @@ def _free_rooms(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Room]
                 attempt.cpus_per_worker,
                 attempt.gpus_per_worker,
             )
-            rooms = seat(ask, rooms) or []
-    return list(rooms)
+            free = seat(ask, free) or []
+    return list(free)
 
 
 def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
     silent_since = tick.lease.silent_since(tick.now)
     waiting = {job.id: job for job in store.claimable(tick.session, silent_since=silent_since)}
     asks = [_ask(job) for job in waiting.values()]
-    chosen, rooms = choose(asks, _free_rooms(view.nodes, held))
-    _let_grow(tick, held, rooms)
+    chosen, free = choose(asks, _free_capacity(view.nodes, held))
+    _let_grow(tick, held, free)
     return [_start_attempt(tick, waiting[ask.job_id], ask, view.runner_id) for ask in chosen]
 
 
@@ -161,14 +161,14 @@ def _ask(job: JobRow) -> Ask:
     )
 
 
-def _let_grow(tick: Tick, held: Sequence[AttemptRow], rooms: Sequence[Room]) -> None:
+def _let_grow(tick: Tick, held: Sequence[AttemptRow], free: Sequence[Capacity]) -> None:
     """Ask elastic jobs that run below their size to move up, with what nobody waits for."""
     settled = {one.job_id: one for one in held if _may_grow(tick, one)}
-    if not settled or not any(room.cpus >= 1 for room in rooms):
+    if not settled or not any(node.cpus >= 1 for node in free):
         return
     for job in store.running(tick.session, settled.keys()):
         attempt = settled[job.id]
-        size, rooms = grow(_ask(job), attempt.world_size, rooms)
+        size, free = grow(_ask(job), attempt.world_size, free)
         if size > attempt.world_size:
             attempt.grow_to = size
             _note_growth(tick, job, attempt)

@@ -414,7 +414,7 @@ def test_a_small_attempt_is_asked_to_grow_once_and_not_too_soon(stage, digits_sp
     assert not stage.report(taken.token).resize
     stage.pass_time(301)
     stage.sync(runner_id, alive=alive, free_cpus=0)
-    assert not stage.report(taken.token).resize, "there is no room"
+    assert not stage.report(taken.token).resize, "no capacity is free"
     for _ in range(2):
         stage.sync(runner_id, alive=alive, free_cpus=1)
         assert stage.report(taken.token).resize
