@@ -1,7 +1,7 @@
-"""Optimizers without schedules, and the averaged point they exist for.
+"""Optimizers that need no schedule, and the averaged point they produce.
 
-A library in its own right: it imports torch and numpy and nothing else of this repository. Names
-are loaded when they are first used, so that the torch-free parts stay free of torch.
+A standalone library: it imports torch and numpy, and nothing from the rest of this repository.
+Names are loaded on first use, so that the torch-free parts stay free of torch.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
-"""How fast to go and how much to average: the numbers of one schedule-free step, as pure floats.
+"""Step size and averaging coefficient of one schedule-free step, as plain floats.
 
-Every schedule-free optimizer, fast or spelled out, draws its step size γ and its averaging
-coefficient c from here, and nowhere else. No tensors, no torch.
+Every schedule-free optimizer, fast or reference, takes its step size γ and its averaging
+coefficient c from here. No tensors, no torch.
 
 Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682, section 4.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a parameter group remembers from one step to the next."""
+    """What a parameter group carries from one step to the next."""
 
     #: Completed steps.
     k: int = 0
@@ -25,7 +25,7 @@ class Counters:
 class Pace:
     """The numbers of one step."""
 
-    #: Which step this is, counted from 1.
+    #: Number of this step, from 1.
     t: int
     #: γ, the learning rate after warmup.
     lr: float
@@ -50,16 +50,16 @@ def advance(
         w = t^r · (max of all γ so far, this one included)^weight_lr_power
         c = w / (W + w)
 
-    The maximum keeps the weights from shrinking when ``lr`` is lowered from outside. The first step
-    with a weight has c = 1: x jumps to z. While all weights are 0 (``lr`` = 0), c = 0: x rests.
+    The maximum keeps the weights from shrinking when ``lr`` is lowered. The first step with a
+    nonzero weight has c = 1: x jumps to z. While all weights are 0 (``lr`` = 0), c = 0: x stays.
 
     Args:
-        counters: the group's memory before the step.
+        counters: the group's counters before the step.
         lr: learning rate, >= 0.
         warmup_steps: steps of linear warmup, >= 0; 0 and 1 both mean none.
         r: power of t in the weight, >= 0; larger forgets the past faster.
         weight_lr_power: power of the learning rate in the weight, >= 0; 0 ignores it.
-        lr_factor: what the base rule makes of the learning rate in this step, >= 0.
+        lr_factor: factor of the learning rate from the base rule in this step, >= 0.
 
     >>> first, pace = advance(Counters(), lr=0.5, warmup_steps=2, r=0.0, weight_lr_power=2.0)
     >>> pace
@@ -77,7 +77,7 @@ def advance(
 
 
 def warmed_up(lr: float, t: int, *, warmup_steps: int) -> float:
-    """Return lr · min(1, t / warmup_steps), for step t from 1; 0 steps of warmup are none.
+    """Return lr · min(1, t / warmup_steps), for step t from 1; 0 steps mean no warmup.
 
     >>> [warmed_up(0.3, t, warmup_steps=2) for t in (1, 2, 3)]
     [0.15, 0.3, 0.3]

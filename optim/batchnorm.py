@@ -1,7 +1,7 @@
-"""Batch-norm statistics at the parameters as they are, computed aside.
+"""Batch-norm statistics at the current parameters, computed without affecting training.
 
 The running statistics of training belong to y. A model evaluated at x needs those of x: exact ones
-over given batches, in a form that many processes can share, and that leaves training as it was.
+over given batches, in a form that many processes can share.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from roadless.optim.numerics.sharding import block_elements
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of one layer's inputs, by channel (C), in float64."""
+    """Moments of one layer's inputs, by channel (C), in float64."""
 
     #: Values in each channel, shape ().
     count: Tensor
@@ -41,10 +41,10 @@ def recalibrate(
     *,
     forward: Callable[[Any], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute exact batch-norm statistics over all batches, at the parameters as they are now.
+    """Compute exact batch-norm statistics over all batches, at the current parameters.
 
-    True averages over all values, not a running mix. The model's buffers, its training modes and
-    torch's random state are afterwards what they were. A model without batch norm costs nothing.
+    True averages over all values, not running ones. The model's buffers, its training modes and
+    torch's random state are restored afterwards. A model without batch norm costs nothing.
 
     Args:
         model: the bare model, not its distributed wrapper.
@@ -76,11 +76,11 @@ def recalibrate(
 def batch_statistics(
     model: nn.Module, batch: Any, *, forward: Callable[[Any], object] | None = None
 ) -> BatchStatistics:
-    """Run one batch and return the moments of what each batch-norm layer was given.
+    """Run one batch and return the moments of each batch-norm layer's inputs.
 
     Each layer normalises by the batch's own statistics, as in training; all else is as in
-    evaluation, so that dropout is off. Nothing is exchanged with other processes, and the result
-    depends on the batch alone, not on who computes it.
+    evaluation, so dropout is off. There is no communication with other processes, and the result
+    depends only on the batch, not on the process that computes it.
 
     Args:
         model: the bare model, not its distributed wrapper.
@@ -96,7 +96,7 @@ def batch_statistics(
     if not layers:
         return {}
     seen: dict[str, list[Moments]] = {name: [] for name in layers}
-    # In evaluation a layer without running statistics uses the batch's own, and has none to touch.
+    # In evaluation, a layer without running statistics uses the batch's, and has none to change.
     hidden = {_buffer_name(name, leaf): None for name in layers for leaf in _STATISTICS}
     with _in_evaluation(model), _swapped(model, hidden), ExitStack() as hooks:
         for name, layer in layers.items():
@@ -106,7 +106,7 @@ def batch_statistics(
 
 
 def combine(statistics: Sequence[BatchStatistics]) -> dict[str, Tensor]:
-    """Pool the statistics of batches, in the order given, into the buffers of the whole.
+    """Pool the statistics of batches, in the given order, into buffers for all of them.
 
     Sums run in float64 in that order, so ranks that share their batches' statistics and sort them
     by batch get the same bits at any world size.
@@ -116,7 +116,7 @@ def combine(statistics: Sequence[BatchStatistics]) -> dict[str, Tensor]:
 
     Returns:
         ``running_mean``, and ``running_var`` with the n / (n - 1) that batch norm applies to it, in
-        float64, by buffer name. ``num_batches_tracked`` is not among them: it counts training.
+        float64, by buffer name. ``num_batches_tracked`` is left out: it counts training batches.
 
     Raises:
         ValueError: there is no batch.
@@ -134,13 +134,13 @@ def combine(statistics: Sequence[BatchStatistics]) -> dict[str, Tensor]:
 
 @contextmanager
 def using_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model's named buffers hold copies of these values inside the block.
+    """Set the model's named buffers to copies of these values inside the block.
 
     Values are rounded to the buffer's dtype and moved to its device. Afterwards the model has its
-    own buffers back, the same tensors, whatever happened inside.
+    original buffer tensors back, whatever happened inside.
 
     Args:
-        model: the model that the names were made for.
+        model: the model that the names belong to.
         buffers: values by name, as in ``model.state_dict()``; may be empty.
 
     Raises:
@@ -164,7 +164,7 @@ def _observe(seen: list[Moments], _layer: nn.Module, inputs: tuple[Tensor, ...])
 
 
 def _moments(values: Tensor) -> Moments:
-    """Mean, then variance about it, by blocks that stay in a cache.
+    """Compute the mean, then the variance about it, in blocks that fit in a cache.
 
     As exact as ``torch.var_mean`` of all in float64, which takes about ten times as long on a CPU.
     """

@@ -1,4 +1,4 @@
-"""Checks of hyper-parameters: each says what was expected and what was seen."""
+"""Checks of hyper-parameters: each error says what was expected and what was seen."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def require_at_least_zero(settings: Mapping[str, Any], *names: str) -> None:
-    """Refuse a setting that is negative, infinite or NaN; a one-element tensor is a number too.
+    """Refuse a setting that is negative, infinite or NaN; a one-element tensor counts as a number.
 
     Raises:
         ValueError: naming the first setting that is not a finite number >= 0.
@@ -48,7 +48,7 @@ def require_ema_coefficient(name: str, value: Any) -> None:
 
 
 def require_pair(name: str, value: Any) -> None:
-    """Refuse what is not a tuple or list of two.
+    """Refuse anything but a tuple or list of two.
 
     Raises:
         ValueError: naming the setting.

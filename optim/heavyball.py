@@ -1,8 +1,8 @@
-"""HeavyBall's first-order optimizers, under its names of 0.7.4 and with its arguments.
+"""HeavyBall's first-order optimizers, with the names and arguments of 0.7.4.
 
 All of them use in-place EMAs (`roadless.optim.rules.moments.debiased`), the clamped denominator
-max(√v, ε), and decoupled weight decay. What 0.7.4 gets wrong is right here: decay shrinks weights
-(there it grows them), ``warmup_steps=0`` means none (there it divides by zero).
+max(√v, ε), and decoupled weight decay. Errors of 0.7.4 are corrected: decay shrinks weights (there
+it grows them), ``warmup_steps=0`` means no warmup (there it divides by zero).
 """
 
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class _FirstOrder(Descent):
-    """The signature of the three without averaging."""
+    """The signature shared by the three without averaging."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class _FirstOrder(Descent):
 
 
 class ForeachAdamW(_FirstOrder):
-    """AdamW without bias correction to apply, because its averages are unbiased at every step.
+    """AdamW that needs no bias correction, because its averages are unbiased at every step.
 
     With γ = ``lr`` · min(1, t / ``warmup_steps``), λ = ``weight_decay``, and β̂₁, β̂₂ the in-place
     EMAs of ``betas``::
@@ -51,19 +51,19 @@ class ForeachAdamW(_FirstOrder):
         m ← β̂₁ m + (1 - β̂₁) g
         p ← p - γ (m / max(√v, ε) + λ p)
 
-    The same steps as those of ``torch.optim.AdamW``, but for the place of ε. In 0.7.4 it is neither
-    exported nor does it run.
+    Takes the same steps as ``torch.optim.AdamW``, except for the place of ε. In 0.7.4 it is not
+    exported and does not run.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
         betas: β₁, > 0 and < 1; and β₂, >= 0 and < 1.
-        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     >>> import torch
     >>> from roadless.optim import ForeachAdamW
@@ -140,26 +140,26 @@ class ForeachADOPT(_FirstOrder):
 class ForeachSFAdamW(FastScheduleFree):
     """Schedule-free AdamW with an unbiased second moment and a clamped denominator.
 
-    As `roadless.optim.AdamWScheduleFree`, with the same γ, c, z, x and y, around u = g / max(√v, ε)
-    and v ← β̂₂ v + (1 - β̂₂) g². Other than in HeavyBall, the averaging weights use ``r`` (0.7.4
+    Like `roadless.optim.AdamWScheduleFree`, with the same γ, c, z, x and y, but u = g / max(√v, ε)
+    and v ← β̂₂ v + (1 - β̂₂) g². Unlike in HeavyBall, the averaging weights use ``r`` (0.7.4
     ignores it) and the largest learning rate so far, so that lowering it does not shrink them; and
     z moves in bfloat16 too (there it is overwritten by its old value).
 
     HeavyBall 3.2.1 counts warmup from zero: its ``SFAdamW(warmup_steps=w)`` is this with w + 1.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
-        betas: β, > 0 and < 1, nearer to 1 for long runs; and β₂, >= 0 and < 1.
-        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
+        betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
+        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
+        foreach: false processes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     >>> import torch
     >>> from roadless.optim import ForeachSFAdamW, averaged_point
@@ -206,11 +206,11 @@ class PaLMForeachSFAdamW(FastScheduleFree):
     """`ForeachSFAdamW` with PaLM's β₂ = 1 - t⁻ˢ, s = ``beta2_scale``, which needs no tuning.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
-        beta: β, > 0 and < 1, nearer to 1 for long runs.
-        betas: a pair whose first, unless None, is taken for β; the second is not used.
-        eps: ε, the least denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
+        beta: β, > 0 and < 1, closer to 1 for long runs.
+        betas: a pair whose first, unless None, is used as β; the second is not used.
+        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
@@ -218,7 +218,7 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         beta2_scale: s, > 0.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     >>> import torch
     >>> from roadless.optim import PaLMForeachSFAdamW, averaged_point

@@ -1,9 +1,9 @@
-"""Which rate, cooldown or extension the bound prefers: answers as plans that a service can serve.
+"""Rates, cooldowns and extensions that the bound prefers, as plans that a service can return.
 
-Stands on `optim/schedules/schedules.py` and `optim/theory/bounds.py`; numpy only. The distance D
-and the gradient norms G are rarely known. Ratios of rates need neither: `transfer_base` takes a
-rate that was tuned for one schedule and horizon to another, and `implied_distance` finds the D, in
-units of G, for which a tuned rate is the best.
+Built on `optim/schedules/schedules.py` and `optim/theory/bounds.py`; numpy only. The distance D and
+the gradient norms G are rarely known. Ratios of rates need neither: `transfer_base` converts a rate
+tuned for one schedule and horizon to another, and `implied_distance` finds the D, in units of G,
+for which a tuned rate is the best.
 
 Source: Schaipp et al., arXiv 2501.18965.
 """
@@ -21,7 +21,7 @@ from roadless.optim.schedules.schedules import SCHEDULES, ScheduleBase
 from roadless.optim.theory.bounds import Kind, bound, optimal_base
 from roadless.optim.theory.rows import Floats, checked_norms, require_whole_number
 
-#: Shares of the steps that `best_cooldown` tries; a hundredth is as fine as the bound can tell.
+#: Shares of the steps that `best_cooldown` tries; the bound resolves no finer than a hundredth.
 COOLDOWN_FRACTIONS: tuple[float, ...] = tuple(n / 100 for n in range(1, 101))
 #: What the paper tries for an extension: cooldown fractions, and factors of the second stage.
 EXTENSION_FRACTIONS: tuple[float, ...] = tuple(np.linspace(0.1, 1, 33).round(6).tolist())
@@ -30,7 +30,7 @@ EXTENSION_FACTORS: tuple[float, ...] = tuple(np.linspace(0.2, 1, 33).round(6).to
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A schedule but for its length and base rate.
+    """A schedule without its length and base rate.
 
     >>> Family("wsd", {"cooldown_len": 0.5}).at(4, base_lr=0.1).schedule
     array([0.1 , 0.1 , 0.1 , 0.05, 0.  ])
@@ -38,7 +38,7 @@ class Family:
 
     #: A key of `roadless.optim.schedules.schedules.SCHEDULES`.
     name: str
-    #: What the schedule's class takes besides ``steps`` and ``base_lr``.
+    #: Arguments of the schedule's class besides ``steps`` and ``base_lr``.
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def at(self, horizon: int, *, base_lr: float = 1.0) -> ScheduleBase:
@@ -58,9 +58,9 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """What the planner takes for granted about the loss."""
+    """What the planner assumes about the loss."""
 
-    #: G_t >= 0: one for all steps, or one a step up to the longest horizon at least.
+    #: G_t >= 0: one for all steps, or one per step, at least up to the longest horizon.
     grad_norms: ArrayLike = 1.0
     #: Distance from start to optimum, > 0.
     D: float = 1.0
@@ -77,13 +77,13 @@ class Assumptions:
         return checked_norms(norms[:horizon] if norms.ndim else norms, num_steps=horizon)
 
 
-#: All norms and the distance 1: enough for whatever depends on ratios only.
+#: All norms and the distance are 1: enough where only ratios matter.
 UNIT = Assumptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A schedule for a horizon, and what the bound says of it."""
+    """A schedule for a horizon, and what the bound says about it."""
 
     family: Family
     #: Steps of the job.
@@ -94,7 +94,7 @@ class Plan:
     #: The base rate with the smallest bound under this schedule, and that bound.
     best_base_lr: float
     best_bound: float
-    #: First steps whose rates are those of the run that is extended: start there or before.
+    #: Number of leading steps with the same rates as the extended run: start there or before.
     shared_steps: int = 0
 
     @property
@@ -110,30 +110,30 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class CooldownCurve:
-    """What the bound makes of each length of the cooldown."""
+    """The bound for each length of the cooldown."""
 
-    #: Shares of the steps, rising.
+    #: Shares of the steps, increasing.
     fractions: tuple[float, ...]
     plans: tuple[Plan, ...]
 
     @property
     def bounds(self) -> Floats:
-        """The bounds, one a fraction."""
+        """The bounds, one per fraction."""
         return np.array([plan.bound for plan in self.plans])
 
     def best(self, *, slack: float = 0.0) -> Plan:
         """Return the plan with the shortest cooldown that is within ``slack`` of the best.
 
         Args:
-            slack: relative, >= 0; the curve is flat at its end, so that 0.01 often spares a third
-                of the cooldown, and with it the need to know the horizon so early.
+            slack: relative, >= 0; the curve is flat at its end, so that 0.01 often saves a third of
+                the cooldown, and the horizon can be decided that much later.
         """
         near = self.bounds <= self.bounds.min() * (1 + slack)
         return self.plans[int(np.argmax(near))]
 
 
 def plan_at(family: Family, *, horizon: int, base_lr: float, assuming: Assumptions = UNIT) -> Plan:
-    """Say what the bound makes of a schedule at a base rate.
+    """Evaluate the bound for a schedule at a base rate.
 
     Args:
         family: the schedule.
@@ -179,16 +179,16 @@ def transfer_base(
     target_horizon: int,
     assuming: Assumptions = UNIT,
 ) -> float:
-    """Take a base rate that was tuned for one schedule and horizon to another.
+    """Convert a base rate tuned for one schedule and horizon to another.
 
     gamma*(target) / gamma*(source) times the rate; D does not matter, nor does a constant G.
 
     Args:
         base_lr: the tuned rate, > 0.
-        source: what it was tuned for.
+        source: the schedule that it was tuned for.
         source_horizon: steps that it was tuned for, >= 1.
-        target: where it should go.
-        target_horizon: steps there, >= 1.
+        target: the schedule to convert it to.
+        target_horizon: steps of the target, >= 1.
         assuming: about the loss.
 
     Raises:
@@ -210,7 +210,7 @@ def transfer_base(
 def implied_distance(
     family: Family, *, horizon: int, base_lr: float, assuming: Assumptions = UNIT
 ) -> float:
-    """Return the distance D for which a tuned rate is the best; the D assumed does not matter.
+    """Return the distance D for which a tuned rate is the best; the assumed D does not matter.
 
     Args:
         family: the schedule that the rate was tuned for.
@@ -240,7 +240,7 @@ def cooldown_curve(
         horizon: steps of the job, >= 1.
         decay_type: shape of the cooldown.
         base_lr: the constant rate, > 0; None takes the best for each length.
-        fractions: shares of the steps in (0, 1], rising.
+        fractions: shares of the steps in (0, 1], increasing.
         assuming: about the loss.
 
     Raises:
@@ -286,10 +286,10 @@ def extend_by_cooldown(
     fractions: Sequence[float] = EXTENSION_FRACTIONS,
     assuming: Assumptions = UNIT,
 ) -> Plan:
-    """Make a finished run longer at its base rate, by a longer cooldown.
+    """Extend a finished run at its base rate, with a longer cooldown.
 
-    The rate is taken to be the best for the finished run; the fraction is the one of those tried
-    whose best base rate is nearest to it. It may need a start before the old cooldown: see
+    The rate is assumed to be the best for the finished run; of the fractions tried, the one whose
+    best base rate is nearest to it is taken. It may require a start before the old cooldown: see
     ``Plan.shared_steps``.
 
     Args:
@@ -297,7 +297,7 @@ def extend_by_cooldown(
         finished: steps of the finished run, >= 1.
         horizon: steps of the longer one, > finished.
         fractions: cooldowns to try, shares of the longer run in (0, 1]; those that leave no room
-            for the warmup are passed over.
+            for the warmup are skipped.
         assuming: about the loss; D sets the base rate (`implied_distance`), not the fraction.
 
     Raises:
@@ -332,11 +332,11 @@ def extend_by_factor(
     factors: Sequence[float] = EXTENSION_FACTORS,
     assuming: Assumptions = UNIT,
 ) -> Plan:
-    """Make a finished run longer by a second stage at a lower rate, and an equal cooldown share.
+    """Extend a finished run with a second stage at a lower rate, and an equal cooldown share.
 
-    The second stage begins where the old cooldown did, so that every run with a state from then
-    can take it up. The factor is the one of those tried whose best base rate is nearest to the
-    finished run's.
+    The second stage begins where the old cooldown did, so that any run with a training state from
+    then can resume. Of the factors tried, the one whose best base rate is nearest to the finished
+    run's is taken.
 
     Args:
         family: the finished run's, "wsd" with a ``cooldown_len``.
@@ -402,7 +402,7 @@ def _extended(
 
 
 def _num_equal(old: Floats, new: Floats) -> int:
-    """Return how many first rates are equal."""
+    """Return how many leading rates are equal."""
     differs = old != new[: len(old)]
     return int(np.argmax(differs)) if differs.any() else len(old)
 

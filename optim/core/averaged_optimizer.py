@@ -1,4 +1,4 @@
-"""What all optimizers here share: the step's frame, the two positions, the state and its files.
+"""What all optimizers here share: the frame of a step, the two positions, the state, its saving.
 
 A subclass says how parameters move (`_update`), how fast (`_pace`) and where the averaged point is.
 """
@@ -18,19 +18,20 @@ from roadless.optim.rules.base import Group, TensorList
 
 
 class AveragedOptimizer(TwoPositions):
-    """A ``torch.optim.Optimizer`` whose result is x, which may not be where its parameters are.
+    """A ``torch.optim.Optimizer`` whose result is x, which may differ from its parameters.
 
     Each parameter group carries its counters (``k``, ``weight_sum``, ``lr_max``), the learning rate
     of its last step after warmup (``scheduled_lr``, for logs) and its position: ``train_mode`` is
     true while its parameters are where gradients are taken, and false while they hold x. All of
-    them are part of ``state_dict()`` and come back from it. A new optimizer is in the training
+    them are part of ``state_dict()`` and are restored from it. A new optimizer is in the training
     position.
 
-    A parameter's state starts at its first gradient; until then all its points are the parameter,
-    so frozen and late parameters, and groups added at any time, need no care. A late parameter of
-    an old group shares that group's counters; in a group of its own it starts with fresh ones.
+    A parameter's state is created at its first gradient; until then all its points equal the
+    parameter, so frozen and late parameters, and groups added at any time, need no special care. A
+    late parameter of an existing group shares that group's counters; in a new group it starts with
+    fresh ones.
 
-    ``memory``: what else a group remembers; it is part of the state too.
+    ``memory``: what else a group remembers; part of the state too.
     """
 
     def __init__(self, params: ParamsT, settings: Group, *, memory: Group | None = None) -> None:
@@ -54,16 +55,16 @@ class AveragedOptimizer(TwoPositions):
 
     @abstractmethod
     def _check(self, group: Group) -> None:
-        """Raise ValueError when a setting of the group is out of its range."""
+        """Raise ValueError when a setting of the group is out of range."""
 
     def _prepare(self, group: Group) -> None:
-        """Do what must be done with a group before its gradients are computed or used."""
+        """Prepare a group before its gradients are computed or used."""
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, at any time; what it leaves out is set as in the constructor.
+        """Add a group, at any time; settings that it omits are those of the constructor.
 
         Raises:
-            ValueError: a setting is out of its range, or a parameter is already in a group.
+            ValueError: a setting is out of range, or a parameter is already in a group.
         """
         self._check(self.defaults | param_group)
         super().add_param_group(param_group)
@@ -97,8 +98,8 @@ class AveragedOptimizer(TwoPositions):
             self._step_group(group)
         return loss
 
-    # Numbers that change in every step are none of a compiler's business: it would compile again
-    # for each. This form of ``torch.compiler.disable`` waits with its import, as torch's own do.
+    # Numbers that change in every step are hidden from the compiler, which would recompile for
+    # each. This form of ``torch.compiler.disable`` defers its import, as torch's own do.
     @_disable_dynamo
     def _step_group(self, group: Group) -> None:
         before = Counters(k=group["k"], weight_sum=group["weight_sum"], lr_max=group["lr_max"])
@@ -112,11 +113,11 @@ class AveragedOptimizer(TwoPositions):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` returned; settings, counters and position come back with it.
+        """Load what ``state_dict()`` returned; it restores settings, counters and position.
 
-        State tensors are copied to their parameter's device and keep their own dtype, so that going
-        on is bitwise the same. Settings that the file does not have stay as they are. The
-        parameters themselves are the model's to load, and must be those of the same moment.
+        State tensors are copied to their parameter's device and keep their own dtype, so that
+        training continues bit for bit. Settings that the file does not have stay as they are. The
+        parameters are loaded with the model, and must be from the same step.
 
         Raises:
             ValueError: groups or their sizes differ.
@@ -137,7 +138,7 @@ class AveragedOptimizer(TwoPositions):
                 }
 
     def _complete(self, group: Group, own: Group) -> None:
-        """Add to a loaded group what its file does not know of, as with another library's."""
+        """Add to a loaded group what its file lacks, such as one from another library."""
         for name in own.keys() - group.keys():
             group[name] = own[name]
 

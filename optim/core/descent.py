@@ -15,8 +15,8 @@ class Descent(Engine):
 
         p ← p - γ (u + λ p),  γ = lr · min(1, t / warmup_steps)
 
-    ``at_average``, ``averaged_point``, ``eval`` and ``train`` work and find x = p, so that code
-    that evaluates need not know which optimizer it is given.
+    ``at_average``, ``averaged_point``, ``eval`` and ``train`` work with x = p, so that evaluation
+    code need not know which optimizer it is given.
     """
 
     def average_into(self, parameter: Tensor, _group: Group, out: Tensor, /) -> None:

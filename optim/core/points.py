@@ -1,6 +1,6 @@
-"""The averaged point x as a value or a with-block, never a mode that someone must remember.
+"""The averaged point x as a value or a with-block, never as a mode to keep track of.
 
-Works with every optimizer that can say what x is (`Averaged`), be x stored or not.
+Works with every optimizer that can compute x (`Averaged`), whether x is stored or not.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ def averaged_point(
     Args:
         optimizer: a schedule-free optimizer, in any position.
         out: a buffer for every parameter, of its shape; dtype and device may differ, so that x can
-            be exported to the CPU. None makes new ones beside the parameters.
+            be exported to the CPU. None makes new ones like the parameters.
 
     Returns:
         The buffers by parameter, in the order of the groups. They hold x, detached.
@@ -73,17 +73,17 @@ def averaged_point(
 
 @contextmanager
 def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterator[None]:
-    """Let the parameters hold x inside the block; afterwards they hold, bit for bit, what they did.
+    """Let the parameters hold x inside the block; then restore them bit for bit.
 
-    x is written in place and the held values are written back, whatever happens inside: exceptions
-    and in-place changes included. In place, so that FSDP and captured graphs, which remember where
-    the parameters lie, see x too. Needs memory for one copy of the parameters. Steps are refused
+    x is written in place and the old values are written back, whatever happens inside, including
+    exceptions and in-place changes. In place, so that FSDP and captured graphs, which hold the
+    parameters' addresses, see x too. Needs memory for one copy of the parameters. Steps are refused
     inside, and a state saved inside is marked as saved at x.
 
     Args:
         optimizer: a schedule-free optimizer, in any position.
-        model: who has the parameters; needed where FSDP shards them (``fully_shard``), as it may
-            keep gathered copies from an earlier forward pass, which are dropped at both ends.
+        model: the owner of the parameters; needed if FSDP shards them (``fully_shard``), as it may
+            keep gathered copies from an earlier forward pass, which are dropped on entry and exit.
 
     Raises:
         RuntimeError: the optimizer is already inside such a block.
@@ -113,7 +113,7 @@ def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterat
         _drop_gathered(shards)
         yield
     finally:
-        # Through .data, which autograd does not watch: a backward pass may span the block.
+        # Through .data, which autograd does not track: a backward pass may span the block.
         for parameter, value in held.items():
             parameter.data.copy_(value)
         _drop_gathered(shards)
@@ -127,7 +127,7 @@ def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterat
 
 @torch.no_grad()
 def _move_to_average(optimizer: Averaged, held: dict[Tensor, Tensor]) -> None:
-    """Write x into every parameter, after noting in ``held`` what it had."""
+    """Write x into every parameter, after saving its value in ``held``."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             held[parameter] = parameter.detach().clone()
@@ -138,7 +138,7 @@ def _move_to_average(optimizer: Averaged, held: dict[Tensor, Tensor]) -> None:
 
 
 def _sharded_modules(optimizer: Averaged, model: nn.Module | None) -> list[nn.Module]:
-    """Return the modules that gather parameters; known by their method, as torch may lack them."""
+    """Return the modules that gather parameters, by their method, as torch may lack the class."""
     if model is not None:
         return [module for module in model.modules() if hasattr(module, "reshard")]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,8 +1,8 @@
 """The two positions of the live parameters: y, where gradients are taken, and x, the average.
 
-Each group says in ``train_mode`` which of the two its parameters hold, so that the position is part
-of the state and is checked group by group. `roadless.optim.core.points` has the forms that need no
-remembering.
+Each group records in ``train_mode`` which of the two its parameters hold, so that the position is
+part of the state and is checked per group. `roadless.optim.core.points` has the forms without such
+a mode.
 """
 
 from abc import ABC, abstractmethod
@@ -34,8 +34,8 @@ class TwoPositions(Optimizer, ABC):
     def eval(self) -> None:
         """Move all parameters to x. For code written for other libraries; see `at_average`.
 
-        Calling it twice is calling it once. The way back through `train` is exact where y is
-        remembered, and rounds elsewhere; that out of `at_average` is always exact.
+        A second call has no effect. Returning with `train` is exact if y is remembered, and rounds
+        otherwise; leaving `at_average` is always exact.
         """
         for group in self.param_groups:
             if group["train_mode"]:
@@ -45,9 +45,9 @@ class TwoPositions(Optimizer, ABC):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Move all parameters to y, where steps are taken; calling it twice is calling it once.
+        """Move all parameters to y, where steps are taken; a second call has no effect.
 
-        A parameter that was changed while it held x gets the y that belongs to what it holds now.
+        A parameter that was changed while it held x gets the y that matches its new value.
         """
         for group in self.param_groups:
             if not group["train_mode"]:

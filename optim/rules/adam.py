@@ -67,13 +67,13 @@ def no_factor(_group: Group, _t: int) -> float:
 
 
 def root_of_bias(group: Group, t: int) -> float:
-    """√(1 - β₂ᵗ): the correction of v moved into the learning rate, as in Adam's section 2."""
+    """√(1 - β₂ᵗ): the correction of v moved into the learning rate, as in the paper's section 2."""
     return math.sqrt(1 - float(group["betas"][1]) ** t)
 
 
 @dataclass(frozen=True, slots=True)
 class Adam(Rule):
-    """With m the gradient g itself where there is no first moment, and otherwise its average::
+    """Adam's direction; without a first moment, m is the gradient g itself::
 
         m ← β₁ m + (1 - β₁) g
         v ← β₂ v + (1 - β₂) g²
@@ -86,11 +86,11 @@ class Adam(Rule):
     second: Policy = corrected_second
     #: β₁ and bias₁ of a step, or None.
     first: Callable[[Group, int], Ema | None] = no_first
-    #: ε as the least denominator, as in HeavyBall, instead of a summand.
+    #: Whether ε is the smallest denominator, as in HeavyBall, instead of a summand.
     is_clamped: bool = False
-    #: What multiplies the learning rate: 1, or `root_of_bias`.
+    #: Factor of the learning rate: 1, or `root_of_bias`.
     factor: Callable[[Group, int], float] = no_factor
-    #: Raises ValueError for settings out of their range.
+    #: Raises ValueError for settings out of range.
     check_settings: Callable[[Group], None] = check_betas
 
     def buffer_names(self, group: Group, /) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Adam(Rule):
         return self.factor(group, t)
 
     def kernel(self, group: Group, t: int, /) -> form.Adam:
-        """Return β and bias of both moments, with ε on its side of the root."""
+        """Return β and bias of both moments, with ε as a floor or a summand."""
         second, first = self.second(group, t), self.first(group, t) or Ema(0.0, 1.0)
         return form.Adam(
             beta2=second.beta,
@@ -144,7 +144,7 @@ def remember_squares(vs: TensorList, gradients: TensorList, beta2: float) -> Non
 def reciprocal_roots(vs: TensorList, second: Ema, *, eps: float, is_clamped: bool) -> TensorList:
     """Return 1 / (√(v / bias₂) + ε), or 1 / max(√(v / bias₂), ε), as new tensors.
 
-    A product with the reciprocal stays in one temporary; a quotient would need a second one.
+    Multiplying by the reciprocal needs one temporary; dividing would need a second one.
     """
     roots = list(torch._foreach_div(vs, second.correction))
     torch._foreach_sqrt_(roots)

@@ -12,7 +12,7 @@ from roadless.optim.rules.moments import Ema, debiased_first, debiased_second
 
 @dataclass(frozen=True, slots=True)
 class ADOPT(Rule):
-    """The first gradient of a parameter gives v = g² and moves nothing; later, in this order::
+    """The first gradient of a parameter sets v = g² and moves nothing; later, in this order::
 
         m ← β̂₁ m + (1 - β̂₁) g / max(√v, ε)
         u = m
@@ -43,7 +43,7 @@ class ADOPT(Rule):
         eps, t = batch.group["eps"], batch.pace.t
         normalised = reciprocal_roots(vs, Ema(0.0, 1.0), eps=eps, is_clamped=True)
         torch._foreach_mul_(normalised, batch.gradients)
-        # m has seen one gradient less than v has: the first only set v.
+        # m has seen one gradient fewer than v: the first only set v.
         torch._foreach_lerp_(ms, normalised, 1 - debiased_first(batch.group, t - 1).beta)
         remember_squares(vs, batch.gradients, debiased_second(batch.group, t).beta)
         return ms

@@ -1,8 +1,8 @@
-"""What a base rule is: how a direction u comes from a gradient and from what the rule remembers.
+"""Base rules: how a direction u comes from a gradient and from what the rule remembers.
 
-One rule is one small file in this package. A rule knows nothing of averaging, precision or
+Each rule is one small file in this package. A rule knows nothing about averaging, precision or
 execution; `roadless.optim.core.engine` brings them together, and a backend may replace a rule's
-tensors by a kernel.
+tensor operations with a kernel.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from roadless.optim.backends.form import Direction
 
 #: A parameter group of torch: its parameters, settings and counters.
 Group = dict[str, Any]
-#: What is remembered of one parameter: tensors under flat names, so that any file format takes it.
+#: The state of one parameter: tensors under flat names, which any file format can store.
 State = dict[str, Tensor]
 TensorList = list[Tensor]
 
@@ -34,7 +34,7 @@ class Batch:
     points: TensorList
     #: Read only, one for each point, of its shape.
     gradients: TensorList
-    #: One for each point: the rule's buffers and, under "z", that of schedule-free.
+    #: One for each point: the rule's buffers and, under "z", schedule-free's.
     states: list[State]
     group: Group
     pace: Pace
@@ -51,9 +51,9 @@ class Rule(ABC):
     `roadless.optim.rules.adam`.
     """
 
-    #: A parameter's first gradient only fills the buffers (`start`) and moves nothing.
+    #: Whether a parameter's first gradient only fills the buffers (`start`) and moves nothing.
     rests_first: ClassVar[bool] = False
-    #: Of a sharded parameter every rank keeps all buffers, not those of its shard only.
+    #: Whether every rank keeps all buffers of a sharded parameter, not only its shard's.
     keeps_whole_state: ClassVar[bool] = False
 
     def buffer_names(self, _group: Group, /) -> tuple[str, ...]:
@@ -61,19 +61,19 @@ class Rule(ABC):
         return ()
 
     def check(self, group: Group) -> None:  # noqa: B027 -- most rules have settings, SGD has none
-        """Raise ValueError when a setting of the rule is out of its range."""
+        """Raise ValueError when a setting of the rule is out of range."""
 
     def lr_factor(self, _group: Group, _t: int, /) -> float:
-        """Return what multiplies the learning rate in step t, in decay and averaging weight too."""
+        """Return the factor of the learning rate in step t, in decay and averaging weight too."""
         return 1.0
 
     def start(self, point: Tensor, _gradient: Tensor, group: Group, /) -> State:
-        """Return the buffers of a parameter that has its first gradient."""
+        """Return the buffers of a parameter after its first gradient."""
         names = self.buffer_names(group)
         return {n: torch.zeros_like(point, memory_format=torch.preserve_format) for n in names}
 
     def kernel(self, _group: Group, _t: int, /) -> Direction | None:
-        """Return the direction of step t as what kernels know, or None where none of them does."""
+        """Return the direction of step t in a form that kernels know, or None if there is none."""
         return None
 
     @abstractmethod

@@ -10,7 +10,7 @@ from roadless.optim.rules.base import Group
 
 
 class Ema(NamedTuple):
-    """m ← beta · m + (1 - beta) · new; what is used is m / correction."""
+    """m ← beta · m + (1 - beta) · new; the value used is m / correction."""
 
     beta: float
     correction: float
@@ -27,8 +27,8 @@ def debiased(beta: float, t: int) -> float:
 
         β̂ₜ = 1 - (1 - β) / (1 - βᵗ)
 
-    With it m itself is what Adam's m / (1 - βᵗ) is, the first step forgets the zeros at the start,
-    and no correction follows. HeavyBall's "in-place EMA".
+    With it, m itself equals Adam's m / (1 - βᵗ): the first step discards the initial zeros, and no
+    correction is needed. HeavyBall calls it an "in-place EMA".
 
     >>> [round(debiased(0.9, t), 6) for t in (1, 2, 3, 4)]
     [0.0, 0.473684, 0.630996, 0.709218]

@@ -9,7 +9,7 @@ from roadless.optim.rules.base import Batch, Group, Rule, TensorList
 from roadless.optim.rules.moments import corrected_second
 
 _ADAM = Adam(second=corrected_second)
-#: The length of the moving average from which its variance can be computed at all.
+#: Length that the moving average must exceed for its variance to be tractable.
 _TRACTABLE = 4
 
 
@@ -17,15 +17,15 @@ _TRACTABLE = 4
 class RAdam(Rule):
     """Adam's direction, with the learning rate multiplied by the rectification of step t.
 
-    While that is not defined, the first few steps, either nothing moves
-    (``group["silent_sgd_phase"]``) or the direction is the gradient. v is kept in both.
+    While that is undefined, in the first few steps, either nothing moves
+    (``group["silent_sgd_phase"]``) or the direction is the gradient. v is updated in both cases.
 
     Source: Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond",
     arXiv 1908.03265, algorithm 2.
     """
 
     def buffer_names(self, group: Group, /) -> tuple[str, ...]:
-        """Return those of Adam."""
+        """Return the buffers of Adam."""
         return _ADAM.buffer_names(group)
 
     def check(self, group: Group) -> None:
@@ -33,12 +33,12 @@ class RAdam(Rule):
         _ADAM.check(group)
 
     def lr_factor(self, group: Group, t: int, /) -> float:
-        """Return the rectification; before it is defined 0, or 1 if that phase is not silent."""
+        """Return the rectification; while undefined, 0, or 1 if that phase is not silent."""
         rectified = rectification(float(group["betas"][1]), t)
         return float(not group["silent_sgd_phase"]) if rectified is None else rectified
 
     def kernel(self, group: Group, t: int, /) -> Direction | None:
-        """Return that of Adam, once the rectification is defined."""
+        """Return Adam's, once the rectification is defined."""
         is_defined = rectification(float(group["betas"][1]), t) is not None
         return _ADAM.kernel(group, t) if is_defined else None
 
@@ -50,7 +50,7 @@ class RAdam(Rule):
 
 
 def rectification(beta2: float, t: int) -> float | None:
-    """Return by how much to shorten Adam's step t, or None while the variance is intractable.
+    """Return the factor that shortens Adam's step t, or None while the variance is intractable.
 
     With ρ∞ = 2 / (1 - β₂) - 1 and ρ = ρ∞ - 2 t β₂ᵗ / (1 - β₂ᵗ), where ρ > 4::
 

@@ -11,7 +11,7 @@ class SGD(Rule):
     """u = g; nothing is remembered."""
 
     def kernel(self, _group: Group, _t: int, /) -> Direction:
-        """Return that of SGD."""
+        """Return the direction of SGD, as kernels know it."""
         return Gradient()
 
     def direction(self, batch: Batch) -> TensorList:

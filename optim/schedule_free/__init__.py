@@ -1,1 +1,1 @@
-"""Schedule-free averaging: fast forms, reference text, closures, wrapper."""
+"""Schedule-free averaging: fast forms, reference forms, closure forms, wrapper."""

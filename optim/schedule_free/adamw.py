@@ -11,7 +11,7 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class AdamWScheduleFree(FastScheduleFree):
-    """AdamW that needs no schedule and no known end; x, the result, is good at every step.
+    """AdamW without a schedule or a known end; the result, x, is good at every step.
 
     With g the gradient at y, λ = ``weight_decay``, (β, β₂) = ``betas``, t the step from 1, and γ, c
     as in `roadless.optim.averaging.advance`::
@@ -27,27 +27,27 @@ class AdamWScheduleFree(FastScheduleFree):
         m ← μ m + (1 - μ) g,  m̂ = m / (1 - μᵗ)
 
     The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
-    or put it into the parameters for a while with `roadless.optim.at_average`. State per parameter:
+    or put it into the parameters temporarily with `roadless.optim.at_average`. State per parameter:
     z, v (``exp_avg_sq``) and, with μ above 0, m (``exp_avg``).
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
+        params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; often 1 to 10 times that of AdamW with a schedule. A number or a
-            tensor of one element, read at each step, so it may be changed from outside.
-        betas: β, > 0 and < 1, nearer to 1 for long runs; and β₂, >= 0 and < 1.
+            one-element tensor, read at each step, so it may be changed at any time.
+        betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
         eps: ε, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; true or None takes small neighbours together
-            in lists, which is faster. The result is the same. The size of the lists is chosen
-            for the device, so neither form makes a temporary as large as all parameters.
-        inner_momentum: μ, >= 0 and < 1; in the authors' library only in its unreleased head. The
-            method is stated for any base step (arXiv 2405.15682, section 2); this is Adam's.
+        foreach: false processes one tensor at a time; true or None groups consecutive small ones
+            into lists, which is faster. The result is the same. The size of the lists is chosen for
+            the device, so neither form makes a temporary as large as all parameters.
+        inner_momentum: μ, >= 0 and < 1; the authors' library has it only in its unreleased head.
+            The method is stated for any base step (arXiv 2405.15682, section 2); this is Adam's.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: the minimum of (w - 3)²/2, from 0. The first step has length γ, as in Adam.
 

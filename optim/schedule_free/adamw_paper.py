@@ -1,4 +1,4 @@
-"""Schedule-free AdamW as the paper has it, before its authors moved the bias correction."""
+"""Schedule-free AdamW as in the paper, before its authors moved the bias correction."""
 
 from typing import Any, ClassVar
 
@@ -12,11 +12,10 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class AdamWScheduleFreePaper(FastScheduleFree):
-    """`roadless.optim.AdamWScheduleFree` with the bias correction in the learning rate, to repeat
-    old runs.
+    """`AdamWScheduleFree` with the bias correction in the learning rate, to reproduce old runs.
 
     With γ = ``lr`` · min(1, t / ``warmup_steps``) · √(1 - β₂ᵗ), in the decay and in the averaging
-    weights too, which both are shrunk early on::
+    weights too, so that both are smaller early on::
 
         z ← z - γ (g / (√v + ε) + λ y)
 

@@ -1,4 +1,4 @@
-"""What all schedule-free optimizers share: β and its changes, the pace, the way back from x to y.
+"""What all schedule-free optimizers share: changes of β, the pace, the way back from x to y.
 
 Nothing here knows whether x is stored (`roadless.optim.schedule_free.reference`) or not
 (`roadless.optim.schedule_free.fast`).
@@ -21,17 +21,17 @@ class ScheduleFreeOptimizer(AveragedOptimizer):
     """An optimizer whose parameters hold y in training and whose result is the average x.
 
     With β the interpolation, y = (1 - β) z + β x. A group remembers in ``held_beta`` the β that its
-    present y was made with: when β is changed, in the group or in a loaded state, the next step
-    first moves y to where the new β puts it, and x stays what it is.
+    current y was made with: when β is changed, in the group or in a loaded state, the next step
+    first moves y to where the new β puts it, and x is unchanged.
     """
 
     @abstractmethod
     def _beta(self, group: Group) -> float:
-        """Return β as it is set: how far y lies from z (0) towards x (1)."""
+        """Return β as it is set: how far y is from z (0) towards x (1)."""
 
     @abstractmethod
     def _change_beta(self, parameter: Tensor, old: float, new: float) -> None:
-        """Move y of a parameter that holds it, so that x stays when β goes from old to new."""
+        """Move y, which the parameter holds, so that x is unchanged when β goes from old to new."""
 
     def _lr_factor(self, _group: Group, _t: int, /) -> float:
         return 1.0
@@ -62,13 +62,13 @@ class ScheduleFreeOptimizer(AveragedOptimizer):
         """Add a group, at any time; what it leaves out is set as in the constructor.
 
         Raises:
-            ValueError: a setting is out of its range, or a parameter is already in a group.
+            ValueError: a setting is out of range, or a parameter is already in a group.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         group.setdefault("held_beta", self._beta(group))
 
     def _complete(self, group: Group, own: Group) -> None:
-        # A state of the authors' library holds a y that was made with the β it comes with.
+        # In a state of the authors' library, y was made with the β that it comes with.
         group.setdefault("held_beta", self._beta(own | group))
         super()._complete(group, own)

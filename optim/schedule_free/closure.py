@@ -1,4 +1,4 @@
-"""Schedule-free for programs that pass a closure: whenever you look, the parameters hold x.
+"""Schedule-free for programs that pass a closure: between steps, the parameters hold x.
 
 The other forms hold y between steps. Here y exists only while the closure runs, so that nothing has
 to be moved before a model is evaluated or saved.
@@ -22,7 +22,7 @@ from roadless.optim.schedule_free.sgd import SGDScheduleFree
 class _ClosureForm(FastScheduleFree):
     """Moves to y for the closure and the step, and back to x.
 
-    Only parameters that take part are moved: one that is frozen, or has had no gradient yet, holds
+    Only parameters that take part are moved: one that is frozen, or has had no gradient yet, keeps
     its value bit for bit. The published forms move frozen and late parameters towards the value
     that they had in the first step, and never back.
     """
@@ -31,7 +31,7 @@ class _ClosureForm(FastScheduleFree):
         """Add a group, at any time; its parameters hold x, as all others do.
 
         Raises:
-            ValueError: a setting is out of its range, or a parameter is already in a group.
+            ValueError: a setting is out of range, or a parameter is already in a group.
         """
         param_group.setdefault("train_mode", False)
         super().add_param_group(param_group)
@@ -42,7 +42,7 @@ class _ClosureForm(FastScheduleFree):
 
         Args:
             closure: recomputes the loss and its gradients at y, and returns the loss. It may be
-                None where every lr is 0: torch's distributed checkpoint makes a state that way.
+                None if every lr is 0: torch's distributed checkpoint creates states that way.
 
         Returns:
             The closure's loss.
@@ -62,7 +62,7 @@ class _ClosureForm(FastScheduleFree):
             self._all_to_average(at_y)
 
     def train(self) -> None:
-        """Do nothing: only the closure sees y. For code that calls it of habit."""
+        """Do nothing: only the closure sees y. For code that calls it anyway."""
 
     def _all_to_training_point(self) -> set[Tensor]:
         at_y: set[Tensor] = set()
@@ -75,7 +75,7 @@ class _ClosureForm(FastScheduleFree):
         return at_y
 
     def _group_to_training_point(self, group: Group) -> TensorList:
-        # y is made anew, so a changed β needs no conversion, which would move who rests, too.
+        # y is recomputed: a changed β needs no conversion, which would move resting parameters too.
         group["held_beta"] = self._beta(group)
         moved = [p for p in group["params"] if self.state.get(p) and _may_get_gradient(p)]
         for parameter in moved:
@@ -92,21 +92,21 @@ class _ClosureForm(FastScheduleFree):
 
     def _back_to_average(self, parameter: Tensor, group: Group) -> None:
         if is_narrow(parameter.dtype):
-            # x rounded is too coarse to find y again, which is therefore kept in the state.
+            # Rounded x is too coarse to recover y, which is therefore kept in the state.
             self._move_to_average(parameter, group)
         else:
             self.average_into(parameter, group, parameter)
 
 
 class SGDScheduleFreeClosure(_ClosureForm, SGDScheduleFree):
-    """`SGDScheduleFree`, whose parameters hold x between steps; ``step`` must be given a closure.
+    """`SGDScheduleFree`, whose parameters hold x between steps; ``step`` requires a closure.
 
     Equations and arguments are those of `SGDScheduleFree`; the published order is kept, in which
     ``weight_decay`` comes before ``momentum``. ``eval`` and ``train`` need not be called, and
     `roadless.optim.averaged_point` returns the parameters as they are. State per parameter: z.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: the minimum of (w - 3)²/2, from 0.
 
@@ -151,7 +151,7 @@ class SGDScheduleFreeClosure(_ClosureForm, SGDScheduleFree):
 
 
 class AdamWScheduleFreeClosure(_ClosureForm, AdamWScheduleFree):
-    """`AdamWScheduleFree`, whose parameters hold x between steps; ``step`` must be given a closure.
+    """`AdamWScheduleFree`, whose parameters hold x between steps; ``step`` requires a closure.
 
     Equations, arguments and errors are those of `AdamWScheduleFree`. ``eval`` and ``train`` need
     not be called, and `roadless.optim.averaged_point` returns the parameters as they are. State per
@@ -177,7 +177,7 @@ class AdamWScheduleFreeClosure(_ClosureForm, AdamWScheduleFree):
 
 
 class RAdamScheduleFreeClosure(_ClosureForm, RAdamScheduleFree):
-    """`RAdamScheduleFree`, whose parameters hold x between steps; ``step`` must be given a closure.
+    """`RAdamScheduleFree`, whose parameters hold x between steps; ``step`` requires a closure.
 
     Equations, arguments and errors are those of `RAdamScheduleFree`. ``eval`` and ``train`` need
     not be called, and `roadless.optim.averaged_point` returns the parameters as they are. State per

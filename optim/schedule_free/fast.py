@@ -27,9 +27,9 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
         y ← (1 - c) (y - (1-β) γ (u + λ y)) + c z
         x = (y - (1-β) z) / β
 
-    State per parameter: z and the rule's buffers; of a narrow parameter also ``low``, what rounding
-    took from y, because x is y with its errors divided by β, and nothing in the loss corrects them.
-    While a parameter holds x, its y is kept in the state too.
+    State per parameter: z and the rule's buffers; for a narrow parameter also ``low``, what
+    rounding took from y, because x has y's errors divided by β, and nothing in the loss corrects
+    them. While a parameter holds x, its y is kept in the state too.
     """
 
     keeps_low_part: ClassVar[bool] = True
@@ -130,7 +130,7 @@ def _towards_z(point: Tensor, state: State, weight: float, *, out: Tensor | None
 
 
 def _place(parameter: Tensor, state: State, y: Tensor) -> None:
-    """Let the parameter hold y, rounded to the nearest, with what rounding took beside it."""
+    """Set the parameter to y, rounded to nearest, and keep what rounding took."""
     parameter.copy_(y)
     if "low" in state:
         keep_low_part(y, parameter, state)

@@ -1,6 +1,6 @@
 """ScheduleFree+: schedule-free Adam whose learning rate is set by Polyak's rule, from the loss.
 
-It needs the value of the loss in every step. Written for reading, like
+It needs the value of the loss in every step. Written for readability, like
 `roadless.optim.schedule_free.reference`.
 """
 
@@ -42,29 +42,29 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         x ← (1 - c) x + c z
         y ← (1 - b) z + b x
 
-    c is 1 for the first ``c_warmup`` steps, which are then forgotten, and after them as in
-    `roadless.optim.averaging.advance`. f - 0 stands for the distance to the optimum, so the loss
-    should be one whose least value is near 0. The parameters hold y; read x with
+    c is 1 for the first ``c_warmup`` steps, which are then forgotten, and afterwards as in
+    `roadless.optim.averaging.advance`. f - 0 stands in for the gap to the optimum, so the minimum
+    of the loss should be near 0. The parameters hold y; read x with
     `roadless.optim.averaged_point`. State per parameter: x, z, m (``exp_avg``) and v
     (``exp_avg_sq``), at least in float32.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: multiplies Polyak's step size, >= 0; a place for warmup from outside.
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: multiplies Polyak's step size, >= 0; for external warmup.
         betas: β₁ and β₂, >= 0 and < 1.
         sf_beta1: b at the start, > 0 and < 1.
         eps: ε, >= 0.
         weight_decay: λ, >= 0. As it is multiplied by γ², 20 to 50 are usual.
         r: power of the step in the averaging weight, >= 0; the authors also try 2 for long runs.
-        polyak_beta: β_p, >= 0 and < 1; that of the first group holds for all.
+        polyak_beta: β_p, >= 0 and < 1; that of the first group applies to all.
         c_warmup: steps in which x is z, >= 0; once or twice the warmup of lr. Do not leave it at 0:
-            early z, far off, then weigh in x for ever, and without noise z may run away from it.
-        sf_beta1_anneal_steps: steps in which b goes to its end, >= 0; 0 leaves it.
-        sf_beta1_max: b at the end, > 0 and < 1.
+            early, distant z would then weigh in x forever, and without noise z may run away from x.
+        sf_beta1_anneal_steps: steps until b has its final value, >= 0; 0 keeps it constant.
+        sf_beta1_max: final value of b, > 0 and < 1.
         weight_lr_power: power of the largest γ so far in the averaging weight, >= 0.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: the minimum of (w - 3)²/2, from 0, with no learning rate to choose.
 
@@ -81,7 +81,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
     2.594711
 
     Differences from the published code: e is not corrected twice; lr may be 0; gradients that are
-    all zero take no step instead of dividing by them; a loss that is not finite is refused;
+    all zero take no step instead of dividing by zero; a loss that is not finite is refused;
     replicas can average their losses; equal parts on several ranks are not counted twice.
 
     Source: Defazio 2026, "ScheduleFree+", arXiv 2605.19095; the decay: Defazio 2025, "Why Gradients
@@ -139,8 +139,8 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
 
         Args:
             closure: recomputes the loss and its gradients at y, and returns the loss; where
-                replicas step together, the mean of their losses. It may be None where every lr is
-                0: torch's distributed checkpoint makes a state that way.
+                replicas step together, the mean of their losses. It may be None if every lr is 0:
+                torch's distributed checkpoint creates states that way.
 
         Returns:
             The closure's loss.
@@ -169,11 +169,11 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         Args:
             function_value: the loss at y. With sharded parameters (DTensor) that of this rank; the
                 mean over their mesh is taken.
-            process_group: whose mean to take for replicated parameters (DDP), which would drift
-                apart if each used its own loss; None where the loss is that of all already.
+            process_group: the group to average over for replicated parameters (DDP), which would
+                drift apart if each used its own loss; None if the loss is already averaged.
 
         Returns:
-            The value as given.
+            ``function_value``, as given.
 
         Raises:
             RuntimeError: the parameters of some group hold x.
@@ -189,7 +189,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         return function_value
 
     def _measure(self, loss: float) -> None:
-        """Note P, the same for all groups, and what it is made of."""
+        """Record P, the same for all groups, and the terms that it is made of."""
         first = self.param_groups[0]
         t, decay = first["polyak_k"] + 1, first["polyak_beta"]
         l1 = _total(g.abs().sum(dtype=torch.float64) for g in self._gradients())
@@ -200,7 +200,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
             group.update(grad_l1_ema=ema, polyak_k=t, polyak_lr=polyak_lr)
 
     def _correction(self) -> float:
-        """Return b Σ g (z - x), which brings the loss at y to that of the linear model at z."""
+        """Return b Σ g (z - x), which turns the loss at y into that of the linear model at z."""
         return _total(
             interpolation(group, group["k"]) * _inner(p.grad, self.state[p])
             for group in self.param_groups
@@ -262,7 +262,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
 
 
 def interpolation(group: Group, k: int) -> float:
-    """Return b after k completed steps: the logarithm of 1 - b goes to its end in a line.
+    """Return b after k completed steps: log(1 - b) goes linearly to its final value.
 
     >>> settings = {"sf_beta1": 0.9, "sf_beta1_max": 0.99, "sf_beta1_anneal_steps": 10}
     >>> [round(interpolation(settings, k), 6) for k in (0, 5, 10, 20)]
@@ -292,7 +292,7 @@ def _inner(g: Tensor, state: State) -> Tensor:
 
 
 def _total(terms: Iterable[Tensor]) -> float:
-    """Add 0-dimensional tensors, of which those of one mesh are first added as they are spread."""
+    """Add 0-dimensional tensors; those of one mesh are first added as distributed tensors."""
     by_mesh: dict[Any, TensorList] = {}
     for term in terms:
         by_mesh.setdefault(getattr(term, "device_mesh", None), []).append(term)
@@ -305,7 +305,7 @@ def _whole(value: Any) -> Any:
 
 
 def _mean(value: float, gradients: TensorList, process_group: "dist.ProcessGroup | None") -> float:
-    """Return the mean over the mesh of the gradients, or over the group, or the value itself."""
+    """Return the mean over the gradients' mesh or over the group, or else the value itself."""
     meshes = [g.device_mesh for g in gradients if hasattr(g, "device_mesh")]
     groups = meshes[0].get_all_groups() if meshes else [process_group] if process_group else []
     device = meshes[0].device_type if meshes else "cpu"

@@ -1,4 +1,4 @@
-"""Schedule-free RAdam: the variance of the second moment says how to warm up, so nobody has to."""
+"""Schedule-free RAdam: the warmup follows from the variance of the second moment."""
 
 from typing import Any, ClassVar
 
@@ -13,25 +13,25 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 class RAdamScheduleFree(FastScheduleFree):
     """Schedule-free AdamW whose learning rate is rectified instead of warmed up.
 
-    As `roadless.optim.AdamWScheduleFree` with γ = ``lr`` · rectification(β₂, t), in the step, the
-    decay and the averaging weights alike. While the rectification is not defined (for β₂ = 0.999
-    the first 4 steps), v is gathered and nothing moves.
+    Like `roadless.optim.AdamWScheduleFree`, with γ = ``lr`` · rectification(β₂, t), in the step,
+    the decay and the averaging weights alike. While the rectification is undefined (for β₂ = 0.999
+    the first 4 steps), v is accumulated and nothing moves.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: learning rate, >= 0; a number or a tensor of one element, read at each step.
-        betas: β, > 0 and < 1, nearer to 1 for long runs; and β₂, >= 0 and < 1.
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
+        betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
         eps: ε, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest γ so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
+        foreach: false processes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
         silent_sgd_phase: false takes plain gradient steps of the full ``lr`` while the
-            rectification is not defined. Their weight in the average is that of the full rate, so
-            that all later steps weigh as much as they.
+            rectification is undefined. Their weight in the average is that of the full rate, so
+            that all later steps weigh as much.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: the minimum of (w - 3)²/2, from 0. Step 5 is the first to move.
 

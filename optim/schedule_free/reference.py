@@ -1,7 +1,7 @@
-"""Schedule-free spelled out, with x, y and z all stored: the text to read, the oracle to test by.
+"""Schedule-free spelled out, with x, y and z all stored: code to read, and the oracle for tests.
 
-Letters are those of the paper: z takes the steps, x is the average and the result, y is where
-gradients are taken. Slower and twice as large as `roadless.optim.schedule_free.sgd` and
+Letters follow the paper: z takes the steps, x is the average and the result, y is where gradients
+are taken. Slower and twice as large as `roadless.optim.schedule_free.sgd` and
 `roadless.optim.schedule_free.adamw`, which must agree.
 
 Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682.

@@ -12,7 +12,7 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class SGDScheduleFree(FastScheduleFree):
-    """SGD that needs no schedule and no known end; x, the result, is good at every step.
+    """SGD without a schedule or a known end; the result, x, is good at every step.
 
     With g the gradient at y, λ = ``weight_decay``, β = ``momentum``, and γ, c as in
     `roadless.optim.averaging.advance`::
@@ -22,24 +22,24 @@ class SGDScheduleFree(FastScheduleFree):
         y ← (1 - β) z + β x
 
     The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
-    or put it into the parameters for a while with `roadless.optim.at_average`. State per parameter:
+    or put it into the parameters temporarily with `roadless.optim.at_average`. State per parameter:
     z.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
+        params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; often 10 to 50 times that of SGD with momentum. A number or a
-            tensor of one element, read at each step, so it may be changed from outside.
-        momentum: β, > 0 and < 1; nearer to 1 for long runs.
+            one-element tensor, read at each step, so it may be changed at any time.
+        momentum: β, > 0 and < 1; closer to 1 for long runs.
         weight_decay: λ, >= 0, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest learning rate so far in that weight, >= 0.
-        foreach: false takes one tensor at a time; true or None takes small neighbours together
-            in lists, which is faster. The result is the same. The size of the lists is chosen
-            for the device, so neither form makes a temporary as large as all parameters.
+        foreach: false processes one tensor at a time; true or None groups consecutive small ones
+            into lists, which is faster. The result is the same. The size of the lists is chosen for
+            the device, so neither form makes a temporary as large as all parameters.
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: the minimum of (w - 3)²/2, from 0. With λ = 0 and a constant γ, x is the plain mean of
     all z.

@@ -1,7 +1,7 @@
 """The frame of the wrappers: groups shared with a base, the order of a step, one state to save.
 
-The base keeps a state of its own, which nothing of ours is put into; the groups are shared, so that
-schedulers reach both. `roadless.optim.schedule_free.wrapper` says what is done with x, y and z.
+The base keeps its own state, to which we add nothing; the groups are shared, so that schedulers
+reach both. `roadless.optim.schedule_free.wrapper` defines what is done with x, y and z.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from roadless.optim.core.positions import Group, TwoPositions
 State = dict[str, Any]
 Member = tuple[Tensor, Group]
 
-#: What marks the base's part in the names of a saved state.
+#: Prefix of the base's names in a saved state.
 _BASE = "base."
 
 
@@ -32,7 +32,7 @@ class AveragedBase(TwoPositions):
     A group keeps, beside the base's settings: ``train_mode``; ``sf_momentum`` (β),
     ``weight_decay_at_y``, ``sf_r`` and ``sf_weight_lr_power``, which may be set per group; the
     counters ``sf_k``, ``sf_weight_sum``, ``sf_lr_max``; and ``sf_held_momentum``, the β that the
-    present y was made with, so that x stays what it is when ``sf_momentum`` is changed.
+    current y was made with, so that x is unchanged when ``sf_momentum`` is changed.
     """
 
     def __init__(self, base: Optimizer, settings: Group) -> None:
@@ -50,17 +50,17 @@ class AveragedBase(TwoPositions):
 
     @abstractmethod
     def _begin(self, y: Tensor, state: State, group: Group) -> None:
-        """Remember what is needed of y, and let the parameter hold z, decayed at y."""
+        """Remember what is needed of y, and set the parameter to z, decayed at y."""
 
     @abstractmethod
     def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
-        """Take the base's new z from the parameter, average, and let it hold y."""
+        """Take the base's new z from the parameter, average, and set it to y."""
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group to the base and to the averaging, at any time.
 
         Raises:
-            ValueError: a setting is out of its range, or a parameter is already in a group.
+            ValueError: a setting is out of range, or a parameter is already in a group.
         """
         _check(self.defaults | param_group)
         if not any(param_group is known for known in self.base.param_groups):
@@ -75,7 +75,7 @@ class AveragedBase(TwoPositions):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Let the base take one step at z, from the gradients at y; then average.
 
-        An exception of the base leaves x, y and z related as they must be.
+        If the base raises, x, y and z remain consistent.
 
         Args:
             closure: recomputes the loss and its gradients at y, and returns the loss.
@@ -91,7 +91,7 @@ class AveragedBase(TwoPositions):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Listed once: some bases drop the gradients in their step.
+        # Listed first: some bases drop the gradients in their step.
         members = [(p, g) for g in self.param_groups for p in g["params"] if p.grad is not None]
         self._step_base(members)
         return loss
@@ -112,7 +112,7 @@ class AveragedBase(TwoPositions):
                 self._finish(parameter, self.state[parameter], group, c_of[id(group)])
 
     def _convert(self, group: Group) -> None:
-        """Move the group from the y of the β it was made with to that of the present β; x stays."""
+        """Move the group's y from the β it was made with to the current β; x is unchanged."""
         if group["sf_held_momentum"] != group["sf_momentum"]:
             for parameter in group["params"]:
                 self.average_into(parameter, group, parameter)
@@ -136,8 +136,8 @@ class AveragedBase(TwoPositions):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict()`` returned, into the averaging and into the base.
 
-        State tensors keep their own dtype, so that going on is bitwise the same. The parameters
-        themselves are the model's to load, and must be those of the same moment.
+        State tensors keep their own dtype, so that training continues bit for bit. The parameters
+        are loaded with the model, and must be from the same step.
 
         Raises:
             ValueError: groups or their sizes differ.
@@ -145,7 +145,7 @@ class AveragedBase(TwoPositions):
         super().load_state_dict(state_dict)
         own, bases = _split(state_dict["state"])
         self.base.load_state_dict(state_dict | {"state": bases})
-        # The base has made dicts of its own for the groups; there is to be one of each again.
+        # The base has created its own dicts for the groups; share them again.
         self.param_groups = list(self.base.param_groups)
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]
@@ -204,7 +204,7 @@ def _advance(group: Group) -> float:
 
 
 def _split(saved: Mapping[Any, State]) -> tuple[dict[Any, State], dict[Any, State]]:
-    """Split the state of each parameter into ours and the base's, without the mark."""
+    """Split the state of each parameter into ours and the base's, without the prefix."""
     own: dict[Any, State] = {}
     bases: dict[Any, State] = {}
     for i, values in saved.items():

@@ -1,8 +1,8 @@
 """Schedule-free averaging around any torch optimizer: the base steps z, gradients are taken at y.
 
 The forms with the averaging built in (`roadless.optim.schedule_free.sgd`,
-`roadless.optim.schedule_free.adamw`, ...) are faster; this one goes around everything else, and
-around what is not written yet.
+`roadless.optim.schedule_free.adamw`, ...) are faster; this one wraps everything else, including
+optimizers not written yet.
 """
 
 import torch
@@ -26,20 +26,20 @@ class ScheduleFreeWrapper(AveragedBase):
         y ← (1 - β) z + β x
 
     The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
-    or put it into the parameters for a while with `roadless.optim.at_average`. The base's own
+    or put it into the parameters temporarily with `roadless.optim.at_average`. The base's own
     momentum may be turned off, as β takes its place. State per parameter: z, beside the base's own;
     in a step one temporary as large as the largest parameter.
 
     Args:
-        base: any optimizer whose ``step`` needs no closure, with ``lr`` in its groups. It is the
-            wrapper's from now on: step, save and add groups through the wrapper.
+        base: any optimizer whose ``step`` needs no closure, with ``lr`` in its groups. From now on
+            the wrapper owns it: step, save and add groups through the wrapper.
         weight_decay_at_y: λ, >= 0, multiplied by lr; the base's own decay acts at z instead.
-        momentum: β, > 0 and < 1; nearer to 1 for long runs.
+        momentum: β, > 0 and < 1; closer to 1 for long runs.
         weight_lr_power: power of the largest learning rate so far in the averaging weight, >= 0.
         r: power of the step in that weight, >= 0; 0 weighs all steps alike.
 
     Raises:
-        ValueError: a setting is out of its range, or the base cannot be wrapped.
+        ValueError: a setting is out of range, or the base cannot be wrapped.
 
     Example: the minimum of (w - 3)²/2, from 0, under RMSprop.
 
@@ -82,7 +82,7 @@ class ScheduleFreeWrapper(AveragedBase):
         out.copy_(torch.lerp(parameter, self._z_of(parameter), 1 - group["sf_held_momentum"]))
 
     def remember_training_point(self, parameter: Tensor, y: Tensor, /) -> None:
-        """Keep y in the state, so that `train` leads back to it bit for bit."""
+        """Keep y in the state, so that `train` restores it bit for bit."""
         if "z" in self.state.get(parameter, {}):
             self.state[parameter]["y"] = y
 
@@ -114,7 +114,7 @@ class ScheduleFreeWrapper(AveragedBase):
     def _state_of(self, parameter: Tensor) -> State:
         state: State = self.state[parameter]
         z = state.get("z")
-        # The contents of the two change places, so z has the parameter's dtype and device.
+        # The contents of the two are swapped, so z has the parameter's dtype and device.
         state["z"] = parameter.detach().clone() if z is None else z.to(parameter)
         return state
 
@@ -133,8 +133,8 @@ class ScheduleFreeWrapper(AveragedBase):
 class ScheduleFreeWrapperReference(AveragedBase):
     """The wrapper spelled out, with x, y and z all stored: equations of `ScheduleFreeWrapper`.
 
-    The arguments mean the same, in the published order, which differs. A parameter without a
-    gradient rests, as in all optimizers here; the published reference averages it all the same.
+    The arguments mean the same, but are in the published order. A parameter without a gradient
+    rests, as in all optimizers here; the published reference averages it anyway.
 
     >>> import torch
     >>> from roadless.optim import ScheduleFreeWrapperReference

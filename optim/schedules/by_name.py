@@ -1,4 +1,4 @@
-"""Schedules by the names that a job gives them, for so many steps or for as many as it takes."""
+"""Schedules by the names that a job gives them, for a given number of steps."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,7 +27,7 @@ def _decay_after_warmup(
     warmup_kwargs: Mapping[str, Any] | None,
     final_lr: float = 0.0,
 ) -> ScheduleBase:
-    """`LinearSchedule` and `OneMinusSqrtSchedule`, over the steps that a warmup leaves them."""
+    """`LinearSchedule` and `OneMinusSqrtSchedule`, over the steps left by a warmup."""
     num_warmup = warmup_kwargs["steps"] if warmup_kwargs else 0
     cooldown = {"steps": steps - num_warmup, "type": decay_type, "final_lr": final_lr}
     return PiecewiseConstantSchedule(
@@ -60,9 +60,9 @@ def named_schedule(
 ) -> ScheduleBase:
     """Return the schedule of ``steps`` training steps; its rates are ``.schedule[:steps]``.
 
-    It is one step longer than the training, so that the last rate taken is not the final zero.
+    It is one step longer than the training, so that the last rate used is not the final zero.
     ``arguments``: those of its class. Raises ValueError for an unknown name, or for parts that do
-    not fit into so few steps.
+    not fit into that few steps.
     """
     if name not in _MAKES:
         raise ValueError(f"expected a schedule among {', '.join(NAMES)}, saw {name!r}")

@@ -1,7 +1,6 @@
-"""The parts that `optim/schedules/schedules.py` puts around the main part of a schedule: warmup,
-cooldown.
+"""Warmup and cooldown, which `optim/schedules/schedules.py` puts around a schedule's main part.
 
-Each is read from a mapping, knows its end rate and makes its rates over the base rate; numpy only.
+Each is read from a mapping, has an end rate and makes rates relative to the base rate; numpy only.
 """
 
 from collections.abc import Mapping
@@ -39,7 +38,7 @@ class End:
         return float(self.value / highest)
 
     def check_share(self) -> None:
-        """Refuse a share that no base rate can have.
+        """Refuse a share outside [0, 1].
 
         Raises:
             ValueError: it is a share and not in [0, 1].
@@ -68,7 +67,7 @@ class Warmup:
         return End("warmup_lr", self.warmup_lr, is_absolute=self.warmup_lr_absolute)
 
     def rates(self, num_steps: int, *, first: float) -> Floats:
-        """Return the rates over the base rate, from ``first`` up."""
+        """Return the rates relative to the base rate, from ``first`` up."""
         return first + np.arange(num_steps) / max(num_steps, 1) * (1 - first)
 
 
@@ -95,7 +94,7 @@ class Cooldown:
         return End("final_lr", self.final_lr, is_absolute=self.final_lr_absolute)
 
     def rates(self, num_steps: int, *, last: float, final: float) -> Floats:
-        """Return the rates over the base rate, from below ``last`` down to ``final``."""
+        """Return the rates relative to the base rate, from below ``last`` down to ``final``."""
         if num_steps and final > last:
             raise ValueError(
                 f"final_lr: expected at most the last rate before the cooldown, {last:g} of the "
@@ -107,12 +106,12 @@ class Cooldown:
 
 
 def _one_minus_sqrt(left: Floats) -> Floats:
-    """Return 1 - sqrt(1 - left), without the subtraction."""
+    """Return 1 - sqrt(1 - left), without cancellation."""
     return np.asarray(left / (1 + np.sqrt(1 - left)))
 
 
 def read_part(name: str, part: type[PartT], arguments: Mapping[str, Any] | None) -> PartT:
-    """Make a warmup or cooldown of its arguments; None means one of no steps.
+    """Make a warmup or cooldown from its arguments; None means zero steps.
 
     Raises:
         ValueError: an argument is unknown or out of range.

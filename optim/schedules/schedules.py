@@ -1,4 +1,4 @@
-"""Learning-rate schedules as arrays: warmup, a main part that each class declares, cooldown.
+"""Learning-rate schedules as arrays: warmup, a main part that each class defines, cooldown.
 
 `optim/theory/bounds.py` bounds the loss under them and `optim/planning.py` chooses among them;
 numpy only.
@@ -42,8 +42,8 @@ class ScheduleBase(ABC):
         cooldown_kwargs: ``steps`` (>= 0), ``type`` ("linear" or "sqrt", which is 1 - sqrt),
             ``final_lr`` (the last rate, by default 1e-10) and ``final_lr_absolute``.
 
-    Where warmup and cooldown together have all the steps, the cooldown, or else the warmup, gives
-    one to the main part.
+    If warmup and cooldown together take all the steps, the cooldown, or else the warmup, gives up
+    one for the main part.
 
     Raises:
         ValueError: an argument is out of range, or the parts do not fit.
@@ -52,7 +52,7 @@ class ScheduleBase(ABC):
     name: ClassVar[str]
     #: Whether the main part changes when the schedule gets longer.
     main_has_horizon: ClassVar[bool]
-    #: Where the main part goes when `main_part` is 0.
+    #: The rate of the main part where `main_part` is 0.
     _main_end: End = End("final_lr", 0.0, is_absolute=False)
 
     def __init__(
@@ -92,7 +92,7 @@ class ScheduleBase(ABC):
 
     @property
     def has_horizon(self) -> bool:
-        """Whether a longer one begins differently; if not, a run can simply go on."""
+        """Whether a longer one begins differently; if not, a run can simply continue."""
         return self.main_has_horizon or self.cooldown_steps > 0
 
     @property
@@ -128,11 +128,10 @@ class ScheduleBase(ABC):
         type: Kind = "refined",
         return_split: bool = False,
     ) -> Any:
-        """Bound the loss after T steps of this schedule
-        (`roadless.optim.theory.bounds.split_bound`).
+        """Bound the loss after T steps, by `roadless.optim.theory.bounds.split_bound`.
 
         Args:
-            grad_norms: G_t, >= 0; one for all steps or one a rate.
+            grad_norms: G_t, >= 0; one for all steps or one per rate.
             D: distance from start to optimum, > 0.
             T: one horizon in 1..len(self), or several.
             type: "refined" for the last iterate, "standard" for the best or average one.
@@ -158,7 +157,7 @@ class ScheduleBase(ABC):
     ) -> tuple[float, float]:
         """Return the base rate with the smallest bound after T steps, and that bound.
 
-        Arguments and errors are those of `compute_rate`; also refused are absolute ends.
+        Arguments and errors are those of `compute_rate`; absolute ends are also refused.
         """
         norms = checked_norms(G, num_steps=self._steps)
         n = require_whole_number("T", T, least=1)
@@ -184,7 +183,7 @@ class ScheduleBase(ABC):
 
     @property
     def _ends(self) -> list[End]:
-        """The ends of the parts that there are."""
+        """The ends of the parts that exist."""
         ends = [self._main_end]
         ends += [self._warmup.first] if self.warmup_steps else []
         return ends + ([self._cooldown.final] if self.cooldown_steps else [])
@@ -202,7 +201,7 @@ class ScheduleBase(ABC):
         return (warmup, cooldown - 1) if cooldown else (warmup - 1, cooldown)
 
     def _constructed(self, base_lr: float) -> Floats:
-        """Return all rates over the base rate."""
+        """Return all rates relative to the base rate."""
         end = self._main_end.over(base_lr)
         unit = self.main_part(self._steps - self.warmup_steps - self.cooldown_steps)
         main = end + (1 - end) * unit
@@ -366,7 +365,7 @@ class PolynomialBackwardSchedule(ScheduleBase):
         super().__init__(steps, base_lr, warmup_kwargs)
 
     def main_part(self, num_steps: int) -> Floats:
-        """Return the power of what is left."""
+        """Return the power of the remaining share."""
         return np.asarray(_countdown(num_steps) ** self._alpha)
 
 
@@ -441,8 +440,8 @@ class PiecewiseConstantSchedule(ScheduleBase):
     Args:
         steps: number of rates, >= 1.
         base_lr: the rate before the first milestone, >= 0.
-        milestones: steps after which the factors count, >= 1, rising.
-        factors: one a milestone, > 0 and finite.
+        milestones: steps after which the factors take effect, >= 1, increasing.
+        factors: one per milestone, > 0 and finite.
         cooldown_kwargs: see `ScheduleBase`; it covers the last steps, as the warmup the first ones,
             and moves no milestone.
         warmup_kwargs: see `ScheduleBase`.

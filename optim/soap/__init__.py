@@ -1,4 +1,4 @@
 """SOAP's preconditioner: Adam in the slowly turning eigenbasis of Shampoo's Kronecker factors.
 
-One idea a file: layout of a tensor, its factors, their basis, the rotation, the schedule, the rule.
+One idea per file: layout of a tensor, its factors, their basis, rotation, schedule, rule.
 """

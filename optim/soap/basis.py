@@ -1,7 +1,7 @@
 """The eigenbasis of a factor: found once, and then followed by one step of power iteration.
 
 Where the mathematics leaves a choice open (equal eigenvalues, a null space, what a factor has not
-seen) the choice is made by a rule. Left to rounding it would be another one with every LAPACK.
+seen), a rule makes it. Left to rounding, it would differ between LAPACKs.
 """
 
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-#: What is far above rounding and far below λ₁, in units of n times the precision.
+#: A level far above rounding and far below λ₁, in units of n times the precision.
 _NOISE = 64
-#: A column of QR keeps the old basis where no more than this many shifts remain of it.
+#: A column of QR keeps the old basis if no more than this many shifts remain of it.
 _FEW_SHIFTS = 8
 
 
 def eigenbasis(factor: Tensor) -> Tensor:
     """Return the eigenvectors of L as columns, the largest eigenvalue first.
 
-    Found in float64, so that what a float32 factor decides does not hang on a solver's last bit; if
-    that fails, on the CPU, whose solver is the sturdiest. Eigenvalues within min(64 n ε, √ε) λ₁ of
-    each other (ε the precision of L) count as equal, and zeros with them. Any basis of their space
-    would do; it is that of `_basis_by_rule`.
+    Computed in float64, so that what a float32 factor decides does not depend on a solver's last
+    bit; if that fails, on the CPU, whose solver is the most robust. Eigenvalues within min(64 n ε,
+    √ε) λ₁ of each other (ε the precision of L) count as equal, zeros included. Any basis of their
+    space would do; `_basis_by_rule` chooses one.
 
     Args:
         factor: L, symmetric, positive semidefinite, of shape (n, n).
@@ -57,7 +57,7 @@ def _eigenvectors(L: Tensor, *, resolution: float) -> Tensor:
 
 
 def _clusters(descending: list[float], *, width: float) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of what lies within ``width`` of the first of its range.
+    """Yield ranges of values that are within ``width`` of the first of their range.
 
     >>> list(_clusters([4.0, 3.9, 3.8, 1.0, 0.0, 0.0], width=0.15))
     [(0, 2), (2, 3), (3, 4), (4, 6)]
@@ -73,9 +73,9 @@ def _basis_by_rule(columns: Tensor) -> Tensor:
     """Return the orthonormal basis of the columns' space that a rule chooses: near the axes.
 
     With V the columns, the rule is V W, W the eigenvectors of Vᵀ D V, where D = diag(√1, √2, ...).
-    No LAPACK has a say in it: V W is the same for every orthonormal V of that space. Axes inside
-    the space are left as they are. Sums of these roots do not cancel as those of whole numbers do,
-    so that spaces of the kind that occurs (like those of e₁ ± e₂) have a basis of their own too.
+    It does not depend on the LAPACK: V W is the same for every orthonormal V of that space. Axes
+    inside the space are kept. Sums of these roots do not cancel as those of whole numbers do, so
+    that spaces of the kind that occurs (like those of e₁ ± e₂) have a unique basis too.
     """
     D = torch.arange(1, len(columns) + 1, dtype=columns.dtype, device=columns.device).sqrt()
     W: Tensor = torch.linalg.eigh(columns.T @ (D.unsqueeze(1) * columns)).eigenvectors
@@ -99,15 +99,15 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
         Y = L Q,  λ = diag(Qᵀ Y),  π sorts λ in descending order
         Q' = QR((Y + μ Q) π),  μ = max(floor, 64 n ε) · max |λ|
 
-    The shift μ (ε the precision of the dtype) leaves the eigenvectors alone. It decides by the old
-    basis, not by rounding noise, what becomes of the directions that L has not seen; the SOAP paper
-    and HeavyBall 0.7.4 have none, HeavyBall 3.2.1 has this one. Two more rules:
+    The shift μ (ε the precision of the dtype) leaves the eigenvectors alone. It lets the old basis,
+    not rounding noise, decide the directions that L has not seen; the SOAP paper and HeavyBall
+    0.7.4 have none, HeavyBall 3.2.1 has this one. Two more rules:
 
-    * Estimates closer than √ε of the largest are in the order in which they were.
-    * A column of which QR leaves less than ε^¼, and that little more than its shift, lies in the
-      space of the more important ones: L says nothing of its own about it. It comes behind them and
-      starts from its old direction, not from the digits that are left. It costs a second QR, and on
-      an accelerator a look at one number; both are rare once a basis is near the eigenvectors.
+    * Estimates that differ by less than √ε of the largest keep their order.
+    * A column of which QR leaves less than ε^¼, and that little more than its shift, is in the
+      space of the more important ones: L does not determine it. It moves behind them and starts
+      from its old direction, not from the digits that are left. This costs a second QR, and on an
+      accelerator a readback of one number; both are rare once a basis is near the eigenvectors.
 
     Args:
         factor: L, symmetric, of shape (n, n).
@@ -115,8 +115,8 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
         floor: least shift relative to the largest eigenvalue, >= 0.
 
     Returns:
-        Q', and π: new column j follows old column π[j], so a tensor kept per column is to be
-        indexed by π along this dimension.
+        Q', and π: new column j follows old column π[j], so a tensor kept per column must be indexed
+        by π along this dimension.
 
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 4; the sorting is that of its authors'
     code.
@@ -124,7 +124,7 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
     >>> refreshed(torch.diag(torch.tensor([1.0, 4.0])), torch.eye(2), floor=0.0)[1]
     tensor([1, 0])
     """
-    # By rows: L is symmetric, and rows are what a permutation copies and LAPACK reads fastest.
+    # By rows: L is symmetric, and permutations and LAPACK are fastest on rows.
     rows = basis.T @ factor
     eigenvalues = (basis.T * rows).sum(1)
     largest = eigenvalues.abs().amax().clamp(min=torch.finfo(factor.dtype).tiny)
@@ -143,7 +143,7 @@ def refreshed(factor: Tensor, basis: Tensor, *, floor: float) -> tuple[Tensor, T
 
 
 def _descending(eigenvalues: Tensor, largest: Tensor) -> Tensor:
-    """Return the order of eigenvalues; those that are about equal keep the order that they have.
+    """Return the order of eigenvalues; those that are about equal keep their order.
 
     >>> _descending(torch.tensor([0.5, 0.5 + 1e-6, 1.0, 0.0, 1e-9]), torch.tensor(1.0))
     tensor([2, 0, 1, 3, 4])
@@ -154,9 +154,9 @@ def _descending(eigenvalues: Tensor, largest: Tensor) -> Tensor:
 
 
 def _undecided(remainders: Tensor, rows: Tensor, *, shift: Tensor) -> Tensor | None:
-    """Say of which rows little more than their shift is left beside the rows before; None: of none.
+    """Return which rows have little more than their shift left beside earlier rows; None if none.
 
-    Asked first is what a small basis answers with one number, so that it is spared the rest.
+    The first check needs only one number, and spares a small basis the rest.
     """
     few = _FEW_SHIFTS * shift
     if remainders.amin() > few:

@@ -1,4 +1,4 @@
-"""Checks of SOAP's settings: each says what was expected and what was seen."""
+"""Checks of SOAP's settings: each error says what was expected and what was seen."""
 
 from roadless.optim.checks import (
     require_at_least_zero,
@@ -14,7 +14,7 @@ _CHOICES = {
 
 
 def check_soap(group: Group) -> None:
-    """Check what is SOAP's own.
+    """Check the settings specific to SOAP.
 
     Raises:
         ValueError: naming the setting.

@@ -1,9 +1,9 @@
-"""Adaptive gradient clipping: a gradient no larger than some fraction of what it is to move."""
+"""Adaptive gradient clipping: a gradient no larger than a fraction of what it is to move."""
 
 import torch
 from torch import Tensor
 
-#: Parameters smaller than this are treated as of this norm, so that zeros can grow.
+#: Parameters with a smaller norm are treated as having this one, so that zeros can grow.
 _LEAST_NORM = 1e-3
 
 
@@ -20,7 +20,7 @@ def clip_adaptively(g: Tensor, point: Tensor, *, most: float, eps: float) -> Ten
         most: largest ratio of the norms, > 0.
         eps: ε, >= 0.
 
-    Source: Brock et al. 2021, arXiv 2102.06171, equation 3, here by tensor instead of by row.
+    Source: Brock et al. 2021, arXiv 2102.06171, equation 3, here per tensor instead of per row.
 
     >>> clip_adaptively(torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0]), most=0.1, eps=0.0)
     tensor([0.0600, 0.0800])

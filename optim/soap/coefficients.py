@@ -16,12 +16,12 @@ class Coefficients:
     beta2: float
     #: β of the factors.
     factor_beta: float
-    #: ε: the least denominator.
+    #: ε: the smallest denominator.
     eps: float
 
 
 def coefficients_of(group: Group, *, t: int, has_momentum: bool) -> Coefficients:
-    """Return the numbers of a tensor's t-th update, counted from 1, its first gradient left out.
+    """Return the numbers of a tensor's t-th update, from 1; its first gradient is not counted.
 
     The factors have seen that gradient too, so they are one step older than the moments.
     """

@@ -1,17 +1,16 @@
-"""HeavyBall's six SOAP optimizers by name: `roadless.optim.SOAP` with the arguments and defaults of
-0.7.4.
+"""HeavyBall's six SOAP optimizers: `roadless.optim.SOAP` with 0.7.4's arguments and defaults.
 
-Each says what it is; all share what is right here and was wrong there, measured on 0.7.4:
+Each says what it is; all differ from 0.7.4, as measured there, in the following:
 
 * Factors there keep 1 - β̂ of their past and take β̂ of the new gradient, in all six, so they are
-  hardly more than the last gradient's. Here they keep β̂; ``shampoo_beta``, unused there, is its β.
-* Weight decay there lets weights grow, and in the schedule-free forms has no effect.
+  little more than the last gradient's. Here they keep β̂; ``shampoo_beta``, unused there, is its β.
+* Weight decay there makes weights grow, and in the schedule-free forms has no effect.
 * In `SFPaLMForeachSOAP` the second moment there is that of the unrotated gradient.
 * In `PrecondScheduleSFPaLMForeachSOAP` z of a bfloat16 parameter there stays where it started.
-* ``warmup_steps=0`` there divides by zero; here it is no warmup.
-* The generator of scheduled updates there is not saved. Here they are spread evenly, without one.
-* Where a gradient leaves the basis open (a null space, equal eigenvalues) a rule chooses it here,
-  there LAPACK; and where rotation leaves nothing but rounding nothing moves: `roadless.optim.SOAP`.
+* ``warmup_steps=0`` there divides by zero; here it means no warmup.
+* The generator of scheduled updates there is not saved; here they are spread evenly, without one.
+* Where a gradient leaves the basis open (a null space, equal eigenvalues), a rule chooses it here,
+  LAPACK there; where rotation leaves only rounding, nothing moves: `roadless.optim.SOAP`.
 * Merged dimensions there can be out of order: `roadless.optim.soap.layout.merged`.
 * ``r``, ``normalize_grads``, ``data_format`` and ``correct_bias`` there have no effect.
 """
@@ -67,9 +66,9 @@ class ForeachSOAP(SOAP):
 
 
 class PrecondScheduleForeachSOAP(SOAP):
-    """`ForeachSOAP`, its bases refreshed ever more rarely: `roadless.optim.soap.schedule`.
+    """`ForeachSOAP` with its bases refreshed less and less often: `roadless.optim.soap.schedule`.
 
-    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    ``precond_scheduler`` replaces ``precondition_frequency``, which has no effect.
     """
 
     def __init__(
@@ -122,9 +121,9 @@ class PaLMForeachSOAP(SOAP):
 
 
 class PrecondSchedulePaLMForeachSOAP(SOAP):
-    """`PaLMForeachSOAP`, its bases refreshed ever more rarely: HeavyBall's recommendation.
+    """`PaLMForeachSOAP` with its bases refreshed less and less often: HeavyBall's recommendation.
 
-    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    ``precond_scheduler`` replaces ``precondition_frequency``, which has no effect.
     """
 
     def __init__(
@@ -181,9 +180,9 @@ class SFPaLMForeachSOAP(ScheduleFreeSOAP):
 
 
 class PrecondScheduleSFPaLMForeachSOAP(ScheduleFreeSOAP):
-    """`SFPaLMForeachSOAP`, its bases refreshed ever more rarely; `PrecondScheduleSFPaLMSOAP` too.
+    """`SFPaLMForeachSOAP`, refreshed less and less often; also named `PrecondScheduleSFPaLMSOAP`.
 
-    ``precond_scheduler`` takes the place of ``precondition_frequency``, which has no effect.
+    ``precond_scheduler`` replaces ``precondition_frequency``, which has no effect.
     """
 
     def __init__(
@@ -211,7 +210,7 @@ class PrecondScheduleSFPaLMForeachSOAP(ScheduleFreeSOAP):
         super().__init__(**_palm(locals()), precond_schedule=True)
 
 
-#: How HeavyBall 0.7.4 spells it in code.
+#: HeavyBall 0.7.4's spelling in code.
 PrecondScheduleSFPaLMSOAP = PrecondScheduleSFPaLMForeachSOAP
 
 
@@ -219,6 +218,6 @@ def _palm(variables: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments for PaLM's β₂, with ``beta`` as the first of ``betas``."""
     arguments = arguments_of(variables)
     beta, (first, _) = arguments.pop("beta"), arguments["betas"]
-    # The second is not used with PaLM's β₂, but is a number in every group.
+    # The second is not used with PaLM's β₂, but every group must have a number.
     betas = (beta if first is None else first, 0.0)
     return arguments | {"betas": betas, "palm_beta2": True}

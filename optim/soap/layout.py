@@ -1,16 +1,16 @@
-"""How SOAP sees a tensor: small neighbouring dimensions as one, and which of them it rotates."""
+"""How SOAP views a tensor: which neighbouring dimensions are merged, and which are rotated."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-#: Dimensions of a 4-D weight stored with its channels last, with its channels put second.
+#: Order of the dimensions of a channels-last 4-D weight that puts channels second.
 _CHANNELS_SECOND = (0, 3, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A tensor's shape in the eyes of the preconditioner."""
+    """A tensor's shape as seen by the preconditioner."""
 
     #: Order of the tensor's own dimensions before they are merged.
     order: tuple[int, ...]
@@ -26,7 +26,7 @@ class Layout:
         return tensor.permute(self.order).reshape(self.shape)
 
     def unfold(self, folded: Tensor) -> Tensor:
-        """Return what `fold` made into its own shape again."""
+        """Return what `fold` made, in its own shape again."""
         inverse = sorted(range(len(self.order)), key=self.order.__getitem__)
         return folded.reshape(self.ordered).permute(inverse)
 

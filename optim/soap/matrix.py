@@ -1,9 +1,9 @@
 """SOAP's direction for one tensor: Adam's, taken in the eigenbasis of the factors.
 
-Of a parameter is kept: ``step``, the number of its updates; ``exp_avg_sq`` (v) and, with momentum,
+State per parameter: ``step``, the number of its updates; ``exp_avg_sq`` (v) and, with momentum,
 ``exp_avg`` (m), both in the eigenbasis and in the layout; and for each rotated dimension i
-``factor_i`` (L) and ``basis_i`` (Q). All are contiguous: a state that comes back from a file in
-another layout would give the same products with other last bits.
+``factor_i`` (L) and ``basis_i`` (Q). All are contiguous: a state loaded from a file in another
+layout would give products that differ in the last bits.
 """
 
 import math
@@ -20,12 +20,12 @@ from roadless.optim.soap.rotation import carry, rotate, rotate_back
 
 
 def begin(g: Tensor, layout: Layout, *, has_momentum: bool) -> State:
-    """Return the state after a tensor's first gradient, which teaches the basis and moves nothing.
+    """Return the state after a tensor's first gradient, which sets the basis and moves nothing.
 
     A gradient rotated into its own eigenbasis would say nothing about its noise there.
 
     Args:
-        g: the gradient in its layout, in the dtype that the state is to have.
+        g: the gradient in its layout, in the dtype of the state.
         layout: of the tensor.
         has_momentum: whether to keep m.
     """
@@ -44,14 +44,14 @@ def begin(g: Tensor, layout: Layout, *, has_momentum: bool) -> State:
 def direction(g: Tensor, state: State, layout: Layout, coefficients: Coefficients) -> Tensor:
     """Update m and v; return u, in the layout.
 
-    With a hat on what is in the eigenbasis, where m and v stay::
+    A hat marks what is in the eigenbasis, where m and v stay::
 
         ĝ = Q₀ᵀ g Q₁
         m̂ ← β₁ m̂ + (1 - β₁) ĝ
         v̂ ← β₂ v̂ + (1 - β₂) ĝ²
         u = Q₀ (m̂ / max(√v̂, ε)) Q₁ᵀ
 
-    Without momentum m̂ is ĝ. Where v̂ is no more than what rounding makes of zeros u is 0: see
+    Without momentum, m̂ is ĝ. Where v̂ is no more than the rounding error of zeros, u is 0: see
     `_rounding_squared`.
 
     Source: Vyas et al. 2024, arXiv 2409.11321, algorithm 3, lines 3 to 11.
@@ -69,20 +69,20 @@ def direction(g: Tensor, state: State, layout: Layout, coefficients: Coefficient
 
 
 def _may_be_rounding(v: Tensor, layout: Layout) -> bool:
-    """Rule out with two numbers that any entry is; an accelerator would have to wait for them."""
+    """Return whether any entry may be rounding; an accelerator would have to wait for the check."""
     if v.device.type != "cpu":
         return True
     return float(v.amin()) <= (len(layout.rotated) + 1) * _rounding_share(v) * float(v.sum())
 
 
 def _rounding_squared(v: Tensor, layout: Layout) -> Tensor:
-    """Return for each entry the v̂ that rotations can leave there of a gradient that has none.
+    """Return, for each entry, the v̂ that rotations can leave where the gradient has none.
 
-    A direction that no gradient has, as between two units that are alike, or among the logits of a
-    softmax, whose gradients add up to 0, is 0 only to rounding once it is rotated. Divided by its
-    own root, rounding would move such a direction as fast as all others. A basis is known to a few
-    ε (the dtype's precision), so entry (j, k) has a few ε of its column and of its row, and of all
-    entries what signs at random leave. To be far above both, ε^¾ takes their place; in squares::
+    A direction that no gradient has, as between two identical units, or among the logits of a
+    softmax, whose gradients add up to 0, is 0 only up to rounding once rotated. Divided by its own
+    root, rounding would move such a direction as fast as all others. A basis is accurate to a few ε
+    (the dtype's precision), so entry (j, k) has a few ε of its column and of its row, and what
+    random signs leave of all entries. To be far above both, ε^¾ is used instead; squared::
 
         ε^1.5 (Σⱼ v̂ + Σₖ v̂ + Σⱼₖ v̂ / √(n₀ n₁))
     """
@@ -105,8 +105,8 @@ def learn(g: Tensor, state: State, layout: Layout, coefficients: Coefficients) -
 def turn(state: State, layout: Layout, *, floor: float) -> None:
     """Refresh the bases, and carry m and v over to the new ones.
 
-    m turns exactly. A second moment has no exact image; as the bases turn little, v keeps its
-    entries, moved with the columns they belong to.
+    m is rotated exactly. A second moment cannot be; as the bases turn little, v keeps its entries,
+    moved with the columns that they belong to.
     """
     before = _along("basis", state, layout)
     for i in layout.rotated:

@@ -1,4 +1,4 @@
-"""SOAP with all its choices: averaging, β₂ policy, schedule of the preconditioner."""
+"""SOAP with all its options: averaging, β₂ policy, schedule of the preconditioner."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -15,51 +15,50 @@ from roadless.optim.soap.schedule import timing_of
 
 
 class SOAP(Descent):
-    """Adam in the eigenbasis of Shampoo's preconditioner, which turns slowly: Shampoo, made stable.
+    """Adam in the slowly turning eigenbasis of Shampoo's preconditioner: Shampoo made stable.
 
-    Each tensor's gradient g is rotated into bases Qᵢ, one for each of its dimensions; there, Adam
-    sees coordinates that hardly depend on each other. With a hat on what is rotated, and L and R
-    the running covariances of rows and columns, for a matrix::
+    Each tensor's gradient g is rotated into bases Qᵢ, one for each of its dimensions, where Adam
+    sees nearly independent coordinates. For a matrix, with a hat on what is rotated, and L and R
+    the running covariances of rows and columns::
 
         ĝ = Q_Lᵀ g Q_R
         m̂ ← β₁ m̂ + (1 - β₁) ĝ,  v̂ ← β₂ v̂ + (1 - β₂) ĝ²
         p ← p - γ (Q_L (m̂ / max(√v̂, ε)) Q_Rᵀ + λ p)
         L ← β L + (1 - β) g gᵀ,  R ← β R + (1 - β) gᵀ g
-        now and then: Q_L, Q_R ← one power iteration nearer to the eigenvectors of L, R
+        periodically: Q_L, Q_R ← one power iteration closer to the eigenvectors of L, R
 
     All averages are unbiased at every step (`roadless.optim.rules.moments.debiased`). A tensor's
-    first gradient starts its bases and moves nothing; steps of a group count from the next one.
+    first gradient sets its bases and moves nothing; steps of a group count from the next one.
     Moments and bases are float32, or float64 for float64 parameters. State per rotated dimension of
-    size n:
-    two matrices n x n; and per parameter m and v.
+    size n: two n x n matrices; and per parameter m and v.
 
-    Other CPUs, thread counts and numbers of ranks add up in another order, so their gradients and
-    products differ in the last bits. What is promised of two such runs: no choice that mathematics
-    leaves open is made by rounding. Rows that are alike stay alike, rows without gradients move by
-    no more than the rounding of a step, and signs or null spaces of a LAPACK do not matter. What is
-    not promised: equal bits, and equal paths for ever. In float64 two runs have parted after 50
-    steps by less than 1e-8 of the way gone; by up to 1e-6 where a basis turns among directions that
-    a factor hardly sees, since each refresh divides rounding by its shift, ε; by up to 1e-4 where
-    steps overshoot along a direction whose v̂ is almost nothing, and double what they find there.
-    In float32, on the same problems, it is 1e-5, and up to a few percent. docs/reproducibility.md
-    has the figures.
+    Other CPUs, thread counts and numbers of ranks sum in another order, so their gradients and
+    products differ in the last bits. Guaranteed for two such runs: rounding makes no choice that
+    mathematics leaves open. Identical rows stay identical, rows without gradients move by no more
+    than the rounding of a step, and signs or null spaces of a LAPACK do not matter. Not guaranteed:
+    equal bits, and equal paths forever. In float64, two runs have diverged after 50 steps by less
+    than 1e-8 of the distance travelled; by up to 1e-6 where a basis turns among directions that a
+    factor hardly sees, since each refresh divides rounding by its shift, ε; by up to 1e-4 where
+    steps overshoot along a direction whose v̂ is almost zero, and double what they find there. In
+    float32, on the same problems, it is 1e-5, and up to a few percent. docs/reproducibility.md has
+    the figures.
 
     Args:
-        params: parameters, or dicts of groups, each with settings of its own.
-        lr: learning rate, >= 0; often that of a good AdamW. A number or a tensor of one element,
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; often that of a well-tuned AdamW. A number or a one-element tensor,
             read at each step.
         betas: β₁ and β₂, >= 0 and < 1. With ``schedule_free`` β₁ is y's interpolation, > 0; with
             ``palm_beta2`` β₂ is not used.
         shampoo_beta: β of L and R, >= 0 and < 1; None takes that of v̂.
-        eps: ε, the least denominator, >= 0.
+        eps: ε, the smallest denominator, >= 0.
         weight_decay: λ, >= 0, decoupled, multiplied by γ.
-        precondition_frequency: steps from one refresh of the bases to the next, >= 1.
+        precondition_frequency: steps between refreshes of the bases, >= 1.
         max_precond_dim: dimensions larger than this are not rotated, >= 1.
         merge_dims: merge small dimensions first: `roadless.optim.soap.layout.merged`.
         precondition_1d: rotate vectors too; otherwise they get plain Adam.
         normalize_grads: divide each direction by its root mean square.
         data_format: "channels_last" when 4-D weights are stored as (out, height, width, in).
-        correct_bias: make the averages of moments unbiased; false starts them at 0, as they are.
+        correct_bias: make the averages of moments unbiased; false starts them at 0, uncorrected.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         gradient_clip_val: clip each tensor's gradient at this fraction of the tensor's norm, >= 0;
             0 does not clip: `roadless.optim.soap.clipping`.
@@ -70,14 +69,14 @@ class SOAP(Descent):
         palm_beta2: let β₂ grow with the age of the tensor:
             `roadless.optim.rules.moments.palm_beta2`.
         beta2_scale: its exponent, >= 0.
-        precond_schedule: refresh ever more rarely, by `roadless.optim.soap.schedule`, in place of
+        precond_schedule: refresh less and less often, by `roadless.optim.soap.schedule`, instead of
             every ``precondition_frequency`` steps.
         precond_scheduler: power and exponent of that schedule.
-        precond_timing: "even" spreads refreshes evenly, "chance" draws lots.
-        precond_seed: of the lots.
+        precond_timing: "even" spreads refreshes evenly, "chance" draws them at random.
+        precond_seed: seed for "chance".
 
     Raises:
-        ValueError: a setting is out of its range.
+        ValueError: a setting is out of range.
 
     Example: a valley with condition number 361, at 45 degrees to the columns of w, so that Adam
     cannot see its axes. With the same rate ``torch.optim.AdamW`` is at 0.078.
@@ -102,7 +101,7 @@ class SOAP(Descent):
     rule: ClassVar[Rule] = SoapRule(has_momentum=True)
 
     def __new__(cls, *_args: Any, schedule_free: bool = False, **_settings: Any) -> Self:
-        """Choose the class: averaging is a class of the engine."""
+        """Choose the class, as averaging is set by the engine's class."""
         chosen = ScheduleFreeSOAP if cls is SOAP and schedule_free else cls
         return super().__new__(chosen)  # type: ignore[return-value]  # a subclass of SOAP
 
@@ -153,13 +152,13 @@ class ScheduleFreeSOAP(FastScheduleFree, SOAP):
 
     rule: ClassVar[Rule] = SoapRule(has_momentum=False)
 
-    #: That of `Descent` comes earlier in the line of classes.
+    #: That of `Descent` comes earlier in the MRO.
     _pace = ScheduleFreeOptimizer._pace
 
 
 def arguments_of(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments, from what ``locals()`` is at its first line.
+    """Return a constructor's arguments, from ``locals()`` at its first line.
 
-    A signature is the list of settings. Written a second time, it could disagree with itself.
+    The signature is the list of settings; a second copy could disagree with it.
     """
     return {name: v for name, v in variables.items() if name not in ("self", "__class__")}

@@ -34,10 +34,10 @@ def rotate_back(g: Tensor, bases: Sequence[Tensor | None]) -> Tensor:
 
 
 def carry(g: Tensor, old: Sequence[Tensor | None], new: Sequence[Tensor | None]) -> Tensor:
-    """Return in the new bases what g is in the old ones: Q₀'ᵀ Q₀ g Q₁ᵀ Q₁' for a matrix.
+    """Convert g from the old bases to the new ones: Q₀'ᵀ Q₀ g Q₁ᵀ Q₁' for a matrix.
 
-    Of the two ways along a dimension it takes the one of fewer products: g times QᵀQ', or g times
-    Qᵀ and then Q'.
+    Along each dimension it takes the way with fewer products: g times QᵀQ', or g times Qᵀ and then
+    Q'.
     """
     for Q, turned in zip(old, new, strict=True):
         if Q is None or turned is None:
@@ -51,7 +51,7 @@ def carry(g: Tensor, old: Sequence[Tensor | None], new: Sequence[Tensor | None])
 
 
 def _contract(g: Tensor, bases: Sequence[Tensor | None], *, side: int) -> Tensor:
-    # Each turn takes dimension 0 away and puts its image last; after a full round all are in place.
+    # Each pass removes dimension 0 and appends its image; after a full round all are in place.
     for Q in bases:
         g = g.movedim(0, -1) if Q is None else torch.tensordot(g, Q, dims=([0], [side]))
     return g

@@ -21,36 +21,35 @@ _layout_of = cache(layout_of)
 
 @dataclass(frozen=True, slots=True)
 class SoapRule(Rule):
-    """Adam in the eigenbasis of Shampoo's factors; the equations are those of
-    `roadless.optim.soap.matrix`.
+    """Adam in the eigenbasis of Shampoo's factors; for equations see `roadless.optim.soap.matrix`.
 
-    A tensor's first gradient teaches its basis and moves nothing. In each later step the direction
-    is found in the basis of before, then the factors learn the gradient, and the basis is refreshed
-    if the group's schedule says so.
+    A tensor's first gradient sets its basis and moves nothing. In each later step the direction is
+    computed in the old basis, then the factors learn the gradient, and the basis is refreshed if
+    the group's schedule says so.
 
-    Of a sharded tensor each rank gathers the gradient and keeps the whole state, so that all find
-    what one process finds; of u each takes its part.
+    For a sharded tensor, each rank gathers the gradient and keeps the whole state, so that all get
+    the same result as one process; each takes its part of u.
     """
 
-    #: Whether u is made of an average of gradients; false where y's interpolation takes its place.
+    #: Whether u is made of an average of gradients; false if y's interpolation takes its place.
     has_momentum: bool
     rests_first: ClassVar[bool] = True
     keeps_whole_state: ClassVar[bool] = True
 
     def check(self, group: Group) -> None:
-        """Raise ValueError when a setting of SOAP is out of its range."""
+        """Raise ValueError when a setting of SOAP is out of range."""
         check_soap(group)
         if not self.has_momentum:
             require_inside_unit_interval("betas[0]", group["betas"][0])
 
     def start(self, point: Tensor, gradient: Tensor, group: Group, /) -> State:
-        """Return the state after a parameter's first gradient, the basis of which it is."""
+        """Return the state after a parameter's first gradient, which sets the basis."""
         layout = _layout(point, group)
         g = layout.fold(_clipped(gradient, point, group))
         return begin(g.to(point.dtype), layout, has_momentum=self.has_momentum)
 
     def direction(self, batch: Batch) -> TensorList:
-        """Return u for each gradient; moments, factors and bases move on."""
+        """Return u for each gradient; moments, factors and bases are updated."""
         is_due, _ = timing_of(batch.group).is_due(batch.pace.t, batch.group["precond_due"])
         members = zip(batch.points, batch.gradients, batch.states, strict=True)
         return [self._direction(*member, batch.group, is_due) for member in members]
@@ -83,6 +82,6 @@ def _layout(point: Tensor, group: Group) -> Layout:
 
 
 def _clipped(gradient: Tensor, point: Tensor, group: Group) -> Tensor:
-    """Return the gradient, clipped; all of it where it is sharded, as its basis is that of all."""
+    """Return the clipped gradient; the whole one if sharded, as its basis is that of the whole."""
     most, g = group["gradient_clip_val"], whole(gradient)
     return g if most == 0 else clip_adaptively(g, whole(point), most=most, eps=group["eps"])

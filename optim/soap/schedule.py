@@ -1,7 +1,7 @@
-"""When to refresh the basis: often while it is young, ever more rarely later.
+"""When to refresh the basis: often early on, less and less often later.
 
-The basis turns fast at the start of training and hardly at all at its end, while its refresh is the
-most expensive part of a step. All of it is plain arithmetic on step numbers, no tensors.
+The basis turns fast at the start of training and hardly at all at the end, and refreshing it is the
+most expensive part of a step. All of this is plain arithmetic on step numbers, no tensors.
 """
 
 import math
@@ -11,8 +11,8 @@ from typing import Protocol
 
 from roadless.optim.rules.base import Group
 
-#: Of 1/f(s) summed up: less than this much behind the count of steps is no reason to skip one.
-#: Already 1/f(2) is 1 - 1e-9, which a bare floor takes for a missed update, as HeavyBall 3 does.
+#: Tolerance of the sum of 1/f(s): lagging the step count by less than this skips no update. 1/f(2)
+#: is already 1 - 1e-9, which a bare floor takes for a missed update, as HeavyBall 3 does.
 _GRACE = 0.25
 
 
@@ -49,7 +49,7 @@ def total_updates(num_steps: int, *, power: float = 1 / 3, exponent: float = 9) 
 
 
 class Timing(Protocol):
-    """Says whether the basis is to be updated in a step; ``due`` is its memory."""
+    """Decides whether to update the basis in a step; ``due`` is its memory."""
 
     def is_due(self, s: int, due: float, /) -> tuple[bool, float]:
         """Return whether step s (from 1) updates, and the memory after it; it starts at 0."""
@@ -57,7 +57,7 @@ class Timing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """An update in every ``every``-th step; no memory.
+    """An update every ``every`` steps; no memory.
 
     >>> [Constant(2).is_due(s, 0.0)[0] for s in (1, 2, 3, 4)]
     [False, True, False, True]
@@ -72,7 +72,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Even:
-    """The schedule f without chance: an update whenever Σ 1/f(s) reaches the next whole number.
+    """The schedule f without randomness: an update whenever Σ 1/f(s) reaches the next whole number.
 
     >>> timing, due, updates = Even(1 / 3, 9), 0.0, 0
     >>> for s in range(1, 1001):
@@ -93,10 +93,10 @@ class Even:
 
 @dataclass(frozen=True, slots=True)
 class Chance:
-    """The schedule f by lot: an update with probability 1/f(s), drawn from (seed, s) alone.
+    """The schedule f at random: an update with probability 1/f(s), drawn from (seed, s) alone.
 
-    There is no generator whose state could be lost: the same step draws the same lot on every rank
-    and after every resume. HeavyBall 0.7.4 draws from a generator that it does not save.
+    There is no generator whose state could be lost: the same step draws the same number on every
+    rank and after every resume. HeavyBall 0.7.4 draws from a generator that it does not save.
 
     >>> sum(Chance(1 / 3, 9, seed=0).is_due(s, 0.0)[0] for s in range(1, 101))
     100
@@ -107,13 +107,13 @@ class Chance:
     seed: int
 
     def is_due(self, s: int, due: float, /) -> tuple[bool, float]:
-        """Return whether the lot of step s is below 1/f(s)."""
+        """Return whether the number drawn for step s is below 1/f(s)."""
         lot = random.Random(f"{self.seed} {s}").random()
         return lot * steps_between_updates(s, power=self.power, exponent=self.exponent) < 1, due
 
 
 def timing_of(group: Group) -> Timing:
-    """Return the timing that a parameter group asks for."""
+    """Return the timing that a parameter group specifies."""
     if not group["precond_schedule"]:
         return Constant(group["precondition_frequency"])
     power, exponent = group["precond_scheduler"]

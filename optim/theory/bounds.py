@@ -1,8 +1,8 @@
-"""How good convex theory says a sequence of learning rates is: pure functions over arrays.
+"""Convex bounds on the loss under a sequence of learning rates: pure functions over arrays.
 
 `optim/schedules/schedules.py` makes the rates, `optim/planning.py` chooses among them and
-`optim/theory/fitting.py` holds the bound to measured losses. numpy only. Everything is a sum of
-positive terms and nothing is subtracted, so that rates which decay to almost zero cost no digits.
+`optim/theory/fitting.py` compares the bound with measured losses. numpy only. Everything is a sum
+of positive terms and nothing is subtracted, so that rates that decay to almost zero lose no digits.
 
 Throughout: F is convex, x* minimises it, D >= |x_1 - x*|, and x_{t+1} = x_t - eta_t g_t with
 E g_t a subgradient at x_t and E|g_t|^2 <= G_t^2. Every bound is on E F - F(x*).
@@ -27,13 +27,13 @@ from roadless.optim.theory.rows import (
 #: What is bounded: the last iterate, or the best (and the average weighted by the rates).
 Kind = Literal["refined", "standard"]
 KINDS: tuple[Kind, ...] = ("refined", "standard")
-#: Up to so many horizons, one pass for each is quicker than one pass over the steps for all.
+#: Up to this many horizons, one pass for each is faster than one pass over the steps for all.
 FEW_HORIZONS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class BoundTerms:
-    """A bound at one horizon, split by what the base learning rate does to it."""
+    """A bound at one horizon, split by how it depends on the base learning rate."""
 
     kind: str
     #: D^2 / (2 S): falls as 1 / base rate.
@@ -50,10 +50,10 @@ class BoundTerms:
 
     @property
     def best_factor(self) -> float:
-        """By what to multiply all rates for the smallest bound: sqrt(t1 / (t2 + t3)).
+        """Factor of all rates for the smallest bound: sqrt(t1 / (t2 + t3)).
 
         Raises:
-            ValueError: all gradient norms are 0, and so every larger rate is better.
+            ValueError: all gradient norms are 0, so that a larger rate is always better.
         """
         if self.t2 + self.t3 == 0:
             raise ValueError("grad_norms: expected one > 0 for a best base rate, seen all 0")
@@ -82,7 +82,7 @@ def split_bound(
 
     Args:
         eta: rates of the steps 1..T, >= 0, finite.
-        grad_norms: G_t, >= 0, finite; one for all steps or one a step.
+        grad_norms: G_t, >= 0, finite; one for all steps or one per step.
         D: distance from start to optimum, > 0.
         kind: what is bounded.
 
@@ -126,7 +126,7 @@ def bounds_at(
             O(N^2) time and O(N) memory for "refined", O(N) for "standard".
 
     Returns:
-        One bound a horizon, in their order.
+        One bound per horizon, in their order.
 
     Raises:
         ValueError: bad input, or no bound exists at one of the horizons, which is named.
@@ -150,7 +150,7 @@ def bounds_at(
 def optimal_base(
     shape: ArrayLike, grad_norms: ArrayLike, *, D: float, kind: Kind = "refined"
 ) -> tuple[float, float]:
-    """Return the base rate that makes the bound smallest, and that bound.
+    """Return the base rate that minimises the bound, and that bound.
 
     The bound at rates gamma * shape is t1 / gamma + gamma (t2 + t3), with the terms at gamma = 1.
 
@@ -174,7 +174,7 @@ def optimal_base(
 def averaging_weights(eta: ArrayLike, *, r: float = 0.0, weight_lr_power: float = 2.0) -> Floats:
     """Return how much each step counts in the average of a schedule-free optimizer.
 
-    w_t = t^r (max_{s<=t} eta_s)^weight_lr_power, as `optim/averaging.py` has it.
+    w_t = t^r (max_{s<=t} eta_s)^weight_lr_power, as in `optim/averaging.py`.
 
     Args:
         eta: rates of the steps 1..T, >= 0, finite.
@@ -202,16 +202,16 @@ def averaged_bounds_at(
         V_t = V_{t-1} max(1, a_t / a_{t-1}) + w_t eta_t G_t^2
         E F(x_T) - F(x*) <= V_T / (2 W_T)
 
-    Weights in proportion to the rates make it (D^2 + sum eta_t^2 G_t^2) / (2 sum eta_t), the
-    "standard" bound; equal weights and a constant rate, tuned, make it D G / sqrt(T). Falling
-    a_t cost nothing, rising ones multiply: w_t ~ t^r at a constant rate costs a factor r + 1.
+    Weights proportional to the rates make it (D^2 + sum eta_t^2 G_t^2) / (2 sum eta_t), the
+    "standard" bound; equal weights and a constant rate, tuned, make it D G / sqrt(T). Decreasing
+    a_t cost nothing, increasing ones multiply: w_t ~ t^r at a constant rate costs a factor r + 1.
     `docs/theory/schedule-free.md` has the proof.
 
     Args:
         eta: rates of the steps 1..N, > 0, finite.
         grad_norms: as in `split_bound`, with g_t at y_t.
         D: |z_1 - x*|, > 0.
-        weights: w_t, > 0, finite, one a step, fixed before the run.
+        weights: w_t, > 0, finite, one per step, fixed before the run.
 
     Returns:
         The bounds at T = 1..N.
@@ -238,11 +238,11 @@ def schedule_free_bounds_at(
 ) -> Floats:
     """Bound the loss at the x of this package's schedule-free SGD after every step.
 
-    The optimizers give step t's weight to the point that step t has made: x after T steps is the
-    average of z_2..z_{T+1} with w_1..w_T, and the start does not count. So `averaged_bounds_at`
-    holds from z_2 on, where D^2 has grown to at most D^2 + eta_1^2 G_1^2, with w_t beside
-    eta_{t+1}. The gradient at y_{T+1} is not taken; the proof supposes one more step, of rate
-    eta_T, and that its gradient keeps to G_T.
+    The optimizers give step t's weight to the point that step t produced: x after T steps is the
+    average of z_2..z_{T+1} with w_1..w_T, and the start has no weight. So `averaged_bounds_at`
+    holds from z_2 on, where D^2 has grown to at most D^2 + eta_1^2 G_1^2, with w_t paired with
+    eta_{t+1}. The gradient at y_{T+1} is not taken; the proof assumes one more step, of rate eta_T,
+    whose gradient is bounded by G_T.
 
     At a constant rate and r = 0 this is (D^2 + (T + 1) eta^2 G^2) / (2 T eta).
 
@@ -297,7 +297,7 @@ def schedule_free_bound(
 def tuned_schedule_free(T: int, *, G: float, D: float) -> tuple[float, float]:
     """Return the constant rate D / (G sqrt(T)) and the bound D G / sqrt(T) that it gives x_T.
 
-    For the average of z_1..z_T with equal weights and |g_t| <= G, as the paper has it.
+    For the average of z_1..z_T with equal weights and |g_t| <= G, as in the paper.
 
     Args:
         T: number of steps, >= 1.
@@ -341,10 +341,10 @@ def _standard_at(rates: Floats, noise: Floats, D: float) -> Floats:
 
 
 def _refined_at_all(rates: Floats, noise: Floats, D: float) -> Floats:
-    """Return the refined bound at every horizon, by one walk over k from the last step back.
+    """Return the refined bound at every horizon, in one pass over k from the last step back.
 
-    ``B[T]`` and ``C[T]`` hold the tail sums from k to T; for the horizons of rate 0 the result
-    means nothing.
+    ``B[T]`` and ``C[T]`` hold the tail sums from k to T; for horizons of rate 0 the result is
+    meaningless.
     """
     N = len(rates)
     B, C, t3, A, term = (np.zeros(N) for _ in range(5))
@@ -363,7 +363,7 @@ def _refined_at_all(rates: Floats, noise: Floats, D: float) -> Floats:
 def _potential(a: Floats, noise: Floats, *, start: float) -> tuple[Floats, Floats]:
     """Return p, q with V_t = D^2 p_t + q_t: what is left of the start, and of all noise so far.
 
-    ``noise`` is w_t eta_t G_t^2; ``start`` is what the distance had gathered before, beside D^2.
+    ``noise`` is w_t eta_t G_t^2; ``start`` is what the distance had accumulated before, beside D^2.
     """
     rise = np.maximum(1.0, a[1:] / a[:-1])
     with np.errstate(over="ignore"):

@@ -17,10 +17,10 @@ Method = Literal["least-squares", "huber"]
 METHODS: tuple[Method, ...] = ("least-squares", "huber")
 #: Fewer points than this say nothing about two coefficients.
 MIN_POINTS = 3
-#: Residuals of log loss up to here count squared, larger ones by their size.
+#: Residuals of log loss up to this size count quadratically, larger ones linearly.
 HUBER_MU = 1e-3
-#: Reweighted steps of the robust fit: where they do not suffice, which is rare, the misfit is
-#: within 1e-4 of the least. And halvings of one such step.
+#: Reweighted steps of the robust fit: if they do not suffice, which is rare, the misfit is within
+#: 1e-4 of the minimum. And halvings of one such step.
 MAX_ROUNDS = 200
 MAX_HALVINGS = 30
 #: The robust fit is done when a step changes no prediction by more than this share.
@@ -37,9 +37,9 @@ GOLDEN = (5**0.5 - 1) / 2
 class LossFit:
     """loss ~ C + M bound, and how well it holds."""
 
-    #: The loss that is left when the bound is 0.
+    #: The loss that remains when the bound is 0.
     C: float
-    #: Loss for each unit of the bound, >= 0.
+    #: Loss per unit of the bound, >= 0.
     M: float
     #: Share of the losses' variance that is explained, 1 where they have none; below 0 if their
     #: mean would do better.
@@ -51,7 +51,7 @@ class LossFit:
     method: Method
 
     def predict(self, bounds: ArrayLike) -> Floats:
-        """Return the losses that belong to bounds."""
+        """Return the losses predicted for bounds."""
         return np.asarray(self.C + self.M * np.asarray(bounds, dtype=np.float64))
 
 
@@ -61,7 +61,7 @@ class DistanceFit:
 
     D: float
     fit: LossFit
-    #: Whether D is at an end of those tried: the losses then tell no more than its direction.
+    #: Whether D is at an end of those tried: the losses then tell only its direction.
     is_at_edge: bool
 
 
@@ -77,7 +77,7 @@ def fit_losses(
     Args:
         bounds: the bounds at the points, finite, >= 0, not all equal; at least 3.
         losses: the losses there, finite.
-        method: "least-squares" of the losses, or "huber" of their logarithms, which forgives
+        method: "least-squares" of the losses, or "huber" of their logarithms, which tolerates
             outliers and needs losses > 0.
         mu: where Huber's loss turns from a square into a line, in log loss, > 0.
 
@@ -104,8 +104,8 @@ def fit_distance(
     """Choose D so that loss ~ C + M (D^2 distance_terms + noise_terms) fits best.
 
     Tries a logarithmic grid, from 1/1000 to 1000 times the D where both parts of the bound are
-    equal, then golden sections around the best. Both parts are shaped alike on most curves, so that
-    losses with noise tell D weakly, within orders of magnitude.
+    equal, then golden sections around the best. Both parts have similar shapes on most curves, so
+    that noisy losses determine D only to within orders of magnitude.
 
     Args:
         distance_terms: t1 at D = 1 at the points (``split_bound``), finite, >= 0.
@@ -159,7 +159,7 @@ def _least_squares(b: Floats, y: Floats) -> tuple[float, float]:
 
 
 def _huber(b: Floats, y: Floats, *, start: tuple[float, float], mu: float) -> tuple[float, float]:
-    """Minimise Huber's loss of log residuals: least squares, reweighted and made linear again."""
+    """Minimise Huber's loss of log residuals: least squares, reweighted and relinearised."""
     C, M = start
     if (C + M * b).min() <= 0:
         C, M = float(np.median(y)), 0.0
@@ -205,7 +205,7 @@ def _huber_misfit(p: Floats, y: Floats, *, mu: float) -> float:
 
 
 def _golden(f: Callable[[float], float], low: float, high: float) -> float:
-    """Return a point where f, with one valley from low to high, is smallest."""
+    """Return a point where f, unimodal from low to high, is smallest."""
     a, b = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
     fa, fb = f(a), f(b)
     for _ in range(GOLDEN_ROUNDS):

@@ -1,7 +1,6 @@
-"""What `optim/theory/bounds.py` and its neighbours accept: rows of rates, norms, horizons; numpy
-only.
+"""Input checks of `optim/theory/bounds.py` and its neighbours: rates, norms, horizons; numpy only.
 
-Each check returns the row as an array, or says what was expected and what was seen.
+Each check returns the row as an array, or raises with what was expected and what was seen.
 """
 
 import operator
@@ -26,7 +25,7 @@ def checked_rates(eta: ArrayLike) -> Floats:
 
 
 def checked_norms(grad_norms: ArrayLike, *, num_steps: int) -> Floats:
-    """Return one gradient norm a step.
+    """Return one gradient norm per step.
 
     Raises:
         ValueError: neither one finite number >= 0 nor a row of ``num_steps`` of them.
