@@ -37,7 +37,7 @@ demo: setup ## train two real jobs over HTTP and check what was downloaded (abou
 	$(BIN)/python deploy/demo.py
 
 # One thread for torch in each test process: on two cores, two processes with two threads each wait for
-# # one another, and small tensors gain nothing from a second. Ranks that tests start set their own number.
+# one another, and small tensors gain nothing from a second. Ranks that tests start set their own number.
 test: setup ## run the tests
 	@deploy/test-tools.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder

@@ -10,7 +10,7 @@
       Conflict                        409  the state does not allow it
         Fenced                        409  a newer attempt has taken over, or this one has ended
         KeyInUse                      409  the first request with this key is still running
-      PreconditionFailed              412  the job has changed since it was looked at
+      PreconditionFailed              412  the job has changed since it was read
       TooLarge                        413
       RangeNotSatisfiable             416
       PreconditionRequired            428  a change must say which version it means
@@ -78,7 +78,7 @@ class BlobMissing(NotFound):
 
 
 class Conflict(ServiceError):
-    """The thing's state does not allow this."""
+    """The state of the resource does not allow this."""
 
     status, code, title = 409, "conflict", "Conflict"
 
@@ -96,7 +96,7 @@ class KeyInUse(Conflict):
 
 
 class PreconditionFailed(ServiceError):
-    """The thing has changed since the caller looked at it."""
+    """The resource has changed since the caller read it."""
 
     status, code, title = 412, "precondition_failed", "Precondition failed"
 
@@ -124,7 +124,7 @@ class RangeNotSatisfiable(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Database or blob store do not answer, or a disk is full; nothing was lost, try again."""
+    """Database or blob store does not answer, or a disk is full; nothing was lost, try again."""
 
     status, code, title = 503, "unavailable", "Temporarily unavailable"
     headers = {"Retry-After": "1"}

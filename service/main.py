@@ -72,7 +72,7 @@ ROUTERS = (
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The whole service. Makes the home folder, migrates the database, makes the first tokens."""
+    """Return the service; create the home folder and first tokens, and migrate the database."""
     app = FastAPI(
         title="Roadless",
         version="1",
@@ -111,7 +111,7 @@ def _compose(settings: Settings) -> AppState:
 
 
 def _open_database(settings: Settings) -> tuple[Database, Cipher]:
-    """The database, migrated, and what opens the secrets in it."""
+    """Return the migrated database, and the cipher for the secrets in it."""
     home = settings.home_dir
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     num_threads = settings.request_threads + settings.report_threads
@@ -180,7 +180,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """Ends long polls when it is told to stop, which would otherwise hold it up."""
+    """Ends long polls when it is to stop, since they would delay it."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Wake the polls, then stop as usual."""
@@ -191,7 +191,7 @@ class _Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Serve until a signal comes."""
+    """Serve until a signal arrives."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings()
     try:

@@ -15,7 +15,8 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ROADLESS_", frozen=True, extra="ignore")
 
     home: Path = Field(
-        Path("~/.roadless"), description="data folder: database, blobs, uploads, tokens"
+        Path("~/.roadless"),
+        description="data folder: database, blobs, unfinished uploads, first tokens",
     )
     database_url: str | None = Field(
         None, validation_alias="DATABASE_URL", description="null: SQLite in the home folder"
@@ -26,42 +27,50 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = Field(
         None, pattern="^https?://.", description="URL of the S3-compatible store; null: Amazon's"
     )
-    s3_region: str | None = Field(None, description="null: as the SDK finds it")
-    s3_path_style: bool = Field(False, description="the bucket is named in the path of URLs")
+    s3_region: str | None = Field(
+        None, description="region of the bucket; null: what the SDK finds"
+    )
+    s3_path_style: bool = Field(
+        False, description="the bucket is in the path of URLs, not in the host"
+    )
     secrets_key: SecretStr | None = Field(
         None,
-        description="keys that secrets are sealed with, by commas; the first seals, all open; "
+        description="comma-separated keys for secrets: the first seals, any of them opens; "
         "null: a file in the home folder",
     )
     host: str = "127.0.0.1"
     port: int = Field(8700, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="silence after which an attempt is lost")
     start_seconds: float = Field(120.0, gt=0, description="deadline of STARTING")
-    stop_seconds: float = Field(600.0, gt=0, description="deadline of STOPPING")
+    stop_seconds: float = Field(600.0, gt=0, description="deadline of STOPPING and PAUSING")
     max_pause_seconds: float | None = Field(
-        None, gt=0, description="how long a job may be PAUSED; then it is stopped; null: for ever"
+        None,
+        gt=0,
+        description="how long a job may stay PAUSED before it is stopped; null: for ever",
     )
     forget_runner_seconds: float | None = Field(
         None,
         gt=0,
-        description="silence after which a runner is gone for good, and its seats count as free; "
+        description="silence after which a runner is given up and its seats count as free; "
         "null: never",
     )
     grow_seconds: float | None = Field(
         600.0,
         ge=0,
-        description="how long an elastic job keeps its number of workers before it is moved to "
-        "more, when they are free; null: it stays",
+        description="how long an elastic job keeps its number of workers before it may grow; "
+        "null: it never grows",
     )
-    tick_seconds: float = Field(1.0, gt=0, description="how often deadlines are looked at")
+    tick_seconds: float = Field(1.0, gt=0, description="how often leases and deadlines are checked")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest JSON request")
     max_file_bytes: int = Field(2**40, gt=0, description="largest file of a checkpoint")
-    max_dataset_bytes: int = Field(2**40, gt=0, description="all files of an uploaded data set")
+    max_dataset_bytes: int = Field(2**40, gt=0, description="total size of an uploaded data set")
     allow_wheels: bool = Field(
         False, description="users may upload wheels, whose code runs on the training nodes"
     )
     request_threads: int = Field(16, ge=1, description="threads for users' requests")
-    report_threads: int = Field(16, ge=1, description="threads kept for reports and syncs")
+    report_threads: int = Field(
+        16, ge=1, description="threads reserved for reports, syncs and the loop"
+    )
 
     @model_validator(mode="after")
     def _forgets_nobody_before_the_lease(self) -> Self:
@@ -80,7 +89,7 @@ class Settings(BaseSettings):
 
     @property
     def uploads_dir(self) -> Path:
-        """Where files are while they arrive."""
+        """The folder for uploads in progress."""
         return self.home_dir / "uploads"
 
     @property

@@ -13,11 +13,11 @@ class Wakeups:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._bell = asyncio.Event()
-        #: Set when the service is about to stop: nobody shall wait any more.
+        #: Set when the service is about to stop: nobody may wait any more.
         self.is_closed = False
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Say on which loop the waiters live. Until then ringing does nothing."""
+        """Set the loop that the waiters run on. Until then ringing does nothing."""
         self._loop = loop
 
     def ring(self) -> None:

@@ -1,1 +1,1 @@
-"""Attempts: who may write for a job now (fencing), and for how long unheard (leases)."""
+"""Attempts: who may write for a job now (fencing), and how long it may be silent (leases)."""

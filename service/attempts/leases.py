@@ -1,7 +1,7 @@
 """Leases: how long an attempt may be silent. Pure; the clock is passed in.
 
-A service that was down, or could not reach its database, has no right to call anyone silent: after
-each such time leases are frozen for one full lease.
+A service that was down, or could not reach its database, must not call anyone silent: after each
+such outage leases are frozen for one full lease.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class LeasePolicy:
 
     @classmethod
     def starting(cls, now: datetime, *, seconds: float) -> "LeasePolicy":
-        """The policy of a service that starts, or hears its database again, now."""
+        """The policy of a service that starts, or reaches its database again, now."""
         return cls(seconds, now + timedelta(seconds=seconds))
 
     def until(self, now: datetime) -> datetime:
@@ -25,7 +25,7 @@ class LeasePolicy:
         return now + timedelta(seconds=self.seconds)
 
     def may_expire(self, now: datetime) -> bool:
-        """Whether leases may be called expired now."""
+        """Whether leases may expire now."""
         return now >= self.frozen_until
 
     def silent_since(self, now: datetime) -> datetime:
@@ -37,10 +37,10 @@ class LeasePolicy:
 
 @dataclass
 class LeaseKeeper:
-    """The policy in force: frozen anew after each time that service or database was away."""
+    """The policy in force: frozen again after each outage of service or database."""
 
     policy: LeasePolicy
-    #: How often the service means to look at the leases, and when it last did.
+    #: How often the service is to check the leases, and when it last did.
     look_every_seconds: float
     looked_at: datetime
 
@@ -50,14 +50,14 @@ class LeaseKeeper:
         return cls(LeasePolicy.starting(now, seconds=seconds), look_every_seconds, now)
 
     def freeze(self, now: datetime) -> None:
-        """Give every attempt one full lease from now to be heard again."""
+        """Give every attempt one full lease from now to report again."""
         self.policy = LeasePolicy.starting(now, seconds=self.policy.seconds)
 
     def look(self, now: datetime) -> LeasePolicy:
-        """The policy to look at the leases with now.
+        """The policy to check the leases with now.
 
-        Frozen when the look is late by half a lease: this process was suspended, or starved, and
-        reports may lie unread in its socket.
+        Frozen if the check is late by half a lease: this process was suspended, or starved, and
+        reports may be waiting unread in its socket.
         """
         allowed = self.look_every_seconds + self.policy.seconds / 2
         if now - self.looked_at > timedelta(seconds=allowed):

@@ -58,7 +58,7 @@ def job_of_token(session: Session, token: str) -> str | None:
 
 
 def provenance(session: Session, attempt_id: str) -> dict[str, str]:
-    """What the attempt said of its machine, software and data when it started."""
+    """What the attempt reported about its machine, software and data when it started."""
     query = select(AttemptRow.provenance).where(AttemptRow.id == attempt_id)
     return session.scalar(query) or {}
 
@@ -110,7 +110,7 @@ def held_elsewhere(
 def expired(session: Session, *, now: datetime, limit: int) -> Sequence[tuple[JobRow, AttemptRow]]:
     """Attempts that have not ended and whose lease has run out, with their jobs, both locked.
 
-    Those that another transaction holds, for instance a late report, are passed over.
+    Those that another transaction holds, for instance a late report, are skipped.
     """
     query = (
         select(JobRow, AttemptRow)
@@ -125,7 +125,7 @@ def expired(session: Session, *, now: datetime, limit: int) -> Sequence[tuple[Jo
 
 
 def applied_seq(session: Session, attempt_id: str, rank: int) -> RankRow:
-    """The row that holds the rank's highest applied sequence number, made when absent."""
+    """The row with the rank's highest applied sequence number, created if absent."""
     row = session.get(RankRow, (attempt_id, rank))
     if row is None:
         row = RankRow(attempt_id=attempt_id, rank=rank, applied_seq=0)

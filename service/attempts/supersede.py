@@ -1,6 +1,6 @@
 """Which points still count when a later attempt resumed from an earlier step.
 
-An attempt that resumes from step s lives the steps after s anew; what older attempts said about
+An attempt that resumes from step s repeats the steps after s; what older attempts reported about
 those steps is kept but no longer served.
 """
 

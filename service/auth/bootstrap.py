@@ -15,7 +15,7 @@ FIRST_TOKENS = {
 
 
 def make_first_tokens(db: Database, home: Path) -> dict[Audience, Path]:
-    """Make those first tokens that the database does not know yet; return the files written.
+    """Create the first tokens that the database does not know yet; return the files written.
 
     The file is written before the hash is committed: a crash in between leaves a file that opens
     nothing and is overwritten by the next start.

@@ -25,7 +25,7 @@ def bearer_token(request: Request) -> str:
 
 
 def _user_token(request: Request) -> str:
-    # The dashboard's cookie may only look: a forged request from another site can change nothing.
+    # The dashboard's cookie may only read: a forged request from another site can change nothing.
     cookie = request.cookies.get(COOKIE)
     if cookie and "authorization" not in request.headers and request.method in _SAFE_METHODS:
         return cookie

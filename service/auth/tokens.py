@@ -14,7 +14,7 @@ class Audience(StrEnum):
 
 
 def mint(audience: Audience) -> str:
-    """A new token with 256 bits of chance; its prefix tells people (and scanners) what it is."""
+    """A new token with 256 random bits; its prefix tells people (and scanners) what it is."""
     return f"rl_{audience}_{secrets.token_urlsafe(32)}"
 
 

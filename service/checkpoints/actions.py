@@ -21,7 +21,7 @@ def pin(session: Session, checkpoint_id: str, project: str, *, now: datetime) ->
 
 
 def unpin(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
-    """Leave the checkpoint to retention, which next looks at it with its job's next checkpoint.
+    """Leave the checkpoint to retention, which next checks it with its job's next checkpoint.
 
     Or within the hour, whichever comes first. Raises Conflict while a job's model starts from it.
     Again: no change.
@@ -37,7 +37,7 @@ def unpin(session: Session, checkpoint_id: str, project: str, *, now: datetime) 
 def delete(session: Session, checkpoint_id: str, project: str, *, now: datetime) -> CheckpointRow:
     """Unlist the checkpoint, whose files are the caller's to delete.
 
-    Raises Conflict for one that a job goes on or starts from, and for one that is pinned.
+    Raises Conflict for one that a job resumes or starts from, and for one that is pinned.
     """
     job, row = _locked(session, checkpoint_id, project)
     _require_no_start(session, row)
@@ -54,7 +54,7 @@ def delete(session: Session, checkpoint_id: str, project: str, *, now: datetime)
 
 
 def _locked(session: Session, checkpoint_id: str, project: str) -> tuple[JobRow, CheckpointRow]:
-    """Lock the job, then the checkpoint, in the order in which everybody does."""
+    """Lock the job, then the checkpoint, in the order that everybody uses."""
     job = store.lock_job(session, store.get(session, checkpoint_id, project).job_id)
     return job, store.get(session, checkpoint_id, project, lock=True)
 

@@ -2,12 +2,12 @@
 
 
 def job_folder(project: str, job_id: str) -> str:
-    """Where all checkpoints of a job live."""
+    """The folder of all checkpoints of a job."""
     return f"{project}/{job_id}"
 
 
 def folder(project: str, job_id: str, checkpoint_id: str) -> str:
-    """Where all files of one checkpoint live."""
+    """The folder of all files of one checkpoint."""
     return f"{job_folder(project, job_id)}/{checkpoint_id}"
 
 

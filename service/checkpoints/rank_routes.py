@@ -1,4 +1,4 @@
-"""The ranks' side: bring a checkpoint's files in, fetch the state to resume from."""
+"""The ranks' side: upload a checkpoint's files, fetch the state to resume from."""
 
 from typing import Annotated
 
@@ -86,7 +86,7 @@ async def upload(
 
 @router.head("", status_code=204)
 def look(target: TheTarget, intake: TheIntake, response: Response) -> None:
-    """How much of a file has arrived, so that its upload goes on there."""
+    """How much of a file has arrived, so that its upload resumes there."""
     response.headers.update(_told(intake.arrived(target)))
 
 

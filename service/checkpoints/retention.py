@@ -1,7 +1,7 @@
-"""Checkpoints go: what retention keeps no longer, once more an hour, and files after their rows.
+"""Deletes checkpoints: hourly what retention no longer keeps, and files after their rows.
 
-A job's own checkpoints bring retention about as they are saved. This catches what time brings:
-checkpoints that grow too old, and those that were unpinned.
+Retention runs whenever a job saves a checkpoint. This catches what changes with time: checkpoints
+that grow too old, and those that were unpinned.
 """
 
 import itertools
@@ -22,17 +22,17 @@ from roadless.service.storage.blobs import LONGEST_PUT, REST, BlobStore
 
 log = logging.getLogger(__name__)
 
-#: How many jobs are looked at together.
+#: How many jobs are checked together.
 _JOBS_TOGETHER = 200
-#: How many folders of the blob store are looked at together.
+#: How many folders of the blob store are checked together.
 _FOLDERS_TOGETHER = 500
 
 
 def remove_unlisted(db: Database, blobs: BlobStore, *, now: datetime) -> int:
-    """Delete the files of checkpoints that are not listed; return of how many checkpoints.
+    """Delete the files of checkpoints that are not listed; return how many checkpoints.
 
     Only those of jobs that the database knows: with another database, an emptied one or that of a
-    second service, these may be the files of somebody else.
+    second service, the others may belong to somebody else.
     """
     blobs.drop_unfinished(before=now - LONGEST_PUT)
     before = now - REST
@@ -62,7 +62,7 @@ def _is_of_known_job(session: Session, name: str) -> bool:
 
 
 def remove_superfluous(db: Database, blobs: BlobStore, *, now: datetime) -> int:
-    """Delete what retention keeps no longer, of jobs that live or have ended; return how many."""
+    """Delete what retention no longer keeps, of all jobs, ended or not; return how many."""
     num_deleted, after = 0, ""
     while True:
         with db.read() as session:
@@ -99,5 +99,5 @@ def delete_files(folders: Iterable[str], *, blobs: BlobStore) -> None:
         for name in folders:
             blobs.delete(name)
     except Unavailable as error:
-        # What was asked for is done: the rows are gone, and nobody needs to hear otherwise.
+        # The request has succeeded: the rows are gone, so this is no error for the user.
         log.warning("checkpoint files are deleted later: %s", error)

@@ -90,7 +90,7 @@ def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint
 
 @router.delete("/v1/checkpoints/{checkpoint_id}", status_code=204)
 def delete_checkpoint(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> None:
-    """Delete it with its files; 409 while it is pinned, or a job goes on or starts from it."""
+    """Delete it with its files; 409 while it is pinned, or a job resumes or starts from it."""
     with db.write() as session:
         row = actions.delete(session, checkpoint_id, project, now=utc_now())
         name = folder_of(row)

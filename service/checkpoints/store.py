@@ -91,7 +91,7 @@ def _stored(row: CheckpointRow, *, is_live: bool) -> Stored:
 
 
 def policies(session: Session, *, after: str, limit: int) -> dict[str, CheckpointsSpec]:
-    """What up to ``limit`` jobs with checkpoints keep, by id, of the jobs whose ids come after."""
+    """What jobs with checkpoints keep, by id: of up to ``limit`` jobs with ids beyond ``after``."""
     has_any = select(CheckpointRow.id).where(CheckpointRow.job_id == JobRow.id).exists()
     query = (
         select(JobRow.id, JobRow.spec["checkpoints"])
@@ -107,7 +107,7 @@ def policies(session: Session, *, after: str, limit: int) -> dict[str, Checkpoin
 def overdue(
     session: Session, policies: Mapping[str, CheckpointsSpec], *, now: datetime
 ) -> list[tuple[str, CheckpointKind]]:
-    """Of which of these jobs, and of which kind, there are checkpoints that retention drops."""
+    """Which of these jobs have checkpoints that retention drops, and of which kind."""
     row = CheckpointRow
     columns = (row.job_id, row.kind, row.id, row.step, row.loss, row.created_at, row.pinned)
     query = select(*columns, is_live(row)).where(row.job_id.in_(policies))
@@ -153,9 +153,9 @@ def newest_state(session: Session, job_id: str) -> CheckpointRow | None:
 def claimed(
     session: Session, ids: Sequence[tuple[str, str]], *, since: datetime
 ) -> set[tuple[str, str]]:
-    """Of these (job id, checkpoint id), which are listed, or may be, with files from before then.
+    """Those of these (job id, checkpoint id) that are or may be listed with files from before then.
 
-    They may be while an attempt of their job lasts that was there when the files were stored.
+    They may be while an attempt lasts that their job had when the files were stored.
     """
     listed = select(CheckpointRow.job_id, CheckpointRow.id).where(
         CheckpointRow.id.in_([checkpoint_id for _, checkpoint_id in ids])
@@ -184,20 +184,20 @@ def get(session: Session, checkpoint_id: str, project: str, *, lock: bool = Fals
 
 
 def lock_job(session: Session, job_id: str) -> JobRow:
-    """The job, locked until the transaction ends: no attempt of it begins or ends meanwhile."""
+    """The job, locked until the transaction ends: until then no attempt of it begins or ends."""
     query = select(JobRow).where(JobRow.id == job_id).with_for_update()
     return session.scalars(query.execution_options(populate_existing=True)).one()
 
 
 def starting_from(session: Session, row: CheckpointRow) -> str | None:
-    """A job whose model starts from the checkpoint; ended ones too, since they may go on."""
+    """A job whose model starts from the checkpoint; ended ones too, since they may continue."""
     origin = JobRow.spec["model"]["checkpoint_id"].as_string()
     query = select(JobRow.id).where(JobRow.project == row.project, origin == row.id)
     return session.scalar(query.limit(1))
 
 
 def is_resume_point(session: Session, row: CheckpointRow) -> bool:
-    """Whether the job has not ended, and this training state is what it goes on from next.
+    """Whether the job has not ended, and this training state is what it resumes from next.
 
     Or what its attempt is loading just now.
     """

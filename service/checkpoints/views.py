@@ -7,7 +7,7 @@ from roadless.service.db.tables import CheckpointRow
 
 
 def checkpoint_resource(row: CheckpointRow, *, with_spec: bool = False) -> Checkpoint:
-    """The checkpoint as the API shows it; the specification only where one is looked at."""
+    """The checkpoint as the API shows it; the specification only for a single one."""
     manifest = Manifest.model_validate(row.manifest)
     return Checkpoint(
         id=row.id,

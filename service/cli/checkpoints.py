@@ -125,7 +125,7 @@ def export(
 
 
 def _export(folder: Path, out: Path, *, to: Format, wheel: Path | None) -> int:
-    """A process of its own, since the command line does not know the worker; its exit status."""
+    """Run a separate process, as the command line cannot import the worker; return its status."""
     arguments = [str(folder), str(out), "--to", to]
     if wheel is not None:
         arguments += ["--wheel", str(wheel)]

@@ -1,6 +1,6 @@
 """The command line: what a user does every day, over the same interface as everybody else.
 
-Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the job goes on).
+Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the job continues).
 """
 
 import sys

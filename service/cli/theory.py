@@ -16,7 +16,7 @@ _SOURCES = {"given": "given", "fitted": "fitted to the losses", "assumed": "assu
 
 
 def theory_tables(theory: Theory) -> RenderableType:
-    """Return a job's theory: facts, evaluations, other schedules, how to go on, caveats."""
+    """Return a job's theory: facts, evaluations, other schedules, how to continue, caveats."""
     return Group(
         _facts(theory),
         _titled("Evaluations", _evaluations(theory)),
@@ -28,7 +28,7 @@ def theory_tables(theory: Theory) -> RenderableType:
 
 
 def plan_tables(plan: Plan) -> RenderableType:
-    """Return a plan: the ranking, and the extension if one was asked for."""
+    """Return a plan: the ranking, and the extension if one was requested."""
     source = {"unit": "taken as 1", "given": "given", "tuned": "of the tuned rate"}
     facts = _grid(
         ("horizon", f"{plan.horizon:,} steps"),

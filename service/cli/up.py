@@ -1,8 +1,8 @@
 """``roadless up``: everything on one machine, as processes started by module name.
 
-The Ray head, the service and the runner are processes of their own, so that any of them may die
-without the others. A dead service or runner is started again; training goes on meanwhile. Without
-its Ray head nothing can train, so losing that one ends the whole.
+The Ray head, the service and the runner are separate processes, so that any of them may die without
+the others. A dead service or runner is restarted, while training continues. Without its Ray head
+nothing can train, so losing that one ends everything.
 """
 
 import json
@@ -24,7 +24,7 @@ import httpx
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POLL_SECONDS = 0.1
-#: A process that dies more often than this within RESTART_WINDOW_SECONDS is not started again.
+#: A process that dies more often than this within RESTART_WINDOW_SECONDS is not restarted.
 MAX_RESTARTS = 5
 RESTART_WINDOW_SECONDS = 300.0
 TAIL_LINES = 20
@@ -74,7 +74,7 @@ class Child:
         self.start()
 
     def start(self) -> None:
-        """Start the process, or start it again."""
+        """Start or restart the process."""
         with self.log.open("ab") as out:
             self.log_offset = out.tell()
             self._process = subprocess.Popen(
@@ -88,7 +88,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id of the newest start."""
+        """Process id of the latest start."""
         return self._process.pid
 
     def exit_code(self) -> int | None:
@@ -96,7 +96,7 @@ class Child:
         return self._process.poll()
 
     def may_restart(self, now: float) -> bool:
-        """Count a death; whether there were few enough of them lately."""
+        """Count a death; return whether there were few enough recently."""
         self._deaths = [at for at in self._deaths if now - at < RESTART_WINDOW_SECONDS] + [now]
         return len(self._deaths) <= MAX_RESTARTS
 
@@ -112,7 +112,7 @@ class Child:
             self._process.wait()
 
     def said(self) -> str:
-        """What it wrote since its newest start."""
+        """What it has written since its latest start."""
         with self.log.open("rb") as log:
             log.seek(self.log_offset)
             return log.read().decode(errors="replace")
@@ -154,7 +154,7 @@ def _with_free_port(plan: Plan) -> Plan:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Yields a question: has SIGINT or SIGTERM come?"""
+    """Yields a function that says whether SIGINT or SIGTERM has arrived."""
     heard: list[int] = []
 
     def hear(number: int, frame: FrameType | None) -> None:
@@ -204,7 +204,7 @@ def _bring_up(
 
 
 def _announced(ray: Child) -> dict[str, Any]:
-    """The head's address and token file, once it has said them; other lines are its log."""
+    """The head's address and token file, once it has printed them; other lines are its log."""
     for line in ray.said().splitlines():
         if line.startswith("{"):
             with suppress(ValueError):
@@ -267,7 +267,7 @@ def _announce(plan: Plan, say: Say) -> None:
 
 
 def _look_after(children: list[Child], say: Say) -> None:
-    """Start again what died, a bounded number of times; the Ray head cannot be replaced."""
+    """Restart what died, a bounded number of times; the Ray head cannot be replaced."""
     ray = children[0]
     if ray.exit_code() is not None:
         raise UpError(ray.exit_report())

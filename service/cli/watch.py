@@ -1,6 +1,6 @@
-"""What ``--watch`` shows: one look at a job, what can be told from several, and its picture.
+"""What ``--watch`` shows: one look at a job, what several of them show, and how it is drawn.
 
-Looking (HTTP), telling (pure) and drawing (rich) are apart. Without a terminal the same looks
+Looking (HTTP), computing (pure) and drawing (rich) are separate. Without a terminal the same looks
 become plain lines, one whenever something is worth a line.
 """
 
@@ -46,7 +46,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """One look at a job. ``train_loss``: its last finite value, if any was said yet."""
+    """One look at a job. ``train_loss``: its last finite value, if one was reported yet."""
 
     job: Job
     curve: tuple[CurvePoint, ...]
@@ -99,14 +99,14 @@ def _look(client: Client, job: Job, *, rate: "Rate", curve: "Curve") -> Look:
 
 
 class Rate:
-    """Steps per second of training over the last looks; a stand-still keeps the last number."""
+    """Steps per second of training over the last looks; a standstill keeps the last number."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[int, float]] = deque(maxlen=_RATE_LOOKS)
         self.steps_per_second: float | None = None
 
     def add(self, job: Job) -> None:
-        """Take in one more look. Going back to an earlier step starts afresh."""
+        """Add one more look. Going back to an earlier step starts over."""
         now = (job.progress.step, job.progress.wall_seconds)
         if self._seen and now < self._seen[-1]:
             self._seen.clear()
@@ -210,7 +210,7 @@ def _print(looks: Iterator[Look], console: Console) -> Job:
 
 
 def _stands_still(job: Job) -> bool:
-    """Whether nothing changes until a user acts, so that more lines would say the same."""
+    """Whether nothing changes until a user acts, so that further lines would be the same."""
     return job.phase is Phase.PAUSED
 
 

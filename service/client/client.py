@@ -162,22 +162,22 @@ class Client:
 
         Args:
             job_id: the job.
-            checkpoint: "save": evaluate and save first; "latest": leave at once, and go on later
-                from the newest training state.
+            checkpoint: "save": evaluate and save first; "latest": leave immediately, and resume
+                later from the newest training state.
         """
         return self._post(Job, f"/v1/jobs/{job_id}/pause", body={"checkpoint": checkpoint})
 
     def resume(self, job_id: str) -> Job:
-        """Let a paused or stopped job go on from its newest training state."""
+        """Resume a paused or stopped job from its newest training state."""
         return self._post(Job, f"/v1/jobs/{job_id}/resume")
 
     def extend(self, job_id: str, asked: Extend | None = None) -> Job:
-        """Add to the job's budget; one that has finished goes on where it ended.
+        """Add to the job's budget; a finished job continues where it ended.
 
         Args:
             job_id: the job.
-            asked: how much is added, and for a schedule with a horizon how its rates go on; None:
-                the job becomes open-ended.
+            asked: how much is added, and for a schedule with a horizon how its rates continue;
+                None: the job becomes open-ended.
         """
         body = asked.model_dump(mode="json", exclude_none=True) if asked else None
         return self._post(Job, f"/v1/jobs/{job_id}/extend", body=body)
@@ -201,7 +201,7 @@ class Client:
         self._send("DELETE", f"/v1/jobs/{job_id}")
 
     def stop(self, job_id: str) -> Job:
-        """Ask for a graceful end: a last evaluation, a finished model and the training state."""
+        """Request a graceful end: a last evaluation, a finished model and the training state."""
         return self._post(Job, f"/v1/jobs/{job_id}/stop")
 
     def cancel(self, job_id: str) -> Job:
@@ -209,7 +209,7 @@ class Client:
         return self._post(Job, f"/v1/jobs/{job_id}/cancel")
 
     def evaluate(self, job_id: str) -> Job:
-        """Ask for an evaluation and a kept checkpoint now."""
+        """Request an evaluation and a kept checkpoint now."""
         return self._post(Job, f"/v1/jobs/{job_id}/evaluate")
 
     def events(self, job_id: str, *, after: str | None = None) -> Iterator[JobEvent]:
@@ -271,7 +271,7 @@ class Client:
         steps: int | None = None,
         norms: Norms = "logged",
     ) -> Theory:
-        """The convex bound beside the eval curve, other schedules, and how to go on.
+        """The convex bound beside the eval curve, other schedules, and how to continue.
 
         Args:
             job_id: the job.
@@ -313,7 +313,7 @@ class Client:
         return self._post(Checkpoint, f"/v1/checkpoints/{checkpoint_id}/pin")
 
     def unpin(self, checkpoint_id: str) -> Checkpoint:
-        """Leave a checkpoint to retention, which next looks within the hour."""
+        """Leave a checkpoint to retention, which next checks it within the hour."""
         return self._post(Checkpoint, f"/v1/checkpoints/{checkpoint_id}/unpin")
 
     def delete_checkpoint(self, checkpoint_id: str) -> None:
@@ -353,7 +353,7 @@ class Client:
     ) -> Manifest:
         """Fetch a checkpoint's files and ``manifest.json`` into ``folder``, which is made.
 
-        ``on_progress`` hears how many bytes of all files are there.
+        ``on_progress`` is called with how many bytes of all files are there.
         """
         checkpoint = self.checkpoint(checkpoint_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -382,7 +382,7 @@ class Client:
             checkpoint_id: the checkpoint.
             file: from the manifest: name, size and hash.
             target: where to.
-            on_progress: hears how many bytes of the file are there.
+            on_progress: called with how many bytes of the file are there.
 
         Raises:
             Corrupt: size or hash differ from the manifest's; the bytes are thrown away.
@@ -452,7 +452,7 @@ class Client:
         """Send a request that may be repeated, with the retries and errors of every method here.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             path: below the service's URL.
             **options: of ``httpx.Client.request``.
         """
@@ -533,4 +533,4 @@ def _shifted(report: OnProgress, done: int) -> OnProgress:
 
 
 def _ignore(num_bytes: int) -> None:
-    """Hear nothing."""
+    """Ignore progress."""

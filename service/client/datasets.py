@@ -19,7 +19,7 @@ from roadless.service.contract.uploads.datasets import (
     NewDataset,
 )
 
-#: Large enough that a part costs one round trip, small enough to be sent again without pain.
+#: Large enough that a part costs one round trip, small enough to be sent again cheaply.
 PART_BYTES = 16 * 2**20
 
 OnProgress = Callable[[int], None]
@@ -41,13 +41,13 @@ class Datasets:
     def upload(
         self, dataset_id: str, path: Path, *, name: str | None = None, on_progress: OnProgress
     ) -> None:
-        """Upload a file in parts. What is there already, by its hash, is not sent again.
+        """Upload a file in parts. Parts that are there already, by hash, are not sent again.
 
         Args:
             dataset_id: an open data set.
             path: the file.
-            name: what it is called there; None: as it is called here.
-            on_progress: hears how many bytes of the file are there.
+            name: its name in the data set; None: the same as here.
+            on_progress: called with how many bytes of the file are there.
 
         Raises:
             ClientError: the file is empty.

@@ -14,7 +14,7 @@ class Secrets:
         self._client = client
 
     def put(self, name: str, value: str) -> None:
-        """Keep a value under this name, in the place of an older one.
+        """Keep a value under this name, replacing an older one.
 
         Args:
             name: of the environment variable that ranks of jobs get, such as ``HF_TOKEN``.
@@ -38,5 +38,5 @@ class Secrets:
             after = page.last_id
 
     def delete(self, name: str) -> None:
-        """Forget a secret; an attempt that starts without it fails."""
+        """Delete a secret; an attempt that starts without it fails."""
         self._client.request("DELETE", f"/v1/secrets/{name}")

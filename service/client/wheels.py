@@ -9,7 +9,7 @@ from roadless.service.client.client import Client, ClientError
 from roadless.service.contract.resources import Page
 from roadless.service.contract.uploads.wheels import MAX_WHEEL_BYTES, Wheel
 
-#: The service checks a wheel and brings it to its store before it answers.
+#: The service checks a wheel and moves it to its store before it answers.
 UPLOAD_SECONDS = 300.0
 
 
@@ -20,7 +20,7 @@ class Wheels:
         self._client = client
 
     def upload(self, path: Path) -> Wheel:
-        """Upload a wheel; one that is there already, by name and content, is not made twice.
+        """Upload a wheel; one that is there already, by name and content, is not duplicated.
 
         Args:
             path: the file, named as its specification asks.

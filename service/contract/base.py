@@ -1,8 +1,8 @@
 """The two conventions for a wire value: what users write is strict, what machines say is lenient.
 
-A specification that carries an unknown field is a mistake of the user and is refused. A message
-that carries one comes from a newer peer and is read without it, so that service and workers can be
-upgraded one after the other.
+A specification with an unknown field is a user's mistake and is refused. A message with one comes
+from a newer peer and is read without it, so that service and workers can be upgraded one after the
+other.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ class Message(BaseModel):
     """A value sent between our own processes: frozen, unknown fields ignored.
 
     Non-finite floats travel as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, since
-    JSON has no word for them.
+    JSON cannot express them.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")

@@ -1,4 +1,4 @@
-"""Identifiers: a prefix that tells the kind, and a ULID that sorts by time of birth."""
+"""Identifiers: a prefix that tells the kind, and a ULID that sorts by time of creation."""
 
 import secrets
 import time
@@ -15,7 +15,7 @@ WHEEL_ID_PATTERN = f"^whl_{PATTERN_TAIL}$"
 
 
 def new_id(prefix: str) -> str:
-    """Return ``prefix_`` followed by 26 characters: 48 bits of milliseconds, 80 bits of chance."""
+    """Return ``prefix_`` followed by 26 characters: 48 bits of milliseconds, 80 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     digits = (_ALPHABET[(value >> shift) & 31] for shift in range(125, -1, -5))
     return f"{prefix}_{''.join(digits)}"

@@ -1,4 +1,4 @@
-"""What users ask of a job that exists: the bodies of its verbs."""
+"""Request bodies of the actions on an existing job."""
 
 from typing import Annotated, Literal
 
@@ -21,7 +21,7 @@ class Pause(Spec):
 
     checkpoint: Literal["save", "latest"] = Field(
         "save",
-        description="save: evaluate and save first; latest: leave at once and later resume from "
+        description="save: evaluate and save first; latest: leave now and later resume from "
         "the newest training state",
     )
 
@@ -41,7 +41,7 @@ class Extend(Spec):
 
     @property
     def amounts(self) -> dict[str, int | float]:
-        """What is added, by the budget's limit."""
+        """What is added to each limit of the budget."""
         return {
             f"max_{name}": value
             for name, value in self.model_dump(exclude={"plan"}).items()
@@ -50,7 +50,7 @@ class Extend(Spec):
 
 
 class JobPatch(Spec):
-    """What of a job may be changed at any time; a field that is absent stays as it is."""
+    """The fields of a job that may change at any time; one that is absent stays as it is."""
 
     name: str | None = Field(None, min_length=1, max_length=100)
     labels: dict[Label, Annotated[str, StringConstraints(max_length=255)]] | None = Field(

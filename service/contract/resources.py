@@ -28,7 +28,7 @@ class Page(Resource, Generic[Item]):
 
 
 class Progress(Resource):
-    """How far a job is. ``last_heard_at``: when a rank of it last spoke."""
+    """How far a job is. ``last_heard_at``: when one of its ranks last reported."""
 
     step: int = 0
     samples: int = 0

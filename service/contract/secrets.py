@@ -1,7 +1,7 @@
-"""Secrets of a project: how they are named, what a user sends, and what the API tells of them.
+"""Secrets of a project: how they are named, what a user sends, and what the API shows.
 
-A secret becomes an environment variable of ranks. So its name must be that of a credential: any
-other variable could send a rank elsewhere, or into code that nobody opened to it.
+A secret becomes an environment variable of ranks, so its name must be that of a credential: any
+other variable could send a rank elsewhere, or make it run code that nobody allowed.
 """
 
 import re
@@ -16,7 +16,7 @@ from roadless.service.contract.base import Resource, Spec
 #: Secrets of a project, and names in a job.
 MAX_SECRETS = 100
 MAX_SECRETS_OF_JOB = 32
-#: A shorter value could not be told from words, and would be hidden wherever it is one.
+#: A shorter value looks like an ordinary word, which would be redacted wherever it occurs.
 MIN_VALUE_LENGTH = 4
 MAX_VALUE_BYTES = 32 * 2**10
 
@@ -26,14 +26,14 @@ _FORM = (
     "expected the name of a credential: at most 64 capital letters, digits and _, that ends in "
     "_TOKEN, _KEY, _KEY_ID, _SECRET or _PASSWORD, or begins with SECRET_"
 )
-#: Of variables that begin like this, the library that reads them takes orders from others too.
+#: Libraries also take instructions from other variables with these prefixes.
 _KNOWN = {
     "AWS_": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION"),
     "GOOGLE_": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
     "HF_": ("HF_TOKEN",),
     "HUGGING": ("HF_TOKEN",),
 }
-#: What the service, Ray and a rank's own libraries are told by.
+#: Prefixes of variables that configure the service, Ray and a rank's own libraries.
 _RESERVED = ("ROADLESS_", "RAY_", "LD_", "PYTHON", "CUDA_", "NCCL_", "GLOO_", "OMP_", "TORCH")
 _REGION = re.compile(r"[a-z0-9-]{4,32}")
 #: A job that has one of these has the others too, so that no credential of a node is mixed in.
@@ -58,7 +58,7 @@ def _credential(name: str) -> str:
 
 
 def check_together(names: Collection[str]) -> None:
-    """Raise ValueError unless the credentials that a job names are whole."""
+    """Raise ValueError unless the credentials that a job names are complete."""
     if _AWS.isdisjoint(names):
         return
     if missing := sorted(_BELONG_TOGETHER - set(names)):
@@ -68,13 +68,13 @@ def check_together(names: Collection[str]) -> None:
 
 
 def check_value(name: str, value: str) -> None:
-    """Raise ValueError, which does not tell the value, unless ``name`` may have it."""
+    """Raise ValueError, without the value in it, unless ``name`` may have that value."""
     if name == "AWS_REGION" and not _REGION.fullmatch(value):
         raise ValueError("expected the name of a region for AWS_REGION, saw something else")
 
 
 def _names_alone(value: Any) -> Any:
-    """Whoever writes values here gets them back in no error."""
+    """Keep values that were put here by mistake out of error messages."""
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise ValueError("expected a list of names, saw something else")
     return value
@@ -82,14 +82,14 @@ def _names_alone(value: Any) -> Any:
 
 #: The name of an environment variable that holds a credential.
 SecretName = Annotated[str, AfterValidator(_credential)]
-#: Those that a job names.
+#: The secrets that a job names.
 SecretNames = Annotated[
     tuple[SecretName, ...], Field(max_length=MAX_SECRETS_OF_JOB), BeforeValidator(_names_alone)
 ]
 
 
 class NewSecret(Spec):
-    """A secret's value, on its way in. Nothing answers it again."""
+    """The value of a secret, as a user sends it. It is never returned."""
 
     value: SecretStr = Field(
         description=f"at least {MIN_VALUE_LENGTH} characters other than whitespace, at most "
@@ -111,7 +111,7 @@ class NewSecret(Spec):
 
 
 class Secret(Resource):
-    """A secret without its value. ``is_readable``: false when the service has lost its key."""
+    """A secret without its value. ``is_readable``: false if the service has lost its key."""
 
     object: Literal["secret"] = "secret"
     name: str

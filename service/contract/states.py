@@ -13,7 +13,7 @@ class Phase(StrEnum):
     STARTING = "STARTING"  #: an attempt is claimed; its first step is not stored yet
     RUNNING = "RUNNING"  #: steps arrive
     RECOVERING = "RECOVERING"  #: an attempt is over; the next starts when its seats are free
-    PAUSING = "PAUSING"  #: evaluates, saves and leaves, to go on when the user says so
+    PAUSING = "PAUSING"  #: evaluates, saves and leaves, until the user resumes it
     PAUSED = "PAUSED"  #: holds nothing, and waits for the user to resume it
     STOPPING = "STOPPING"  #: evaluates, saves and leaves, as the user asked
     FINISHING = "FINISHING"  #: the budget is reached; seats are being released
@@ -37,7 +37,7 @@ class Signal(StrEnum):
     CLAIM = "claim"  #: a runner takes it
     STEP = "step"  #: the attempt's first step is stored
     PAUSE = "pause"  #: a user wants it to wait
-    RESUME = "resume"  #: a user wants it to go on as it stands
+    RESUME = "resume"  #: a user wants it to continue as it is
     EXTEND = "extend"  #: a user gives it a larger budget
     RETRY = "retry"  #: a user wants what failed to be tried again
     STOP = "stop"  #: a user asks for a graceful end
@@ -45,7 +45,7 @@ class Signal(StrEnum):
     BUDGET_REACHED = "budget_reached"  #: the attempt ended at a limit or goal of its budget
     STOP_DONE = "stop_done"  #: the attempt ended as a stop asked
     PAUSE_DONE = "pause_done"  #: the attempt ended as a pause asked
-    FAIL = "fail"  #: the attempt ended with an error that a retry does not mend
+    FAIL = "fail"  #: the attempt ended with an error that a retry does not fix
     LOSE = "lose"  #: the attempt died or fell silent, and may be tried again
     RELEASE = "release"  #: nothing of the attempt is held on the cluster any more
 
@@ -156,7 +156,7 @@ class Reason(StrEnum):
     RESIZED = "resized"
     GOAL_REACHED = "goal_reached"
     NO_BETTER = "no_better"
-    # the user's to mend: never tried again
+    # for the user to fix: never retried
     DATA_NOT_FOUND = "data_not_found"
     DATA_UNREADABLE = "data_unreadable"
     DATA_FORBIDDEN = "data_forbidden"
@@ -170,7 +170,7 @@ class Reason(StrEnum):
     METRIC_FORBIDDEN = "metric_forbidden"
     METRIC_INVALID = "metric_invalid"
     NON_FINITE_LOSS = "non_finite_loss"
-    # the machines' fault, or unknown: tried again
+    # the machines' fault, or unknown: retried
     RANK_DIED = "rank_died"
     RANK_HUNG = "rank_hung"
     WORKER_ERROR = "worker_error"
@@ -178,14 +178,14 @@ class Reason(StrEnum):
     START_TIMEOUT = "start_timeout"
     START_FAILED = "start_failed"
     CHECKPOINT_UNREADABLE = "checkpoint_unreadable"
-    # the last word after too many of those
+    # after too many of those
     RETRIES_EXHAUSTED = "retries_exhausted"
 
 
-#: Endings at a limit or goal of the budget: all that was wanted is there.
+#: Endings at a limit or goal of the budget: the job has all that it was to have.
 REACHED = frozenset({Reason.BUDGET_REACHED, Reason.GOAL_REACHED, Reason.NO_BETTER})
 
-#: Endings that a new attempt may mend.
+#: Endings that a new attempt may fix.
 RETRYABLE = frozenset(
     {
         Reason.RANK_DIED,

@@ -1,4 +1,4 @@
-"""The pages and the way in: paste the token once, keep it in a cookie that scripts cannot read."""
+"""The pages and the login: paste the token once, keep it in a cookie that scripts cannot read."""
 
 import logging
 import os
@@ -57,7 +57,7 @@ Next = Annotated[str, Query(pattern=f"^/(jobs/{_JOB_ID})?$")]
 
 
 def mount(app: FastAPI) -> None:
-    """Add the pages and their static files to the app; warn when there is nothing to draw with."""
+    """Add the pages and their static files to the app; warn if the chart library is missing."""
     problem = vendor.problem()
     if problem:
         log.warning("the dashboard has no charts: %s", problem)
@@ -79,7 +79,7 @@ SignedIn = Annotated[bool, Depends(_is_signed_in)]
 
 @router.get("/login")
 def login_page(request: Request, settings: AppSettings, next: Next = "/") -> Response:
-    """Ask for the token, and say where it is found."""
+    """Ask for the token, and say where to find it."""
     return _login(request, settings.home_dir, next=next)
 
 

@@ -26,7 +26,7 @@ _SHOWN_JOBS = 5
 def create(session: Session, asked: NewDataset, *, project: str) -> tuple[DatasetRow, bool]:
     """Return the open data set of this name, and whether it is new.
 
-    One that is open and has the same format is continued, so that a retry makes no second one
+    One that is open and has the same format is continued, so that a retry creates no second one
     and an interrupted upload is resumed. Raises Conflict when the name is taken otherwise.
     """
     known = store.named(session, asked.name, project)
@@ -34,7 +34,7 @@ def create(session: Session, asked: NewDataset, *, project: str) -> tuple[Datase
         try:
             with session.begin_nested():
                 return store.insert(session, asked, project=project, now=utc_now()), True
-        except IntegrityError:  # another request was as quick
+        except IntegrityError:  # another request was faster
             known = store.named(session, asked.name, project)
             assert known is not None, "expected the row that was in the way, saw none"
     if known.state != DatasetState.OPEN or known.format != asked.format:
@@ -78,7 +78,7 @@ def list_part(
 
 
 def seal(session: Session, row: DatasetRow) -> None:
-    """Close a locked data set for good; raises Conflict while a file has a gap, or none is there.
+    """Close a locked data set for good; raises Conflict while a file has a gap, or there is none.
 
     Again: no change.
     """

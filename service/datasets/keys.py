@@ -2,7 +2,7 @@
 
 
 def folder(project: str, dataset_id: str, sha256: str) -> str:
-    """Where a part's content lives; two parts with one content share it."""
+    """Where a part's content is; two parts with the same content share it."""
     return f"{project}/{dataset_id}/{sha256}"
 
 
@@ -18,5 +18,5 @@ def part_key(project: str, dataset_id: str, *, sha256: str, size: int) -> str:
 
 
 def dataset_folder(project: str, dataset_id: str) -> str:
-    """Where everything of one data set lives."""
+    """The folder of one data set."""
     return f"{project}/{dataset_id}"

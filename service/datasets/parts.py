@@ -1,4 +1,4 @@
-"""A part on its way in: from the request to the disk, hashed, and into the blob store."""
+"""Receives a part: from the request to the disk, hashed, and into the blob store."""
 
 import secrets
 from pathlib import Path
@@ -27,8 +27,8 @@ async def receive(
 ) -> DatasetPart:
     """Store the body of a request as a part's content.
 
-    ``uploads``: a folder for files on their way in. Raises TooLarge beyond 64 MiB, and Invalid for
-    an empty part or another hash than ``sha256``, and Unavailable when nothing comes for 30 s.
+    ``uploads``: a folder for files in progress. Raises TooLarge beyond 64 MiB, Invalid for an empty
+    part or a hash other than ``sha256``, and Unavailable when nothing arrives for 30 s.
     """
     uploads.mkdir(exist_ok=True)
     with Incoming(uploads / secrets.token_hex(16)) as incoming:

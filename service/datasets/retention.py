@@ -1,4 +1,4 @@
-"""What nobody will ask for again: open data sets left alone, and parts that none lists."""
+"""What is no longer needed: abandoned open data sets, and parts that none lists."""
 
 import itertools
 from collections.abc import Sequence

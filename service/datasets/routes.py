@@ -154,7 +154,7 @@ async def put_part(
 
 
 def _require_open(db: Database, dataset_id: str, project: str) -> None:
-    """Before the body is read: most of what would be refused is refused at once."""
+    """Refuse early, before the body is read, most of what would be refused."""
     with db.write() as session:
         actions.require_open(session, dataset_id, project)
 

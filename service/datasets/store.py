@@ -164,10 +164,10 @@ def abandoned(session: Session, *, before: datetime, limit: int) -> Sequence[Dat
 
 
 def claimed(session: Session, ids: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
-    """Of these (data set id, hash), which are listed, or may be any moment, or are not ours.
+    """Those of these (data set id, hash) that are listed, or may be any moment, or are not ours.
 
-    They may be while the data set is open. Those of a data set that this database does not know may
-    be the files of another service.
+    They may be while the data set is open. Data sets that this database does not know may belong to
+    another service.
     """
     dataset_ids = {dataset_id for dataset_id, _ in ids}
     listed = select(DatasetPartRow.dataset_id, DatasetPartRow.sha256).where(

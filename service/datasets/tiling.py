@@ -1,4 +1,4 @@
-"""Whether the parts of a file lie side by side without a gap. Pure."""
+"""Whether the parts of a file follow each other without a gap. Pure."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Pages of a list, newest first; each begins behind the last row of the page before."""
+"""Pages of a list, newest first; each begins after the last row of the page before."""
 
 from typing import Any, Protocol, TypeVar
 
@@ -15,9 +15,9 @@ class Listed(Protocol):
 
 
 def newest_first(query: Rows, kind: type[Listed], *, after: Listed | None, limit: int) -> Rows:
-    """Return the query for up to ``limit`` rows of the table ``kind`` behind the row ``after``.
+    """Return the query for up to ``limit`` rows of the table ``kind`` after the row ``after``.
 
-    Rows of one moment are told apart by their ids, so that none is shown twice or left out.
+    Rows of the same moment are ordered by their ids, so that none is shown twice or left out.
     """
     if after is not None:
         place: ColumnElement[bool] = tuple_(kind.created_at, kind.id) < tuple_(

@@ -82,7 +82,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (DataError, OverflowError) as error:
-        # A number beyond 64 bits, or NUL in a text: nothing that trying again would mend.
+        # A number beyond 64 bits, or NUL in a text: nothing that trying again would fix.
         raise Invalid(f"the value cannot be stored: {_first_line(error)}") from error
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
@@ -117,7 +117,7 @@ def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
 
 
 def _postgresql_arguments() -> dict[str, Any]:
-    """A server that vanished without a word is noticed in seconds, not after TCP's two hours."""
+    """A server that vanished silently is noticed in seconds, not after TCP's two hours."""
     limits = {
         "lock_timeout": f"{LOCK_SECONDS}s",
         "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",

@@ -110,7 +110,7 @@ class JobRow(Table):
     fence: Mapped[int] = mapped_column(default=0)
     #: Attempts lost since one last saved a training state.
     losses_in_a_row: Mapped[int] = mapped_column(default=0)
-    #: When the present phase must have ended; null: no deadline.
+    #: When the current phase must have ended; null: no deadline.
     deadline_at: Mapped[datetime | None]
     step: Mapped[int] = mapped_column(BigInteger, default=0)
     samples: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -150,7 +150,7 @@ class AttemptRow(Table):
     project: Mapped[str] = mapped_column(String(63))
     runner_id: Mapped[str] = mapped_column(ForeignKey("runners.id"))
     fence: Mapped[int]
-    #: The token is minted anew each time the attempt is handed to its runner to start.
+    #: A new token is minted each time the attempt is handed to its runner to start.
     token_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     world_size: Mapped[int]
     cpus_per_worker: Mapped[int]
@@ -169,7 +169,7 @@ class AttemptRow(Table):
     message: Mapped[str | None] = mapped_column(Text)
     #: When the runner reported that it holds nothing any more.
     released_at: Mapped[datetime | None]
-    #: Number of workers to continue with after the next training state; null: the present one.
+    #: Number of workers to continue with after the next training state; null: the current one.
     grow_to: Mapped[int | None]
 
 
@@ -235,7 +235,7 @@ class CheckpointRow(Table):
     kind: Mapped[str] = mapped_column(String(10))
     step: Mapped[int] = mapped_column(BigInteger)
     loss: Mapped[float | None]
-    #: Kept by retention: a user asked for it, or a job starts from it.
+    #: Kept by retention: a user requested it, or a job starts from it.
     pinned: Mapped[bool]
     manifest: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]

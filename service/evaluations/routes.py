@@ -1,4 +1,4 @@
-"""/v1/jobs/{id}/eval-curve: the points, and what somebody else says their bounds are."""
+"""/v1/jobs/{id}/eval-curve: the points, and their bounds as another package computes them."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,14 +17,14 @@ from roadless.service.http.dependencies import Db, state_of
 
 #: The most points in one answer; ask again with ``since`` the last step for more.
 MAX_POINTS = 10_000
-#: Likewise with bounds, each of which costs a pass over the steps.
+#: The same with bounds, each of which costs a pass over the steps.
 MAX_POINTS_WITH_BOUND = 200
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
 
 
 class CurveBounds(Protocol):
-    """Whoever can bound a job's loss."""
+    """Something that can bound a job's loss."""
 
     async def __call__(
         self, job_id: str, project: str, steps: Sequence[int]

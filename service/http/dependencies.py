@@ -1,4 +1,4 @@
-"""What a route asks for: the parts of the running app, by type.
+"""What routes depend on: the parts of the running app, by type.
 
 The dependencies are coroutines, here and elsewhere, since FastAPI sends plain functions to the
 threads that users' requests share.
@@ -90,7 +90,7 @@ Blobs = Annotated[BlobStore, Depends(_blobs)]
 DatasetBlobs = Annotated[BlobStore, Depends(_dataset_blobs)]
 WheelBlobs = Annotated[BlobStore, Depends(_wheel_blobs)]
 Bell = Annotated[Wakeups, Depends(_wakeups)]
-#: Threads kept for reports and syncs, so that slow user requests never starve a heartbeat.
+#: Threads reserved for reports and syncs, so that slow user requests never starve a heartbeat.
 ReportLimiter = Annotated[anyio.CapacityLimiter, Depends(_report_limiter)]
 #: Threads that check and store whole files.
 StoringLimiter = Annotated[anyio.CapacityLimiter, Depends(_storing_limiter)]

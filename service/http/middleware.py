@@ -1,4 +1,4 @@
-"""Around every request: an id, a bound on the JSON body, and headers that browsers heed."""
+"""Around every request: an id, a bound on the JSON body, and headers for browsers."""
 
 import secrets
 

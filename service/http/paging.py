@@ -1,4 +1,4 @@
-"""Pages: one more row than asked for tells whether there are more."""
+"""Pages: one more row than requested shows whether there are more."""
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar

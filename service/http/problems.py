@@ -63,7 +63,7 @@ def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    """The client left in the middle of its request: nobody reads this, and it is no bug."""
+    """The client left in the middle of its request: nobody reads this, and it is not a bug."""
     return Response(status_code=400)
 
 

@@ -1,4 +1,4 @@
-"""A request with an Idempotency-Key has its effect once, and is answered alike each time."""
+"""A request with an Idempotency-Key has its effect once, and gets the same answer each time."""
 
 import hashlib
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def once(
     key: str | None,
     request: str,
 ) -> tuple[Answer, bool]:
-    """Act in a transaction of its own; return the answer, and whether it is a replay.
+    """Act in a separate transaction; return the answer, and whether it is a replay.
 
     The key and the effect are one transaction: a second request with the key either sees the first
     one's answer or waits for it in the database.
@@ -37,7 +37,7 @@ def once(
     Args:
         db: the database.
         act: what the request does; returns its answer as JSON.
-        project: whose request it is; each has keys of its own.
+        project: whose request it is; each has its own keys.
         key: the header Idempotency-Key; None: act each time.
         request: what must be equal for two requests to be the same.
 
@@ -64,7 +64,7 @@ def once(
             raise
         raise KeyInUse(f"the first request with key {key!r} is still running") from error
     except IntegrityError:
-        # Another request with the same key committed between our look and our insert.
+        # Another request with the same key committed between our query and our insert.
         answer = _replay(db, project, key, sha256)
         if answer is None:
             raise

@@ -24,7 +24,7 @@ def take_key(
 
 
 def answer(session: Session, project: str, key: str) -> IdempotencyRow | None:
-    """What an earlier request with this key was answered."""
+    """The answer to an earlier request with this key."""
     return session.get(IdempotencyRow, (project, key))
 
 

@@ -1,1 +1,1 @@
-"""What ranks say: one report is one transaction over jobs, metrics and checkpoints."""
+"""What ranks report: one report is one transaction over jobs, metrics and checkpoints."""

@@ -126,7 +126,7 @@ def _apply_steps(ingest: Ingest, steps: list[StepMetrics]) -> None:
 
 
 def _apply_usage(ingest: Ingest, usage: list[Usage], rank: int) -> None:
-    """Any rank may say it, perhaps before the lead's first step: it moves nothing."""
+    """Any rank may report it, even before the lead's first step: it changes no phase or step."""
     metrics.append_usage(
         ingest.session,
         job_id=ingest.job.id,
@@ -148,7 +148,7 @@ def _note_first_step(ingest: Ingest) -> None:
 
 
 def _hear_earlier_stop(ingest: Ingest) -> None:
-    """A stop may have been asked for while no attempt was there to hear it."""
+    """A stop may have been requested while there was no attempt to receive it."""
     if ingest.job.desired == Desired.STOP:
         _move(ingest, Signal.STOP)
 

@@ -86,7 +86,7 @@ async def post_report(
     leases: Leases,
     bell: Bell,
 ) -> ReportReply:
-    """Apply a rank's events and answer what is wanted of it."""
+    """Apply a rank's events and return what it must do."""
     deadlines = Deadlines.from_settings(settings)
 
     def work() -> ReportReply:
@@ -104,7 +104,7 @@ async def post_report(
 
 
 def _require_files(db: Database, blobs: BlobStore, token: str, report: Report) -> None:
-    """Every file must be stored before its row is; looked at outside the transaction."""
+    """Every file must be stored before its row is; checked outside the transaction."""
     saved = [event for event in report.events if isinstance(event, CheckpointSaved)]
     if not saved:
         return
@@ -139,7 +139,7 @@ def _require_complete(blobs: BlobStore, attempt: AttemptRow, manifest: Manifest)
 
 
 def _require_check(manifest: Manifest) -> None:
-    """Whoever looked at the files found what training found; an earlier release does not look."""
+    """The check found the same loss as training; an earlier release makes no check."""
     check = manifest.evaluation.check if manifest.evaluation else None
     if check is not None and not check.holds:
         raise Invalid(
@@ -157,7 +157,7 @@ async def post_ended(
     settings: AppSettings,
     bell: Bell,
 ) -> None:
-    """Take an agent's or a runner's word that the attempt is over. Repeatable."""
+    """Accept an agent's or a runner's report that the attempt is over. Repeatable."""
     deadlines = Deadlines.from_settings(settings)
 
     def work() -> None:

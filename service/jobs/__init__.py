@@ -1,1 +1,1 @@
-"""Jobs: what users ask for, and the only place where a phase changes."""
+"""Jobs: what users submit, and the only place where a phase changes."""

@@ -1,6 +1,6 @@
-"""What users can do with a job. Each action runs in its caller's transaction and takes it locked.
+"""What users can do with a job. Each action runs in its caller's transaction, on a locked job.
 
-Asking again for what is wanted already changes nothing; only extensions add up.
+Requesting what is already wanted changes nothing; only extensions add up.
 """
 
 from datetime import datetime
@@ -91,7 +91,7 @@ def _queued_row(spec: JobSpec, project: str, now: datetime) -> JobRow:
 
 
 def stop(transition: Transition, job: JobRow) -> None:
-    """Ask for a graceful end: evaluate, save, leave."""
+    """Request a graceful end: evaluate, save, leave."""
     if job.desired == Desired.STOP:
         return
     _want(transition, job, Desired.STOP, Signal.STOP, Reason.STOPPED_BY_USER)
@@ -106,7 +106,7 @@ def cancel(transition: Transition, job: JobRow) -> None:
 
 
 def pause(transition: Transition, job: JobRow, how: Pause) -> None:
-    """Ask to wait: evaluate, save and leave, or leave at once when what is saved will do."""
+    """Request a pause: evaluate, save and leave, or leave immediately if the saved one will do."""
     if job.desired != Desired.PAUSE:
         _want(transition, job, Desired.PAUSE, Signal.PAUSE, Reason.PAUSED_BY_USER)
     if how.checkpoint == "latest":
@@ -128,11 +128,11 @@ def _end_now(transition: Transition, job: JobRow, *, reason: Reason, message: st
         end_attempt(transition, job, attempt, reason=reason, message=message)
 
 
-# ---- going on -----------------------------------------------------------------------------------
+# ---- continuing ---------------------------------------------------------------------------------
 
 
 def resume(transition: Transition, job: JobRow) -> None:
-    """Let a paused or stopped job go on from its newest training state, as it stands."""
+    """Resume a paused or stopped job from its newest training state, as it is."""
     if job.desired == Desired.RUN and job.phase in _GOING_ON:
         return
     _open_again(transition, job, Signal.RESUME)
@@ -144,9 +144,9 @@ def retry(transition: Transition, job: JobRow) -> None:
 
 
 def extend(transition: Transition, job: JobRow, asked: Extend) -> None:
-    """Give a job a larger budget, or none; what has finished is opened again.
+    """Give a job a larger budget, or none; a finished job is opened again.
 
-    Ranks that train hear of it with their next report, and no step is lost.
+    Ranks that train get it with the reply to their next report, and no step is lost.
     """
     next_phase(Phase(job.phase), Signal.EXTEND)
     before = JobSpec.model_validate(job.spec)
@@ -199,7 +199,7 @@ def _budget_text(spec: JobSpec) -> str:
 
 
 def request_evaluation(transition: Transition, job: JobRow) -> None:
-    """Ask for an evaluation and a kept checkpoint as soon as the present step is complete."""
+    """Request an evaluation and a kept checkpoint after the current step."""
     if is_terminal(Phase(job.phase)) or job.desired != Desired.RUN:
         raise Conflict(
             f"expected a job that is running or waiting to run, saw one that is {job.phase}"
@@ -215,7 +215,7 @@ def request_evaluation(transition: Transition, job: JobRow) -> None:
 
 
 def patch(transition: Transition, job: JobRow, asked: JobPatch) -> None:
-    """Change what may be changed at any time. A budget is the whole one, and opens nothing."""
+    """Change what may change at any time. A budget replaces the whole one and reopens nothing."""
     before, fields = JobSpec.model_validate(job.spec), asked.model_dump(exclude_unset=True)
     after = changed(before, fields)
     if after == before:

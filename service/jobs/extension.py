@@ -11,7 +11,7 @@ from roadless.service.contract.requests import Extend
 from roadless.service.contract.resources import ProblemError, Progress
 from roadless.service.errors import Invalid
 
-#: The number of a job's progress that each limit bounds.
+#: The part of a job's progress that each limit bounds.
 _USED = {
     "max_steps": "step",
     "max_samples": "samples",
@@ -28,10 +28,10 @@ def extended(spec: JobSpec, asked: Extend, *, progress: Progress, from_step: int
     """The specification with a larger budget, or none.
 
     Args:
-        spec: as it stands.
+        spec: the current one.
         asked: by how much the budget grows. An open-ended job's is counted from its progress.
         progress: how far the job is.
-        from_step: the step that the next attempt goes on from; rates up to it stay.
+        from_step: the step that the next attempt resumes from; rates up to it stay.
 
     Raises:
         Invalid: the amounts do not suit the budget, or the plan the schedule.
@@ -67,14 +67,14 @@ def _as_problem(
 
 
 def moves_horizon(spec: JobSpec, asked: Extend) -> bool:
-    """Whether the extension gives a schedule with a horizon another one."""
+    """Whether the extension changes the horizon of a schedule that has one."""
     if spec.schedule is None or not has_horizon(spec.schedule):
         return False
     return asked.steps is not None or not asked.amounts
 
 
 def needs_plan(spec: JobSpec, budget: BudgetSpec | None) -> bool:
-    """Whether this budget gives a schedule with a horizon another one."""
+    """Whether this budget changes the horizon of a schedule that has one."""
     if spec.schedule is None or not has_horizon(spec.schedule):
         return False
     assert spec.budget is not None
@@ -113,7 +113,7 @@ def _require_room(limits: dict[str, int | float], progress: Progress) -> None:
 def _planned(
     spec: JobSpec, asked: Extend, budget: BudgetSpec | None, *, from_step: int
 ) -> dict[str, object]:
-    """What a plan changes of the specification."""
+    """What a plan changes in the specification."""
     if not moves_horizon(spec, asked):
         if asked.plan is not None:
             raise _fault("/plan", "expected no plan, since no rate depends on the new end, saw one")

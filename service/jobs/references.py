@@ -97,7 +97,7 @@ def with_wheel(session: Session, spec: JobSpec, *, project: str, is_allowed: boo
 
 
 def require_wheel(session: Session, spec: JobSpec, *, project: str) -> None:
-    """Raise Conflict when the wheel of a job that shall go on was deleted."""
+    """Raise Conflict if the wheel of a job that is to continue was deleted."""
     model = wheel_of(spec.model)
     if model is not None and wheel_store.usable(session, str(model.wheel), project) is None:
         raise Conflict(f"expected the wheel {model.wheel} of the job's model, saw it deleted")

@@ -45,7 +45,7 @@ def create_job(
     settings: AppSettings,
     idempotency_key: IdempotencyKey = None,
 ) -> JSONResponse:
-    """Queue a job. With an Idempotency-Key a retry makes no second one."""
+    """Queue a job. With an Idempotency-Key a retry creates no second one."""
 
     def act(session: Session) -> dict[str, Any]:
         job = actions.submit(session, spec, project=project, allow_wheels=settings.allow_wheels)
@@ -192,13 +192,13 @@ def pause_job(action: Requested, how: Annotated[Pause, Body()] = _SAVE) -> JSONR
 
 @router.post("/{job_id}/resume", status_code=202, response_model=Job)
 def resume_job(action: Requested) -> JSONResponse:
-    """Let a paused or stopped job go on from its newest training state."""
+    """Resume a paused or stopped job from its newest training state."""
     return action.apply(actions.resume)
 
 
 @router.post("/{job_id}/extend", status_code=202, response_model=Job)
 def extend_job(action: Requested, asked: Annotated[Extend, Body()] = _OPEN_ENDED) -> JSONResponse:
-    """Add to the budget, or make the job open-ended; one that has finished goes on."""
+    """Add to the budget, or make the job open-ended; a finished job continues."""
     return action.apply(
         lambda to, job: actions.extend(to, job, asked), body=asked.model_dump_json()
     )
@@ -212,7 +212,7 @@ def retry_job(action: Requested) -> JSONResponse:
 
 @router.post("/{job_id}/stop", status_code=202, response_model=Job)
 def stop_job(action: Requested) -> JSONResponse:
-    """Ask for a graceful end: a last evaluation, an eval checkpoint and the training state."""
+    """Request a graceful end: a last evaluation, an eval checkpoint and the training state."""
     return action.apply(actions.stop)
 
 
@@ -224,7 +224,7 @@ def cancel_job(action: Requested) -> JSONResponse:
 
 @router.post("/{job_id}/evaluate", status_code=202, response_model=Job)
 def evaluate_job(action: Requested) -> JSONResponse:
-    """Ask for an evaluation at x and a kept checkpoint now."""
+    """Request an evaluation at x and a kept checkpoint now."""
     return action.apply(actions.request_evaluation)
 
 

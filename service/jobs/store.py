@@ -44,7 +44,7 @@ def page(
 def starting_from(session: Session, job_id: str) -> str | None:
     """A job whose model starts from a checkpoint of this one; None when there is none.
 
-    The checkpoints stay locked, so that no other job starts from them meanwhile.
+    The checkpoints stay locked, so that no other job can start from them.
     """
     query = select(CheckpointRow.id).where(CheckpointRow.job_id == job_id)
     ids = session.scalars(query.with_for_update()).all()

@@ -1,7 +1,7 @@
 """A job's phase changes: which moves are allowed (pure), the row, and what an attempt's end means.
 
-With a move come the job's version, its deadline and a line of history. The end of an attempt is the
-one recovery path: the job ends, waits for its user, or is queued for another attempt.
+A move also sets the job's version and deadline, and adds a line of history. The end of an attempt
+is the one recovery path: the job ends, waits for its user, or is queued for another attempt.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from roadless.service.errors import Conflict
 from roadless.service.events import store as events
 from roadless.service.settings import Settings
 
-#: How long seats may take to be given back before an event says that it is overdue.
+#: How long the release of seats may take before an event says that it is overdue.
 RELEASE_SECONDS = 60.0
 #: Phases in which an attempt still works, and after it only its seats are waited for.
 LEAVING = frozenset({Phase.STOPPING, Phase.PAUSING})
@@ -69,7 +69,7 @@ class Deadlines:
         )
 
     def of(self, phase: Phase, now: datetime) -> datetime | None:
-        """When a phase entered now must have ended; None: it may last."""
+        """When a phase entered now must have ended; None: no deadline."""
         seconds = {
             Phase.STARTING: self.start_seconds,
             **dict.fromkeys(LEAVING, self.stop_seconds),
@@ -151,10 +151,10 @@ def end_attempt(
     message: str,
     goes_on: bool = False,
 ) -> None:
-    """Fence the attempt off and move its job on, which must be locked.
+    """Fence the attempt off and move its job on; the job must be locked.
 
-    An attempt that has ended stays as it is. ``goes_on``: what ended it holds no more, for instance
-    a budget that was extended at the same time, so another attempt follows.
+    An attempt that has ended stays as it is. ``goes_on``: what ended it no longer holds, for
+    instance a budget that was extended at the same time, so another attempt follows.
     """
     if attempt.ended_at is not None:
         return
@@ -186,7 +186,7 @@ def _has_ended(session: Session, job: JobRow) -> bool:
 def _explain(
     job: JobRow, after: Phase, reason: Reason | None, message: str
 ) -> tuple[str | None, str | None]:
-    """The reason stays from the -ING phase to the end; a job that runs needs none."""
+    """The reason stays from the -ING phase to the end; a running job needs none."""
     if reason is not None:
         return reason, message or None
     if is_terminal(after) or after is Phase.PAUSED:

@@ -32,9 +32,9 @@ class Buckets:
 
 
 def rollup(x: Floats, values: Floats, *, buckets: int) -> Buckets:
-    """Sum up points in at most ``buckets`` buckets of equal width between the ends of x.
+    """Summarise points in at most ``buckets`` buckets of equal width between the ends of x.
 
-    A series with no more points than buckets keeps one bucket a point.
+    A series with no more points than buckets keeps one bucket per point.
 
     Args:
         x: finite, any order, shape (n,); points at the same x stay in the order given.
@@ -74,7 +74,7 @@ def _sum(flags: NDArray[np.bool_], starts: Ints) -> Ints:
 
 
 def _extreme(pick: np.ufunc, values: Floats, finite: NDArray[np.bool_], *, starts: Ints) -> Floats:
-    """``np.fmin`` would do for NaN alone, but infinities are to be left out as well."""
+    """``np.fmin`` would do for NaN alone, but infinities must be left out as well."""
     if not starts.size:
         return values
     neutral = np.inf if pick is np.minimum else -np.inf

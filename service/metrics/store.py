@@ -1,10 +1,10 @@
-"""The SQL of metrics: appending what a report says, merging as it piles up, reading live points.
+"""The SQL of metrics: appending reported points, merging them as they pile up, reading live ones.
 
 Chunks are merged like the runs of a log-structured tree. A chunk's level tells its size: level 0
 below 32 points, level 1 below 1024, level 2 the rest. When a series of an attempt has 32 chunks of
 one level they become one of the next; level 2 rests. So a point is rewritten at most twice, a
 merged chunk never exceeds 32 * 1023 points (512 KiB), and a series of a million points is at most
-about a thousand rows. A series is told by one rank, whose reports are applied one at a time.
+about a thousand rows. Only one rank reports a series, and its reports are applied one at a time.
 """
 
 import math
@@ -29,9 +29,9 @@ FINAL_LEVEL = 2
 #: Fence of an attempt -> the last step up to which its points are live; None: all of them.
 Cutoffs = Mapping[int, int | None]
 
-#: Series that serve as other x axes of a chart; their names are kept from users' metrics.
+#: Series that serve as other x axes of a chart; users' metrics cannot have their names.
 PROGRESS_PREFIX = "progress."
-#: Before the number of a rank: series of what each rank says of itself.
+#: Prefix of a rank's number, in series of what each rank reports about itself.
 RANK_PREFIX = "rank."
 
 _READ_ROWS = 64
@@ -46,7 +46,7 @@ class Summary:
     count: int
     last: float | None
     min: float | None
-    #: Where ``last`` was said; -1 before anything finite was.
+    #: The step of ``last``; -1 before any finite value.
     last_step: int = -1
 
 
@@ -58,7 +58,7 @@ def level_of(count: int) -> int:
 def append_steps(
     session: Session, *, job_id: str, fence: int, events: Sequence[StepMetrics]
 ) -> None:
-    """Store the values of all events, and where training stood, one chunk per series."""
+    """Store the values of all events, and the progress at each, one chunk per series."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     for event in events:
         for name, value in (event.values | _progress(event)).items():
@@ -71,7 +71,7 @@ def append_steps(
 def append_usage(
     session: Session, *, job_id: str, fence: int, rank: int, events: Sequence[Usage]
 ) -> None:
-    """Store what one rank uses of its machine; its number is part of the names of its series."""
+    """Store what one rank uses of its machine; its number is part of its series' names."""
     series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     for event in events:
         for name, value in event.values.items():

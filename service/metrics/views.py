@@ -1,6 +1,6 @@
 """Answers of the metrics package: summaries, and one series in buckets along any axis.
 
-Samples, tokens and seconds are series of their own; another axis is a join on the step.
+Samples, tokens and seconds are separate series; another axis is a join on the step.
 """
 
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ Axis = Literal["step", "samples", "tokens", "wall_seconds", "gpu_seconds"]
 
 
 class Window(NamedTuple):
-    """Which part of a series is asked for: ``low <= x <= high`` on ``axis``; None: no limit."""
+    """Which part of a series is requested: ``low <= x <= high`` on ``axis``; None: no limit."""
 
     axis: Axis
     low: float | None
@@ -50,7 +50,7 @@ def buckets(
 ) -> MetricBuckets:
     """One series in at most ``buckets`` buckets.
 
-    A job that has not said anything yet answers with an empty series.
+    For a job that has not reported anything yet, the series is empty.
 
     Raises:
         NotFound: the job has other series, but none of this name.

@@ -1,4 +1,4 @@
-"""What time brings: leases that run out, phases that take too long, and why a job waits."""
+"""What depends on time: leases that expire, phases that take too long, and why a job waits."""
 
 from datetime import timedelta
 
@@ -40,7 +40,7 @@ def end_overdue_phases(tick: Tick) -> int:
     return len(late)
 
 
-#: Why an attempt ends whose job has been in this phase for too long.
+#: Why an attempt ends when its job has been in this phase for too long.
 _REASON_OF_OVERDUE = {
     Phase.STARTING: Reason.START_TIMEOUT,
     Phase.STOPPING: Reason.STOPPED_BY_USER,
@@ -78,9 +78,9 @@ def _end_pause(tick: Tick, job: JobRow) -> None:
 
 
 def forget_runners(tick: Tick) -> int:
-    """Count as released what runners held that are gone for good; return how many attempts.
+    """Count as released what runners that are gone for good held; return how many attempts.
 
-    Only attempts that have ended: while ranks report, their runner may be away for long.
+    Only attempts that have ended: while ranks report, their runner may be away for a long time.
     """
     seconds = tick.deadlines.forget_seconds
     if seconds is None or not tick.lease.may_expire(tick.now):
@@ -103,7 +103,7 @@ def forget_runners(tick: Tick) -> int:
 
 
 def _note_overdue_release(tick: Tick, job: JobRow) -> None:
-    """Seats are not known to be free: say so once and go on waiting, since terminal needs proof."""
+    """Seats are not known to be free: say so once and keep waiting, since terminal needs proof."""
     job.deadline_at = None
     if not attempts.holds_anything(tick.session, job.id):
         return  # a job that recovers, and waits for capacity
@@ -117,7 +117,7 @@ def _note_overdue_release(tick: Tick, job: JobRow) -> None:
 
 
 def explain_waiting(tick: Tick) -> None:
-    """Say of each queued job whether it waits for capacity or for a runner at all."""
+    """Record for each queued job whether it waits for capacity or for any runner at all."""
     if store.has_runner(tick.session, since=tick.lease.silent_since(tick.now)):
         reason, message = Reason.WAITING_FOR_CAPACITY, "not enough free capacity for its workers"
     else:

@@ -1,4 +1,4 @@
-"""Once an hour: remove what nobody will ask for again, so that nothing grows for ever."""
+"""Once an hour: remove what is no longer needed, so that nothing grows for ever."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ KEYS_KEPT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Housekeeping:
-    """What goes: keys, checkpoints that nothing keeps, files of nobody, remains of uploads."""
+    """What is removed: keys, checkpoints that nothing keeps, orphaned files, remains of uploads."""
 
     db: Database
     blobs: BlobStore
@@ -36,7 +36,7 @@ class Housekeeping:
     uploads: Path
 
     def clean_up(self, now: datetime) -> None:
-        """Do it once. Repeatable, and safe beside requests and other replicas."""
+        """Clean up once. Repeatable, and safe beside requests and other replicas."""
         with self.db.write() as session:
             idempotency.forget_keys(session, before=now - KEYS_KEPT)
         num_uploads = remove_abandoned_uploads(self.uploads, now=now)

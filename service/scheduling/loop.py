@@ -1,4 +1,4 @@
-"""The one background loop of the service: every second it looks at what time has brought."""
+"""The one background loop of the service: every second it checks leases and deadlines."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def tick(db: Database, keeper: LeaseKeeper, deadlines: Deadlines) -> int:
-    """Do once what is due; return how many attempts or phases were ended, or let go."""
+    """Do once what is due; return how many attempts or phases were ended or released."""
     with db.write() as session:
         now = utc_now()
         facts = Tick(session, now, deadlines, keeper.look(now))
@@ -41,7 +41,7 @@ async def run_forever(
     bell: Wakeups,
     limiter: anyio.CapacityLimiter,
 ) -> None:
-    """Tick until cancelled. A database that is away is waited for, with leases frozen."""
+    """Tick until cancelled. While the database is away, wait with leases frozen."""
     deadlines = Deadlines.from_settings(settings)
     while True:
         await asyncio.sleep(settings.tick_seconds)

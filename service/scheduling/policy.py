@@ -28,12 +28,12 @@ class Ask:
     fewer: tuple[int, ...] = ()  #: largest first
 
     def sizes(self) -> list["Ask"]:
-        """What would do, largest first; each asks for one size only."""
+        """The sizes that would do, largest first, each as a request for that size only."""
         return [replace(self, workers=n, fewer=()) for n in (self.workers, *self.fewer)]
 
 
 def choose(queue: Iterable[Ask], free: Sequence[Capacity]) -> tuple[list[Ask], Sequence[Capacity]]:
-    """The jobs to start now, in order, each of the size that fits; and what is left free."""
+    """The jobs to start now, in order, each at the size that fits; and what is left free."""
     chosen = []
     for ask in queue:
         for one in ask.sizes():

@@ -22,7 +22,7 @@ router = APIRouter(
     prefix="/internal/v1/runners", tags=["runners"], dependencies=[Depends(require_runner)]
 )
 
-#: How long a poll trusts the bell before it looks again: another replica may have rung its own.
+#: How long a poll trusts the bell before it checks again: another replica may have rung its own.
 LOOK_AGAIN_SECONDS = 1.0
 
 
@@ -51,7 +51,7 @@ async def sync_runner(
     bell: Bell,
     limiter: ReportLimiter,
 ) -> SyncReply:
-    """Answer what to start and stop, at once or as soon as there is something, within the wait."""
+    """Return what to start and stop, as soon as there is something or the wait is over."""
     deadlines = Deadlines.from_settings(settings)
     give_up = time.monotonic() + message.wait_seconds
 

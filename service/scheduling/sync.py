@@ -1,8 +1,9 @@
-"""A runner's view against what the service wants: what to start, what to stop. Repeatable."""
+"""Compare a runner's view with what the service wants: what to start and stop. Repeatable."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 
 from roadless.service.attempts import store as attempts
 from roadless.service.attempts.leases import LeasePolicy
@@ -23,18 +24,21 @@ from roadless.service.wheels.views import assigned_wheel
 
 #: How many attempts of other runners one call may release; the next call takes the rest.
 RELEASES_PER_SYNC = 1000
+#: Shapes of jobs that one query leaves out; jobs of further ones that do not fit are read and
+#: passed over.
+SHAPES_LEFT_OUT = 100
 
 
 @dataclass(frozen=True)
 class Tick(Transition):
-    """A look at what time and runners have brought: leases may expire in it."""
+    """One check of the state against the clock and a runner's report: leases may expire in it."""
 
     lease: LeasePolicy
 
 
 @dataclass(frozen=True)
 class View:
-    """One call of a runner: what it said, and when the service last looked at this same call."""
+    """One call of a runner: what it reported, and when the service last checked this same call."""
 
     runner_id: str
     nodes: list[Node]
@@ -44,25 +48,25 @@ class View:
 
     @classmethod
     def of(cls, runner_id: str, said: Sync, *, looked_at: datetime | None = None) -> "View":
-        """The view of a runner that said this."""
+        """The view of a runner that reported this."""
         alive, released = frozenset(said.alive), frozenset(said.released)
         return cls(runner_id, said.nodes, alive, released, looked_at)
 
     def is_released(self, attempt: AttemptRow) -> bool:
-        """Whether nothing is held any more of an attempt that has ended."""
+        """Whether an attempt that has ended no longer holds anything."""
         return attempt.ended_at is not None and attempt.id in self.released
 
     def is_lost(self, attempt: AttemptRow) -> bool:
-        """Whether an attempt that was once seen is not seen any more."""
+        """Whether an attempt that was once seen no longer is."""
         is_absent = attempt.seen_alive and attempt.id not in self.alive
         return attempt.ended_at is None and is_absent
 
 
 def sync(tick: Tick, view: View) -> SyncReply | None:
-    """Note what the runner said and answer what it shall do.
+    """Record what the runner reported and return what it must do.
 
-    None when the runner has called again since: what this call saw is out of date. A runner that
-    was killed in a long poll would otherwise, through its old call, unsay what the new one says.
+    None if the runner has called again since: what this call saw is out of date. Otherwise the old
+    call of a runner that was killed in a long poll would revert what the new one reports.
     """
     runner = store.locked_runner(tick.session, view.runner_id)
     if view.looked_at is not None and runner.last_seen_at != view.looked_at:
@@ -85,7 +89,7 @@ def _end_and_release(tick: Tick, view: View) -> None:
     if not candidates:
         return
     rows = jobs.locked(tick.session, {attempt.job_id for attempt in candidates})
-    # Looked at again, since another transaction may have ended them while we waited.
+    # Checked again, since another transaction may have ended them while we waited.
     for attempt in _known_to(tick, view):
         if (job := rows.get(attempt.job_id)) is None:
             continue
@@ -99,11 +103,15 @@ def _end_and_release(tick: Tick, view: View) -> None:
 def _known_to(tick: Tick, view: View) -> list[AttemptRow]:
     """The runner's attempts, and those that it released but started under another name."""
     held = attempts.held_by(tick.session, view.runner_id)
-    foreign = view.released - {attempt.id for attempt in held}
-    if not foreign:
-        return list(held)
-    some = sorted(foreign)[:RELEASES_PER_SYNC]
-    return [*held, *attempts.held_elsewhere(tick.session, some, runner_id=view.runner_id)]
+    foreign = sorted(view.released - {attempt.id for attempt in held})
+    return [*held, *islice(_held_elsewhere(tick, foreign, view.runner_id), RELEASES_PER_SYNC)]
+
+
+def _held_elsewhere(tick: Tick, ids: Sequence[str], runner_id: str) -> Iterator[AttemptRow]:
+    """Those of these attempts to release; ids of others, known or not, hide none behind them."""
+    for start in range(0, len(ids), RELEASES_PER_SYNC):
+        some = ids[start : start + RELEASES_PER_SYNC]
+        yield from attempts.held_elsewhere(tick.session, some, runner_id=runner_id)
 
 
 def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
@@ -117,7 +125,7 @@ def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
 
 
 def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
-    """Renew the leases of what runs; hand out again what the runner does not know of."""
+    """Renew the leases of what runs; hand out again what the runner does not know about."""
     again = []
     for attempt in held:
         if attempt.ended_at is not None:
@@ -130,7 +138,7 @@ def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
 
 
 def _free_capacity(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Capacity]:
-    """Free capacity less what was handed out and the runner does not count yet."""
+    """Free capacity minus what was handed out and the runner does not count yet."""
     free: Sequence[Capacity] = [Capacity(node.free_cpus, node.free_gpus) for node in nodes]
     for attempt in held:
         if attempt.ended_at is None and not attempt.seen_alive:
@@ -145,12 +153,43 @@ def _free_capacity(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Ca
 
 
 def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
-    silent_since = tick.lease.silent_since(tick.now)
-    waiting = {job.id: job for job in store.claimable(tick.session, silent_since=silent_since)}
-    asks = [_ask(job) for job in waiting.values()]
-    chosen, free = choose(asks, _free_capacity(view.nodes, held))
+    free: Sequence[Capacity] = _free_capacity(view.nodes, held)
+    chosen: list[tuple[JobRow, Ask]] = []
+    for page in _queue(tick, chosen):
+        waiting = {job.id: job for job in page}
+        fitting, free = choose([_ask(job) for job in page], free)
+        chosen += [(waiting[ask.job_id], ask) for ask in fitting]
+        if not _has_room(free):
+            break
     _let_grow(tick, held, free)
-    return [_start_attempt(tick, waiting[ask.job_id], ask, view.runner_id) for ask in chosen]
+    return [_start_attempt(tick, job, ask, view.runner_id) for job, ask in chosen]
+
+
+def _queue(tick: Tick, chosen: Sequence[tuple[JobRow, Ask]]) -> Iterator[Sequence[JobRow]]:
+    """The queue, best first, a page at a time; ``chosen`` grows as its reader takes jobs.
+
+    What does not fit never fits later in one claim, as capacity only shrinks. So the pages that
+    follow leave out its whole shape, and any number of such jobs hides none behind them.
+    """
+    silent_since, last = tick.lease.silent_since(tick.now), None
+    unfit: dict[tuple[int | None, ...], JobRow] = {}
+    while page := store.claimable(
+        tick.session,
+        silent_since=silent_since,
+        after=last,
+        without=list(islice(unfit.values(), SHAPES_LEFT_OUT)),
+    ):
+        yield page
+        taken = {job.id for job, _ in chosen}
+        unfit |= {store.shape_of(job): job for job in page if job.id not in taken}
+        if len(page) < store.QUEUE_PAGE:
+            return
+        last = page[-1]
+
+
+def _has_room(free: Sequence[Capacity]) -> bool:
+    """Whether any rank at all may fit: each needs a core."""
+    return any(node.cpus >= 1 for node in free)
 
 
 def _ask(job: JobRow) -> Ask:
@@ -162,9 +201,9 @@ def _ask(job: JobRow) -> Ask:
 
 
 def _let_grow(tick: Tick, held: Sequence[AttemptRow], free: Sequence[Capacity]) -> None:
-    """Ask elastic jobs that run below their size to move up, with what nobody waits for."""
+    """Ask elastic jobs below full size to grow into capacity that no other job waits for."""
     settled = {one.job_id: one for one in held if _may_grow(tick, one)}
-    if not settled or not any(node.cpus >= 1 for node in free):
+    if not settled or not _has_room(free):
         return
     for job in store.running(tick.session, settled.keys()):
         attempt = settled[job.id]
@@ -218,7 +257,7 @@ def _start_attempt(tick: Tick, job: JobRow, ask: Ask, runner_id: str) -> Assignm
 
 
 def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> None:
-    """Say so when an older training state takes the place of one that did not load."""
+    """Record it if an older training state replaces one that failed to load."""
     before = attempts.newest(tick.session, job.id)
     if before is None or before.reason != Reason.CHECKPOINT_UNREADABLE:
         return
@@ -235,7 +274,7 @@ def _note_other_state(tick: Tick, job: JobRow, resume: CheckpointRow | None) -> 
 
 
 def _hand_out_again(tick: Tick, attempt: AttemptRow) -> Assignment:
-    """An answer that was lost: the runner never said that it has this attempt."""
+    """An answer was lost: the runner never reported that it has this attempt."""
     token = mint(Audience.ATTEMPT)
     attempt.token_sha256 = digest(token)
     return _assignment(tick, attempt, token)

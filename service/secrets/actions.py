@@ -1,4 +1,4 @@
-"""What users can do with secrets, and what a job gets of them. Each is one transaction."""
+"""What users can do with secrets, and which of them a job gets. Each is one transaction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def require_known(session: Session, names: Sequence[str], *, project: str) -> No
 
 @dataclass(frozen=True)
 class Handed:
-    """What the ranks of a job get: values by name, and why others cannot be had."""
+    """What the ranks of a job get: values by name, and why others are not available."""
 
     values: dict[str, SecretStr]
     faults: list[str]

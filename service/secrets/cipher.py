@@ -17,7 +17,7 @@ _KEY_ID_LENGTH = 16
 
 
 class KeyUnusable(Exception):
-    """A key is not one; the message does not tell it."""
+    """A key is not valid; the message does not contain it."""
 
 
 class SecretUnreadable(Exception):
@@ -67,12 +67,12 @@ class Cipher:
 
 
 def new_key() -> str:
-    """A key with 256 bits of chance."""
+    """A key of 256 random bits."""
     return Fernet.generate_key().decode()
 
 
 def _key_id(key: str) -> str:
-    """A name for the key that tells nothing of it. Raises KeyUnusable."""
+    """A name for the key that reveals nothing about it. Raises KeyUnusable."""
     try:
         content = base64.b64decode(key.encode(), altchars=b"-_", validate=True)
     except (binascii.Error, UnicodeEncodeError):

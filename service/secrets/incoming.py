@@ -1,6 +1,6 @@
-"""What routes of secrets ask for: the cipher, and the secret of a request.
+"""What routes of secrets depend on: the cipher, and the secret in a request.
 
-That is read here and not by the framework, whose errors repeat what they saw.
+The secret is read here and not by the framework, whose errors repeat what they saw.
 """
 
 from typing import Annotated
@@ -37,7 +37,7 @@ async def _new_secret(request: Request) -> NewSecret:
 
 def _fault(error: ValidationError) -> ProblemError:
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if found["type"] == "value_error":  # said by ourselves, and never with the value
+    if found["type"] == "value_error":  # raised by ourselves, never with the value
         message = found["msg"].removeprefix("Value error, ")
         return ProblemError(pointer="/value", message=message)
     message = 'expected JSON with one text, {"value": "..."}, saw something else'

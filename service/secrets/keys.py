@@ -12,7 +12,7 @@ KEY_FILE = "secrets.key"
 def open_cipher(settings: Settings) -> Cipher:
     """Return the cipher with the keys of ``ROADLESS_SECRETS_KEY``, else of the key file.
 
-    The file is made when it is not there. Raises KeyUnusable, and tells where the key is from.
+    The file is created if absent. Raises KeyUnusable, which says where the key is from.
     """
     if settings.secrets_key is not None:
         return _cipher(settings.secrets_key.get_secret_value(), "ROADLESS_SECRETS_KEY")
@@ -30,7 +30,7 @@ def _cipher(text: str, source: str) -> Cipher:
 
 
 def _write(path: Path, key: str) -> None:
-    """The whole file or none, on the disk before anything is sealed with it."""
+    """Write the whole file or none, and flush it before anything is sealed with it."""
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

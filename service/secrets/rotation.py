@@ -1,4 +1,4 @@
-"""After a change of keys: what an older key has sealed is sealed anew, when the service starts."""
+"""After a change of keys, the service reseals at its start what an older key has sealed."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Rotated:
 
 
 def rotate(db: Database, cipher: Cipher) -> Rotated:
-    """Seal every secret with the first key. What does not open stays as it is. Call it alone."""
+    """Seal every secret with the first key; what does not open stays as it is. Call it alone."""
     num_sealed = num_unreadable = 0
     after = ("", "")
     while True:

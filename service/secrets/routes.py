@@ -1,4 +1,4 @@
-"""/v1/secrets: put, list and delete. No route of a user tells a value."""
+"""/v1/secrets: put, list and delete. No user's route returns a value."""
 
 import logging
 from typing import Annotated
@@ -35,7 +35,7 @@ _BODY = {
 def put_secret(
     name: Name, project: Project, asked: IncomingSecret, db: Db, cipher: SecretCipher
 ) -> Response:
-    """Keep a value under this name: 201 when it is new, 204 in the place of an older one."""
+    """Keep a value under this name: 201 when it is new, 204 when it replaces an older one."""
     try:
         check_value(name, asked.value.get_secret_value())
     except ValueError as error:
@@ -67,7 +67,7 @@ def list_secrets(
 
 @router.delete("/{name}", status_code=204)
 def delete_secret(name: Name, project: Project, db: Db) -> None:
-    """Forget a secret. Ranks that hold it keep it; an attempt that starts without it fails."""
+    """Delete a secret. Ranks that hold it keep it; an attempt that starts without it fails."""
     with db.write() as session:
         store.delete(session, project, name)
     log.info("secret %s of project %s is deleted", name, project)

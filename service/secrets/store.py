@@ -13,13 +13,13 @@ from roadless.service.secrets.cipher import Sealed
 
 
 def put(session: Session, *, project: str, name: str, sealed: Sealed, now: datetime) -> bool:
-    """Keep a value under this name, in the place of an older one; return whether it is new."""
+    """Keep a value under this name, replacing an older one; return whether the name is new."""
     row = _locked(session, project, name)
     if row is None:
         try:
             with session.begin_nested():
                 session.add(_row(project, name, sealed, now))
-        except IntegrityError:  # another request was as quick: then the later one holds
+        except IntegrityError:  # another request was faster: then the later one holds
             row = _locked(session, project, name)
             assert row is not None, "expected the row that was in the way, saw none"
         else:
@@ -51,7 +51,7 @@ def count(session: Session, project: str) -> int:
 
 
 def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[SecretRow]:
-    """Up to ``limit`` secrets of the project by name, behind the name ``after``."""
+    """Up to ``limit`` secrets of the project by name, after the name ``after``."""
     query = select(SecretRow).where(SecretRow.project == project)
     if after is not None:
         query = query.where(SecretRow.name > after)
@@ -65,7 +65,7 @@ def named(session: Session, project: str, names: Collection[str]) -> dict[str, S
 
 
 def delete(session: Session, project: str, name: str) -> None:
-    """Forget a secret; raises NotFound."""
+    """Delete a secret; raises NotFound."""
     row = _locked(session, project, name)
     if row is None:
         raise NotFound(f"no secret {name!r} in this project")
@@ -75,7 +75,7 @@ def delete(session: Session, project: str, name: str) -> None:
 def sealed_otherwise(
     session: Session, key_id: str, *, after: tuple[str, str], limit: int
 ) -> Sequence[SecretRow]:
-    """Secrets of all projects that another key has sealed, locked, behind (project, name)."""
+    """Secrets of all projects that another key has sealed, locked, after (project, name)."""
     query = (
         select(SecretRow)
         .where(SecretRow.key_id != key_id, tuple_(SecretRow.project, SecretRow.name) > after)

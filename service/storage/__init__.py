@@ -1,1 +1,1 @@
-"""Where files are: blob stores, uploads on their way in, the disk's free space."""
+"""Where files are: blob stores, uploads in progress, the disk's free space."""

@@ -14,16 +14,16 @@ from roadless.service.errors import BlobMissing
 
 #: How long a file must have been left alone: far longer than any upload pauses.
 REST = timedelta(hours=1)
-#: How long a store may take over one file before what it has of it counts as left behind.
+#: How long a store may take over one file before a partial one counts as left behind.
 LONGEST_PUT = timedelta(days=1)
-#: What a reader gets at a time, and so what a download holds in memory.
+#: What a reader gets at a time, which is what a download holds in memory.
 CHUNK_BYTES = 1 << 20
 
 
 class BlobStore(Protocol):
     """Keys are ``/``-separated names that we made ourselves, never parts of a request.
 
-    A store that is away, or whose disk is full, raises Unavailable; nothing is lost by that.
+    A store that is away, or whose disk is full, raises Unavailable; nothing is lost.
     """
 
     def put(self, key: str, source: Path) -> None:
@@ -33,7 +33,7 @@ class BlobStore(Protocol):
         """Bytes of the blob, or None when there is none."""
 
     def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """Bytes ``start`` to ``stop`` (exclusive); raises BlobMissing at once if absent."""
+        """Bytes ``start`` to ``stop`` (exclusive); raises BlobMissing immediately if absent."""
 
     def delete(self, prefix: str) -> None:
         """Remove every blob below ``prefix/``; absent ones are no error."""
@@ -42,7 +42,7 @@ class BlobStore(Protocol):
         """Folders of checkpoints (see ``keys.py``) in which nothing was stored since ``before``."""
 
     def drop_unfinished(self, *, before: datetime) -> int:
-        """Remove what puts that began before then and never ended left; return how many."""
+        """Remove the remains of puts that began before then and never ended; return how many."""
 
 
 class MemoryBlobs:
@@ -76,9 +76,9 @@ class MemoryBlobs:
         self._stored_at.pop(prefix, None)
 
     def folders(self, *, before: datetime) -> Iterator[str]:
-        """Those whose last put was before."""
+        """Those last written before then."""
         return iter([key for key, at in self._stored_at.items() if at < before])
 
     def drop_unfinished(self, *, before: datetime) -> int:  # noqa: ARG002  nothing is unfinished
-        """A put ends at once here."""
+        """Every put is complete here."""
         return 0

@@ -1,4 +1,4 @@
-"""A full disk is a trouble that passes: whoever brings a file is told to come again."""
+"""A full disk is a temporary fault: whoever uploads a file is told to try again."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 @contextlib.contextmanager
 def needing_room(folder: Path) -> Iterator[None]:
-    """Raise Unavailable, and tell the operator, where the disk of ``folder`` is full."""
+    """Raise Unavailable, and tell the operator, if the disk of ``folder`` is full."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""A file on its way in, on the service's disk: what has arrived outlives connection and service.
+"""An upload in progress, on the service's disk: what has arrived outlives connection and service.
 
-It has one writer at a time, who holds its lock; the kernel lets go of the lock with its process.
+It has one writer at a time, which holds its lock; the kernel frees the lock with its process.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Incoming:
         return os.fstat(self._file.fileno()).st_size
 
     def append(self, chunk: bytes) -> None:
-        """Write behind what is there; a full disk takes what it can and raises Unavailable."""
+        """Append to what is there; a full disk takes what it can and raises Unavailable."""
         left = memoryview(chunk)
         with needing_room(self.path.parent):
             while left:
@@ -61,7 +61,7 @@ class Incoming:
         return digest.hexdigest()
 
     def remove(self) -> None:
-        """Forget what has arrived."""
+        """Delete what has arrived."""
         self.path.unlink(missing_ok=True)
 
 
@@ -89,6 +89,6 @@ def remove_abandoned_uploads(folder: Path, *, now: datetime) -> int:
 
 
 def _is_left(path: Path) -> bool:
-    """Whether nobody holds the file: one that has arrived may take long to be stored."""
+    """Whether nobody holds the file: storing one that has arrived may take long."""
     with path.open("rb") as file:
         return is_locked_by(file.fileno(), path)

@@ -1,7 +1,7 @@
-"""Takes files in: whole, or in parts that go on where a broken connection ended.
+"""Receives files: whole, or in parts that resume where a connection broke.
 
 A part is appended to what has arrived on the service's disk. With the last byte the hash of the
-whole is checked and the blob is stored; only then it exists.
+whole is checked and the blob is stored; only then does it exist.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from roadless.service.errors import Conflict, Invalid, TooLarge, Unavailable
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.storage.incoming import Incoming
 
-#: Silence in the midst of a body after which its connection counts as broken.
+#: Silence in the middle of a body after which its connection counts as broken.
 IDLE_SECONDS = 30.0
 #: Files that are hashed and stored at the same time; others wait for their turn.
 STORING_THREADS = 4
@@ -41,7 +41,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class Intake:
-    """The way in. ``folder``: for what is arriving; ``max_bytes``: of one file."""
+    """Receives files. ``folder``: for what is arriving; ``max_bytes``: of one file."""
 
     folder: Path
     blobs: BlobStore
@@ -49,7 +49,7 @@ class Intake:
     storing: anyio.CapacityLimiter
 
     async def take(self, chunks: AsyncIterator[bytes], target: Target) -> None:
-        """Store a file that comes in one piece; of one that does not arrive nothing stays."""
+        """Store a file sent in one piece; an incomplete one leaves nothing behind."""
         with Incoming(self.folder / secrets.token_hex(16)) as incoming:
             try:
                 await append(incoming, chunks, max_bytes=self.max_bytes)
@@ -62,8 +62,8 @@ class Intake:
     ) -> Arrived:
         """Append the bytes from ``offset`` on, and store the file when ``length`` are here.
 
-        Raises Conflict where another byte is the next one, Invalid when the whole has another
-        hash: it is then forgotten.
+        Raises Conflict if another byte is the next one, Invalid if the whole has another hash,
+        in which case it is deleted.
         """
         if length > self.max_bytes:
             raise TooLarge(f"expected a file of at most {self.max_bytes} bytes, saw {length}")
@@ -77,7 +77,7 @@ class Intake:
         return arrived
 
     def arrived(self, target: Target) -> Arrived:
-        """What is here of a file that comes in parts."""
+        """How much has arrived of a file sent in parts."""
         path = self._path(target)
         if path.exists() and (num_bytes := path.stat().st_size):
             return Arrived(num_bytes, is_stored=False)
@@ -97,9 +97,9 @@ class Intake:
 async def append(
     incoming: Incoming, chunks: AsyncIterator[bytes], *, max_bytes: int, what: str = "file"
 ) -> None:
-    """Write what comes to the end of the file, which may then have ``max_bytes`` bytes.
+    """Append what arrives to the file, which may then have ``max_bytes`` bytes.
 
-    Raises TooLarge when it would have more, and Unavailable when nothing comes for `IDLE_SECONDS`.
+    Raises TooLarge if it would have more, and Unavailable if nothing arrives for `IDLE_SECONDS`.
     """
     num_bytes = incoming.num_bytes
     async for chunk in _without_silence(chunks):

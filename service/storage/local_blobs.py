@@ -20,7 +20,7 @@ class LocalBlobs:
         self._root = root
 
     def put(self, key: str, source: Path) -> None:
-        """Bring the file beside its place, flush it, rename it, and flush the folders above."""
+        """Move the file next to its place, flush it, rename it, and flush the folders above."""
         target = self._path(key)
         part = target.with_name(f".{target.name}.part")
         with needing_room(self._root):
@@ -53,12 +53,12 @@ class LocalBlobs:
         shutil.rmtree(self._path(prefix), ignore_errors=True)
 
     def folders(self, *, before: datetime) -> Iterator[str]:
-        """Each blob lies in a folder of its own, so the checkpoint's folder tells when it came."""
+        """Each blob has its own folder, so the checkpoint's folder is as old as its newest blob."""
         for path in self._older(self._root.glob("*/*/*"), before):
             yield path.relative_to(self._root).as_posix()
 
     def drop_unfinished(self, *, before: datetime) -> int:
-        """Remove copies from another disk that broke off."""
+        """Remove interrupted copies from another disk."""
         num_dropped = 0
         for part in self._older(self._root.glob("*/*/*/*/.*.part"), before):
             part.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ def _bring(source: Path, part: Path) -> None:
     try:
         shutil.move(source, part)  # which copies where blobs are on another disk
     except OSError:
-        if source.exists():  # a broken copy takes up room that others need
+        if source.exists():  # an interrupted copy takes up room that others need
             part.unlink(missing_ok=True)
         raise
 

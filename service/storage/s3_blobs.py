@@ -1,8 +1,8 @@
 """Blobs as objects in a bucket of any S3-compatible store.
 
 The store makes an object visible whole or not at all, so nothing is renamed here. Large files go up
-in parts, read from disk as they are sent; what a killed service leaves of such an upload no listing
-of objects shows, and ``drop_unfinished`` removes it.
+in parts, read from disk as they are sent; no listing of objects shows what a killed service leaves
+of such an upload, and ``drop_unfinished`` removes it.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 #: A file up to this size is one request. The SDK takes larger parts where 10,000 do not suffice.
 PART_BYTES = 16 << 20
-#: Parts of one file on their way at the same time.
+#: Parts of one file in flight.
 PARTS_AT_ONCE = 4
-#: How often in a row a download goes on after its connection broke without a byte gained.
+#: How often in a row a download resumes after its connection broke without a byte gained.
 RESUMPTIONS = 3
 #: Objects in one page of a listing, and in one request that deletes: the most that S3 takes.
 PAGE_OBJECTS = 1000
@@ -60,7 +60,7 @@ class S3Blobs:
         return int(head["ContentLength"])
 
     def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
-        """Ask now whether it is there; then read lazily, and go on where a connection breaks."""
+        """Check now that it exists; then read lazily, and resume where a connection breaks."""
         if self.size(key) is None:
             raise BlobMissing(f"{key} is not stored")
         return self._chunks(key, start, stop)
@@ -86,7 +86,7 @@ class S3Blobs:
                 yield folder
 
     def drop_unfinished(self, *, before: datetime) -> int:
-        """Abort uploads in parts that nobody completed."""
+        """Abort multipart uploads that nobody completed."""
         num_dropped = 0
         for upload in self._pages("list_multipart_uploads", "Uploads", ""):
             if upload["Initiated"] < before and self._is_blob(upload["Key"]):

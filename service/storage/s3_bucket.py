@@ -1,4 +1,4 @@
-"""A bucket of an S3-compatible store: where it is, how it is asked, and what its errors mean here.
+"""A bucket of an S3-compatible store: where it is, how to reach it, and what its errors mean here.
 
 Credentials are found by the SDK, in the environment or from the machine's role; they are never read
 or logged here.
@@ -27,13 +27,13 @@ log = logging.getLogger(__name__)
 #: Tries of one request before the store counts as away; the SDK waits 1, then up to 2 s in between.
 TRIES = 3
 CONNECT_SECONDS = 3
-#: Silence after which a try is given up: of questions, and of content on its way.
+#: Silence after which a try is given up: for questions, and for content in transit.
 QUESTION_SECONDS = 5
 CONTENT_SECONDS = 20
 CONNECTIONS = 64
 
 _ABSENT = frozenset({"404", "NoSuchKey"})
-#: Stands beside the projects' folders, and so is none of them.
+#: Is beside the projects' folders, so it is none of them.
 _PROBE = "probe"
 
 
@@ -67,7 +67,7 @@ class Bucket:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def name_of(self, key: str) -> str:
-        """What ``key`` was made of."""
+        """The name that ``key`` was made from."""
         return key.removeprefix(self.key(""))
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Clients:
-    """Two ways to ask a bucket. ``questions``: have short answers; ``content``: bytes of blobs."""
+    """Two clients of a bucket. ``questions``: requests with short answers; ``content``: bytes."""
 
     questions: Any
     content: Any
@@ -101,8 +101,8 @@ def _client(session: boto3.session.Session, bucket: Bucket, *, read_seconds: int
             read_timeout=read_seconds,
             retries={"mode": "standard", "total_max_attempts": TRIES},
             max_pool_connections=CONNECTIONS,
-            # Checksums beyond what is asked for are not understood by every compatible store. What
-            # is sent is covered by the signature, what is read by the hash in the manifest.
+            # Not every compatible store understands checksums beyond those required. The signature
+            # covers what is sent, the hash in the manifest what is read.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             s3={"addressing_style": "path" if bucket.is_path_style else "auto"},
@@ -111,9 +111,9 @@ def _client(session: boto3.session.Session, bucket: Bucket, *, read_seconds: int
 
 
 def require_usable(bucket: Bucket) -> None:
-    """Store and delete something; raises BucketUnusable where that can never succeed.
+    """Store and delete something; raises BucketUnusable if that can never succeed.
 
-    A store that is away for now is only logged: training goes on without it for a while.
+    A store that is away for now is only logged: training continues without it for a while.
     """
     client = Clients.of(bucket).questions
     probe = {"Bucket": bucket.name, "Key": bucket.key(_PROBE)}
@@ -168,6 +168,6 @@ def _away(error: Exception) -> Unavailable:
 
 
 def require_header(answer: Any, *, has: str) -> None:
-    """An answer that was cut among its headers counts as whole to the SDK."""
+    """The SDK takes an answer that was cut off within its headers for a complete one."""
     if has not in answer:
         raise Unavailable(f"the blob store answers without {has}; try again")

@@ -1,8 +1,8 @@
-"""How a job should go on beyond the steps that it has: ways, and what each promises. Pure.
+"""How a job should continue beyond its steps: ways, and what each promises. Pure.
 
-Schedule-free jobs and constant rates can go on as they are. A schedule that was made for a number
-of steps is bent, at the rate that the job has: by a longer cooldown, or a second stage at a lower
-rate before it. Doing neither, and the best that a run from the start could do, stand beside them.
+Schedule-free jobs and constant rates can continue as they are. A schedule that was made for a
+number of steps is adapted at the job's rate: by a longer cooldown, or a second stage at a lower
+rate before it. For comparison there are doing neither, and the best that a new run could do.
 """
 
 from collections.abc import Iterator
@@ -27,9 +27,9 @@ from roadless.service.theory.averaging import Averaging
 from roadless.service.theory.bounds import Terms, terms_at
 from roadless.service.theory.steps import MAX_BLOCKS, Blocks, Floats, Ints
 
-#: Further steps are supposed to have the gradient norms of this last share of those taken.
+#: Further steps are assumed to have the gradient norms of this last share of those taken.
 RECENT_SHARE = 0.1
-#: The most blocks that an extension is summed up in.
+#: The most blocks that an extension is summed in.
 MAX_EXTENSION_BLOCKS = MAX_EXTENSION * MAX_BLOCKS
 #: A longer extension is planned to scale, over this many steps.
 MAX_PLANNED_STEPS = 20_000
@@ -39,9 +39,9 @@ NUM_COOLDOWNS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One way to go on: the steps up to its end, and what they promise there.
+    """One way to continue: the steps up to its end, and what they promise there.
 
-    ``starts_at``: the last step that it shares with the job; 0 starts anew.
+    ``starts_at``: the last step that it shares with the job; 0: a new run.
     """
 
     name: WayName
@@ -167,7 +167,7 @@ class Extension:
         )
 
     def _tuned(self) -> Way:
-        """Anew, at the best rate: linear decay, or a constant rate where that is averaged."""
+        """A new run at the best rate: linear decay, or a constant rate where that is averaged."""
         name = "linear" if self.averaging is None else "constant"
         shape = self._spread(rates(name, steps=self._num_planned))
         terms = terms_at(self._ahead.at_rates(shape), [self.to_step], averaging=self.averaging)
@@ -176,7 +176,7 @@ class Extension:
         return self._way("tuned", base_lr * shape, starts_at=0, base_lr=base_lr)
 
     def _best_cooldown(self) -> Way:
-        """A cooldown after the rate that the job has; the best one that leaves its steps alone."""
+        """A cooldown from the job's rate; the best one that keeps the steps taken."""
         longest = 1 - self.blocks.num_steps / self.to_step
         lengths = longest * np.arange(1, NUM_COOLDOWNS + 1) / NUM_COOLDOWNS
         found = [self._cooled(float(length)) for length in lengths]
@@ -200,7 +200,7 @@ class Extension:
         return self._to_scale(num_steps) if num_steps else 0
 
     def _to_its_scale(self, schedule: ScheduleSpec) -> float:
-        """Powers of the step are told in planned steps; return what makes steps of them."""
+        """Return the factor that turns powers of a planned step into those of a step."""
         longer = self.to_step / self._num_planned
         match schedule:
             case SqrtScheduleSpec():
@@ -211,7 +211,7 @@ class Extension:
                 return 1.0
 
     def _shared_by_stretching(self, schedule: ScheduleSpec) -> int:
-        """Up to its cooldown a schedule does not know its end; without one it knows at once."""
+        """A schedule depends on its end only from its cooldown on; without one, from the start."""
         cooldown_len = getattr(schedule, "cooldown_len", 1.0)
         return self.made_for - int(cooldown_len * self.made_for)
 
@@ -247,7 +247,7 @@ def _bound_or_infinity(way: Way) -> float:
 
 
 def advice(way: Way | None) -> str:
-    """Say in a sentence how to go on; None: there is no way but to start anew."""
+    """Return a sentence on how to continue; None: there is no way but a new run."""
     if way is None:
         return "The schedule depends on its end from the first step: start over."
     share = None if way.cooldown_len is None else f"{100 * way.cooldown_len:.4g} %"

@@ -1,9 +1,9 @@
 """A job's losses beside its bound: the distance, the fit, and what other schedules promised. Pure.
 
-A line through the eval curve, loss ~ C + M * bound, takes the bound to the loss. The distance D is
+A line through the eval curve, loss ~ C + M * bound, maps the bound to the loss. The distance D is
 rarely known. It is taken for the one at which the line has slope 1, so that the bound falls as the
 loss does: a larger one bounds more than there is, a smaller one bounds nothing. The best fit of all
-distances would be another choice; its D is anything, since the two terms are shaped alike.
+distances would be another choice; its D is arbitrary, since the two terms have similar shapes.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ MAX_HORIZONS = 200
 MIN_FIT_POINTS = 3
 MIN_DISTANCE_POINTS = 4
 #: Rounds of the search for the distance, how near to 1 the slope must come, and how far below the
-#: distance for which the rates are the best it is looked for.
+#: distance for which the rates are the best it is searched.
 MAX_ROUNDS = 30
 SLOPE_TOLERANCE = 1e-6
 SMALLEST_DISTANCE = 1e-2
-#: Schedules that a job is held against, each tuned for the steps that the job had.
+#: Schedules that a job is compared with, each tuned for the steps that the job had.
 ALTERNATIVES = ("constant", "wsd", "cosine", "linear", "one_minus_sqrt")
 SCHEDULE_FREE = "schedule_free"
 
@@ -85,7 +85,7 @@ class Tuned:
 
 
 def analyse(record: Record, averaging: Averaging | None, *, distance: float | None) -> Analysis:
-    """Hold the job's losses against its bound.
+    """Compare the job's losses with its bound.
 
     Args:
         record: the job.

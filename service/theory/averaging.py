@@ -1,4 +1,4 @@
-"""How a job's optimizer weighs its steps in the average x, read off its specification. Pure."""
+"""How a job's optimizer weighs its steps in the average x, from its specification. Pure."""
 
 from typing import NamedTuple
 

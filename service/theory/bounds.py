@@ -14,7 +14,7 @@ from roadless.optim.theory.bounds import BoundTerms, schedule_free_bounds_at, sp
 from roadless.service.theory.averaging import Averaging
 from roadless.service.theory.steps import Blocks, Floats, Ints, Steps
 
-#: A distance that leaves the terms without D as they are.
+#: A distance at which the terms without D stay as they are.
 _NO_DISTANCE = 1e-100
 
 
@@ -22,7 +22,7 @@ _NO_DISTANCE = 1e-100
 class Terms:
     """The bound D² * ``distance`` + ``noise`` + ``last`` at each horizon; NaN where none exists.
 
-    ``last`` is the price of the last iterate, 0 for an average. All of shape (n,).
+    ``last`` is the cost of the last iterate, 0 for an average. All of shape (n,).
     """
 
     distance: Floats

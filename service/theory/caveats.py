@@ -1,4 +1,4 @@
-"""What the theory does not cover of a job: stable codes with a sentence each. Pure."""
+"""What the theory does not cover in a job: stable codes with a sentence each. Pure."""
 
 from collections.abc import Iterator
 
@@ -20,7 +20,7 @@ from roadless.service.theory.analysis import Analysis
 from roadless.service.theory.averaging import averaging_of
 from roadless.service.theory.reading import GRAD_NORM, RATE, Record
 
-#: Fewer evaluations than this make a fit that a single one can turn.
+#: With fewer evaluations than this a single one can turn the fit.
 FEW_POINTS = 10
 #: Above 1 by less than this, a slope is 1.
 SLOPE_SLACK = 0.01
@@ -29,7 +29,7 @@ GOOD_ERROR = 0.05
 
 
 def of_spec(spec: JobSpec) -> Iterator[Caveat]:
-    """Yield what the specification alone tells."""
+    """Yield what follows from the specification alone."""
     if not (isinstance(spec.model, MlpPreset) and not spec.model.hidden):
         yield _caveat(
             CaveatCode.NON_CONVEX,
@@ -54,7 +54,7 @@ def of_spec(spec: JobSpec) -> Iterator[Caveat]:
 
 
 def of_record(record: Record) -> Iterator[Caveat]:
-    """Yield what comes of how the steps were logged and summed up."""
+    """Yield what follows from how the steps were logged and summed."""
     blocks = record.blocks
     if record.num_missing:
         yield _caveat(
@@ -71,7 +71,7 @@ def of_record(record: Record) -> Iterator[Caveat]:
 
 
 def of_analysis(record: Record, analysis: Analysis) -> Iterator[Caveat]:
-    """Yield what comes of the evaluations."""
+    """Yield what follows from the evaluations."""
     if analysis.distance.source == "assumed":
         yield _caveat(
             CaveatCode.DISTANCE_ASSUMED,
@@ -128,7 +128,7 @@ def _steps_along_the_gradient(optimizer: OptimizerSpec) -> bool:
 
 
 def _has_momentum(optimizer: OptimizerSpec) -> bool:
-    """Schedule-free's own beta, by which y lies between z and x, is covered for every value."""
+    """Schedule-free's own beta, which puts y between z and x, is covered for every value."""
     match optimizer:
         case ScheduleFreeWrapperSpec(base=base):
             return bool(getattr(base, "momentum", 0) or getattr(base, "betas", (0, 0))[0])

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from roadless.service.errors import Unavailable
 from roadless.service.http.dependencies import state_of
 
-#: Computations at a time, so that they leave threads and cores to everything else.
+#: Computations at a time, so that threads and cores are left for everything else.
 MAX_AT_ONCE = 2
 #: How long a request waits for a free place.
 WAIT_SECONDS = 10.0

@@ -16,7 +16,7 @@ from roadless.service.theory.views import known
 
 
 class JobBounds:
-    """The bounds of a job after some of its steps, as ``evaluations.routes.CurveBounds`` asks."""
+    """The bounds of a job after some of its steps: an ``evaluations.routes.CurveBounds``."""
 
     def __init__(self, db: Database, limit: ConcurrencyLimit) -> None:
         self._db = db

@@ -1,4 +1,4 @@
-"""What the theory needs of a job, read in one transaction: its steps and its evaluations."""
+"""What the theory needs from a job, read in one transaction: its steps and its evaluations."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ from roadless.service.theory import store
 from roadless.service.theory.steps import Blocks, Floats, Ints, Steps, blocks_of
 
 GRAD_NORM, RATE = "grad.norm", "optimizer.lr"
-#: Steps of a series in memory at once, and how far beyond them the end of a gap is looked for.
+#: Steps of a series in memory at once, and how far beyond them the end of a gap is searched.
 WINDOW_STEPS = 500_000
 LOOK_AHEAD_STEPS = 1_000
 
 
 class TheoryUnavailable(Conflict):
-    """The job has not said what the bound is a function of."""
+    """The job has not logged what the bound needs."""
 
     code, title = "theory_unavailable", "No bound for this job"
 
@@ -34,7 +34,7 @@ class Record:
     """A job as it was at one moment.
 
     ``evaluated`` and ``losses``: steps and finite losses of the eval curve, shape (n,).
-    ``num_missing``: steps whose rate or norm was not logged and lies on a line between neighbours.
+    ``num_missing``: steps whose rate or norm was not logged and is interpolated linearly.
     """
 
     job_id: str

@@ -41,7 +41,7 @@ async def job_theory(
     steps: Steps = None,
     norms: Norms = "logged",
 ) -> Theory:
-    """The bound beside the eval curve, other schedules beside the job's, and how to go on."""
+    """The bound beside the eval curve, other schedules beside the job's, and how to continue."""
     wanted = views.Wanted(distance=distance, to_step=steps, norms=norms)
     return await limit.run(partial(_theory, db, job_id, project, wanted))
 

@@ -1,8 +1,8 @@
 """The steps of a job as the theory sees them: the rate and the gradient norm of each.
 
-A long job has more steps than an answer may cost. Past MAX_BLOCKS steps, steps in a row are summed
-up in blocks; the sums that the bound is made of stay what they are. The last blocks before a
-horizon are spread out again, since the last iterate's term is a logarithm that lives there. Pure.
+A long job has too many steps for one answer. Past MAX_BLOCKS steps, consecutive steps are summed in
+blocks; the sums that the bound consists of do not change. The last blocks before a horizon are
+expanded again, since most of the last iterate's term, a logarithm, comes from there. Pure.
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ Ints = NDArray[np.int64]
 
 #: The most blocks of a job; up to this many steps nothing is grouped.
 MAX_BLOCKS = 20_000
-#: A block this many blocks before a horizon is one piece; nearer ones are spread out in more.
+#: A block this many blocks before a horizon is one piece; nearer ones are expanded into more.
 FINENESS = 512
 
 
 class Steps(NamedTuple):
-    """Steps in a row, what a bound is a function of: rates and gradient norms, shape (n,)."""
+    """Consecutive steps, as a bound needs them: rates and gradient norms, shape (n,)."""
 
     eta: Floats
     grad_norms: Floats
@@ -85,7 +85,7 @@ class Blocks:
         return replace(self, size=self.size * times, eta=eta, noise=noise, norm_square=norm_square)
 
     def even(self) -> Steps:
-        """Return one step a block, the last one as if it were as long as the others."""
+        """Return one step per block, the last one as if it were as long as the others."""
         scale = self.size / self.lengths
         return _steps(self.eta * scale, self.noise * scale)
 
@@ -117,7 +117,7 @@ def _after(sums: Floats, more: Floats) -> Floats:
 
 
 def _pieces(num_blocks: int, size: int) -> Ints:
-    """In how many equal pieces each block goes: the nearer the horizon the more, at most steps."""
+    """Into how many equal pieces each block is cut: more near the horizon, at most one per step."""
     ahead = np.arange(num_blocks)[::-1]
     pieces: Ints = np.clip(FINENESS // np.maximum(ahead, 1), 1, size)
     pieces[ahead == 0] = size
@@ -125,12 +125,12 @@ def _pieces(num_blocks: int, size: int) -> Ints:
 
 
 def block_size(num_steps: int) -> int:
-    """Steps a block, so that there are at most MAX_BLOCKS of them."""
+    """Steps per block, so that there are at most MAX_BLOCKS of them."""
     return -(-num_steps // MAX_BLOCKS)
 
 
 def blocks_of(parts: Iterable[Steps], *, num_steps: int) -> Blocks:
-    """Sum up the steps 1 to ``num_steps``, at least 1, which come in parts of any length."""
+    """Sum the steps 1 to ``num_steps``, at least 1, which come in parts of any length."""
     size = block_size(num_steps)
     eta, noise, norm_square = sums = np.zeros((3, -(-num_steps // size)))
     done = 0

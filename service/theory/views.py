@@ -20,10 +20,10 @@ from roadless.service.theory.bounds import Terms
 from roadless.service.theory.reading import Record
 from roadless.service.theory.steps import Floats
 
-#: Points of the way to an extension's end.
+#: Points on the way to an extension's end.
 NUM_POINTS = 24
 
-#: Losses of bounds; NaN where there is none to tell.
+#: Losses of bounds; NaN where there is none.
 Predict = Callable[[Floats], Floats]
 
 
@@ -73,7 +73,7 @@ def known(value: float | Floats) -> float | None:
 
 
 class Wanted(NamedTuple):
-    """What is asked: D, where an extension goes, and whose gradient norms count.
+    """What is requested: D, how far an extension goes, and which gradient norms count.
 
     ``distance``: None: as the losses say. ``to_step``: None: twice as far.
     """
@@ -84,7 +84,7 @@ class Wanted(NamedTuple):
 
 
 def theory_of(record: Record, wanted: Wanted) -> Theory:
-    """Return what the theory says of a job.
+    """Return what the theory says about a job.
 
     Raises:
         TheoryUnavailable: the job has no bound.

@@ -1,4 +1,4 @@
-"""What users can do with wheels, and what their jobs ask of them."""
+"""What users can do with wheels, and what their jobs need of them."""
 
 from sqlalchemy.orm import Session
 
@@ -34,7 +34,7 @@ def require_room(session: Session, project: str) -> None:
 def announce(
     session: Session, facts: WheelFacts, *, project: str, file_name: str, size: int, sha256: str
 ) -> tuple[WheelRow, bool]:
-    """Return the wheel of this content, and whether it is new: then its file is to be stored."""
+    """Return the wheel of this content, and whether it is new, so that its file must be stored."""
     if (known := store.same(session, project, file_name=file_name, sha256=sha256)) is not None:
         return known, False
     require_room(session, project)

@@ -1,6 +1,7 @@
-"""Whether a file is a wheel that a node may install. Reads it, and changes nothing.
+"""Whether a file is a wheel that a node may install. Only reads it.
 
-What fits a node, its Python and its packages, is decided there; this is what is wrong anywhere.
+Whether it fits a node, its Python and its packages, is decided there; this finds what is wrong
+everywhere.
 """
 
 import email.message
@@ -25,7 +26,7 @@ from packaging.version import InvalidVersion, Version
 from roadless.service.contract.uploads.wheels import MAX_UNPACKED_BYTES, MAX_WHEEL_FILES, reserved
 from roadless.service.errors import Invalid
 
-#: Of the list of files, which is read as a whole, and of one file of metadata.
+#: Limits for the list of files, which is read as a whole, and for one file of metadata.
 _MAX_DIRECTORY_BYTES = 4 * 2**20
 _MAX_METADATA_BYTES = 2**20
 _LONGEST_COMMENT = 2**16
@@ -35,14 +36,14 @@ _ZIP64_LOCATOR_BYTES = 20
 _ENCRYPTED = 0x1
 _DIST_INFO, _DATA = ".dist-info", ".data"
 _LIBRARIES = ("purelib", "platlib")
-#: Where data files may lie: elsewhere they could change the environment itself.
+#: Where data files may be: elsewhere they could change the environment itself.
 _DATA_FOLDERS = ("share", "etc")
 _MODULE_SUFFIXES = (".py", ".pyc", ".so")
 
 
 @dataclass(frozen=True)
 class WheelFacts:
-    """What a wheel says of itself. ``distribution``: normalised."""
+    """What a wheel says about itself. ``distribution``: normalised."""
 
     distribution: str
     version: str
@@ -55,7 +56,7 @@ def facts_of_name(file_name: str) -> WheelFacts:
 
 
 def inspect(path: Path, *, file_name: str) -> None:
-    """Raise Invalid unless the file is a wheel of this name that ranks can do with.
+    """Raise Invalid unless the file is a wheel of this name that ranks can use.
 
     Sizes are those of the archive's own list; whoever unpacks a file gets no more than it says.
     """
@@ -82,7 +83,7 @@ def _parsed(file_name: str) -> tuple[NormalizedName, Version]:
 
 
 def _require_short_directory(file: BinaryIO) -> None:
-    """Look at the end record before a library reads the list of files that it describes."""
+    """Check the end record before a library reads the list of files that it describes."""
     size = file.seek(0, 2)
     file.seek(max(0, size - _LONGEST_COMMENT - _END.size))
     tail = file.read()
@@ -188,7 +189,7 @@ def _require_free_names(names: Iterable[str]) -> None:
 
 
 def _top_level(names: Iterable[str]) -> Iterator[str]:
-    """Packages, modules and ``.pth`` files that come to lie where Python imports from."""
+    """Packages, modules and ``.pth`` files that end up where Python imports from."""
     for name in names:
         first, *rest = name.split("/")
         if first.endswith(_DATA) and len(rest) > 1 and rest[0] in _LIBRARIES:

@@ -4,7 +4,7 @@ from roadless.service.db.tables import WheelRow
 
 
 def folder_of(wheel: WheelRow) -> str:
-    """Where the wheel lies."""
+    """The folder of the wheel."""
     return f"{wheel.project}/{wheel.id}"
 
 

@@ -1,4 +1,4 @@
-"""What crashes leave behind: wheels whose upload or deletion ended in between."""
+"""What crashes leave behind: wheels whose upload or deletion was interrupted."""
 
 from datetime import datetime, timedelta
 
@@ -7,7 +7,7 @@ from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
 from roadless.service.wheels import store
 from roadless.service.wheels.keys import folder_of
 
-#: How long a wheel may be on its way: far longer than one upload lasts.
+#: How long storing a wheel may take: far longer than one upload lasts.
 REST = timedelta(hours=1)
 
 _BATCH = 500

@@ -46,7 +46,7 @@ async def put_wheel(
     response: Response,
     x_content_sha256: Sha256,
 ) -> Wheel:
-    """Take a wheel in and check it. The same one again: 200, and no second one."""
+    """Receive a wheel and check it. The same one again: 200, and no second one."""
     actions.require_allowed(settings.allow_wheels)
     facts_of_name(file_name)  # before the body is read
     await anyio.to_thread.run_sync(_require_room, db, project)
@@ -63,7 +63,7 @@ async def put_wheel(
 
 
 def _require_room(db: Database, project: str) -> None:
-    """Before the body is read: most of what would be refused is refused at once."""
+    """Refuse early, before the body is read, most of what would be refused."""
     with db.read() as session:
         actions.require_room(session, project)
 

@@ -1,6 +1,6 @@
 """From an uploaded file to a wheel that jobs may use: checked, announced, stored, listed.
 
-The row comes first, so that whatever ends in between is found and swept.
+The row comes first, so that the remains of an interruption are found and removed.
 """
 
 from roadless.service.db.session import Database
@@ -16,7 +16,7 @@ from roadless.service.wheels.upload import UploadedWheel
 def store_wheel(
     uploaded: UploadedWheel, *, db: Database, blobs: BlobStore, project: str, file_name: str
 ) -> tuple[WheelRow, bool]:
-    """Return the wheel, and whether it is new; raises Invalid for what is none."""
+    """Return the wheel, and whether it is new; raises Invalid if it is not a wheel."""
     facts = facts_of_name(file_name)
     inspect(uploaded.path, file_name=file_name)
     with db.write() as session:

@@ -1,6 +1,6 @@
 """Uploaded wheels in the database.
 
-A row is there before its file and after it; ``is_stored`` says that the wheel may be used.
+A row exists before its file and after it; ``is_stored`` says that the wheel may be used.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def same(session: Session, project: str, *, file_name: str, sha256: str) -> Whee
 
 
 def count(session: Session, project: str) -> int:
-    """Wheels of the project, those on their way among them."""
+    """Wheels of the project, including those being uploaded."""
     query = select(func.count()).select_from(WheelRow).where(WheelRow.project == project)
     return session.scalar(query) or 0
 
@@ -85,7 +85,7 @@ def locked(session: Session, wheel_id: str) -> WheelRow | None:
 
 
 def remove(session: Session, row: WheelRow) -> None:
-    """Forget the wheel."""
+    """Delete the row."""
     session.delete(row)
 
 

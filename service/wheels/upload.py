@@ -29,9 +29,9 @@ class UploadedWheel:
 async def receive_wheel(
     request: Request, *, folder: Path, sha256: str
 ) -> AsyncIterator[UploadedWheel]:
-    """Take the body of a request in; of what is not moved away nothing stays.
+    """Receive a request's body as a file, which is deleted unless it is moved away.
 
-    ``folder``: for files on their way in. Raises TooLarge, and Invalid for another hash.
+    ``folder``: for uploads in progress. Raises TooLarge, and Invalid for another hash.
     """
     folder.mkdir(exist_ok=True)
     with Incoming(folder / secrets.token_hex(16)) as incoming:

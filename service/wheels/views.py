@@ -19,5 +19,5 @@ def wheel_resource(row: WheelRow) -> Wheel:
 
 
 def assigned_wheel(row: WheelRow) -> AssignedWheel:
-    """The wheel as a runner hears of it."""
+    """The wheel as it is sent to a runner."""
     return AssignedWheel(wheel_id=row.id, file_name=row.file_name, sha256=row.sha256)

@@ -19,10 +19,10 @@ MAX_TOLERANCE: Final = 0.01
 
 
 class CheckpointKind(StrEnum):
-    """The two kinds, which are never one file: a model to use, and a state to go on from."""
+    """The two kinds, which are never one file: a model to use, and a state to resume from."""
 
     EVAL = "eval"  #: the averaged point x with batch-norm statistics of x: a finished model
-    RESUME = "resume"  #: y, z, moments, counters, random states: everything to go on bitwise
+    RESUME = "resume"  #: y, z, moments, counters, random states: continues bit for bit
 
 
 class CheckpointFile(Message):
@@ -47,14 +47,14 @@ class EvaluationCheck(Message):
 
     @property
     def holds(self) -> bool:
-        """Whether both are the same; two losses that are not numbers are."""
+        """Whether the losses agree within the tolerance; non-finite ones must be the same."""
         if math.isnan(self.loss) or math.isinf(self.loss):
             return repr(self.loss) == repr(self.seen_loss)
         return abs(self.seen_loss - self.loss) <= self.tolerance * abs(self.loss)
 
 
 class DataShape(Message):
-    """What a model reads and how much it says, so that it can be used without its data."""
+    """The shapes of a model's inputs and outputs, so that it can be used without its data."""
 
     input_shape: tuple[int, ...]  #: of one sample
     num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
@@ -74,7 +74,7 @@ class EvaluationReceipt(Message):
     """How the loss of an eval checkpoint was computed, so that a stranger can repeat it.
 
     ``loss`` is the mean of per-example losses, summed in float64 in data-set order. ``data_shape``
-    and ``check``: none of an earlier release.
+    and ``check``: None if written by an earlier release.
     """
 
     loss: float

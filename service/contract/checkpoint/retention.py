@@ -3,8 +3,8 @@
 Eval checkpoints: the newest ``keep_last``, the ``keep_best`` of lowest loss and those at a multiple
 of ``keep_every_steps``, as long as they are younger than ``max_age_seconds``; the newest one and
 those that are pinned at any age. Training states: the newest two, so that one can be read while the
-next is written, and those that are pinned. What a later attempt has superseded goes, unless it is
-pinned.
+next is written, and those that are pinned. What a later attempt has superseded is deleted, unless
+it is pinned.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ class Stored:
     loss: float | None  #: null when not finite, and of a training state
     stored_at: datetime
     pinned: bool
-    is_live: bool  #: no later attempt went on from before it
+    is_live: bool  #: no later attempt resumed from before it
 
 
 def superfluous_evals(
@@ -41,8 +41,7 @@ def superfluous_evals(
 def superfluous_states(stored: Iterable[Stored]) -> set[str]:
     """Ids of training states to delete, of all that a job has.
 
-    One that is superseded did not load. It stays while there are not two others, and is the last
-    to be tried again.
+    One that is superseded failed to load. It stays until there are two others, and is tried last.
     """
     every = list(stored)
     newest_first = sorted(every, key=lambda one: (one.is_live, one.step), reverse=True)

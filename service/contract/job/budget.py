@@ -10,8 +10,8 @@ from roadless.service.contract.job.tasks import Task
 
 Mode = Literal["min", "max"]
 
-#: What evaluations tell of each task. Some only where the data allows it: top-5 accuracy with
-#: enough classes, bits per byte of a text whose bytes are known.
+#: What evaluations report for each task. Some need suitable data: top-5 accuracy needs enough
+#: classes, bits per byte a text whose bytes are known.
 METRICS: Final[Mapping[Task, frozenset[str]]] = {
     "classification": frozenset({"eval.loss", "eval.accuracy", "eval.top5_accuracy"}),
     "regression": frozenset({"eval.loss", "eval.mse", "eval.mae"}),
@@ -30,7 +30,7 @@ METRICS: Final[Mapping[Task, frozenset[str]]] = {
 class Until(Spec):
     """A goal: the job ends when an evaluation finds a metric at a value or beyond it."""
 
-    metric: str = Field(max_length=100, description="as evaluations name it, as in eval.accuracy")
+    metric: str = Field(max_length=100, description="as evaluations report it, as in eval.accuracy")
     value: float
     mode: Mode = Field(description="min: at most the value; max: at least the value")
 
@@ -48,7 +48,7 @@ class BudgetSpec(Spec):
     """When a job ends by itself: at the first of these limits. No budget: it is open-ended.
 
     ``until`` and ``patience`` are judged by the evaluations that ``evaluation`` plans; those that a
-    user asks for, or that an end brings, do not count.
+    user requests, or that are made at an end, do not count.
     """
 
     max_steps: int | None = Field(None, ge=1)
@@ -67,9 +67,9 @@ class BudgetSpec(Spec):
 
 
 def check_metrics(budget: BudgetSpec, *, known: Set[str]) -> None:
-    """Raise ValueError when a goal names a metric that evaluations do not tell.
+    """Raise ValueError when a goal names a metric that evaluations do not report.
 
-    ``known``: those that they do tell, as in ``eval.loss``.
+    ``known``: those that they do report, as in ``eval.loss``.
     """
     for name, goal in (("until", budget.until), ("patience", budget.patience)):
         if goal is not None and goal.metric not in known:

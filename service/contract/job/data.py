@@ -15,13 +15,13 @@ from roadless.service.contract.ids import DATASET_ID_PATTERN
 from roadless.service.contract.job.tasks import Task
 from roadless.service.contract.secrets import SecretName
 
-#: Numbers of one synthetic set, which is held in memory: 1 GiB of float32.
+#: The most numbers in one synthetic set, which is held in memory: 1 GiB of float32.
 MAX_SYNTHETIC_NUMBERS = 2**28
 MAX_CLASSES = 1_000_000
 MAX_PATHS = 1000
 
 Format = Literal["parquet", "jsonl", "csv", "npz", "text", "bytes"]
-#: Formats whose files have no columns: they are one text, and nothing else.
+#: Formats without columns: a file is one text.
 FORMATS_OF_TEXT: frozenset[str] = frozenset({"text", "bytes"})
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
@@ -58,17 +58,22 @@ class HeldOutShare(Spec):
     """A share of the data is held out: rows drawn by the seed, or the last tokens of a text."""
 
     fraction: float = Field(0.05, gt=0, lt=1)
-    seed: int = Field(0, ge=0, lt=2**63, description="draws the rows; a text takes its last tokens")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**63,
+        description="seed that draws the rows; of a text, the last tokens are taken",
+    )
 
 
 class HeldOutFiles(Spec):
-    """Files of their own are held out, in the same format."""
+    """Separate files are held out, in the same format."""
 
     path: Paths
 
 
 class HeldOutSplit(Spec):
-    """A split of its own is held out."""
+    """A separate split is held out."""
 
     split: HubName
 
@@ -139,7 +144,7 @@ class SyntheticRegression(_SyntheticRows):
 
 
 class SyntheticTokens(Spec):
-    """A seeded text of tokens: one phrase again and again, some tokens replaced by chance.
+    """A seeded text of tokens: one phrase repeated, with some tokens replaced at random.
 
     The last 5 % are held out.
     """
@@ -168,13 +173,13 @@ BuiltinData = Annotated[
 
 
 class _RecordsData(Spec):
-    """What of each record makes the sample. With ``target`` numbers or images, else a text."""
+    """Which part of a record makes the sample: with ``target`` numbers or an image, else a text."""
 
     columns: tuple[ColumnName, ...] | None = Field(
         None,
         min_length=1,
         max_length=65536,
-        description="numeric columns, or lists of one length, side by side in this order; "
+        description="numeric columns, or lists of equal length, side by side in this order; "
         "null: every column but the targets",
     )
     target: TargetNames | None = Field(
@@ -184,7 +189,7 @@ class _RecordsData(Spec):
         None, description="column of encoded images (PNG, JPEG, ...); they are scaled to [-1, 1]"
     )
     image_size: tuple[Pixels, Pixels] | None = Field(
-        None, description="height, width to resize to; null: all images must be alike"
+        None, description="height, width to resize to; null: all images must have one size"
     )
     text: ColumnName | None = Field(
         None, description="column of the texts; formats text and bytes have none"
@@ -206,9 +211,9 @@ class _RecordsData(Spec):
     standardise: bool = Field(
         False,
         description="subtract the mean of the training rows and divide by their standard "
-        "deviation: of each column, of images each channel",
+        "deviation, by column or, for images, by channel",
     )
-    delimiter: str = Field(",", min_length=1, max_length=1, description="of csv")
+    delimiter: str = Field(",", min_length=1, max_length=1, description="for csv")
 
     @model_validator(mode="after")
     def _is_numbers_or_text(self) -> Self:
@@ -255,7 +260,7 @@ class FilesData(_RecordsData):
     @model_validator(mode="before")
     @classmethod
     def _bytes_had_a_name(cls, fields: Any) -> Any:
-        """Specifications of before other formats named the one there was."""
+        """Accept specifications from before there were other formats, which named the only one."""
         if isinstance(fields, dict) and fields.get("name") == "bytes" and "format" not in fields:
             rest = {key: value for key, value in fields.items() if key != "name"}
             return {**rest, "format": "bytes"}
@@ -268,7 +273,7 @@ class FilesData(_RecordsData):
 
 
 class HuggingFaceData(_RecordsData):
-    """A data set that Hugging Face's ``datasets`` reads: a folder, or of the hub if allowed."""
+    """A data set that Hugging Face's ``datasets`` reads: a folder, or one on the hub if allowed."""
 
     kind: Literal["huggingface"]
     path: str = Field(
@@ -278,7 +283,7 @@ class HuggingFaceData(_RecordsData):
         description="a folder below the node's data roots, or the id of a data set on the hub",
     )
     name: HubName | None = Field(None, description="which of its configurations; null: the default")
-    revision: HubName | None = Field(None, description="of the hub: a branch, tag or commit")
+    revision: HubName | None = Field(None, description="on the hub: a branch, tag or commit")
     split: HubName = "train"
     streaming: bool = Field(
         True, description="read parts as they are needed; false: copy everything to disk first"
@@ -296,7 +301,7 @@ class UploadedData(_RecordsData):
 
     kind: Literal["dataset"]
     dataset_id: str = Field(pattern=DATASET_ID_PATTERN)
-    files: PathText = Field("*", description="which of its files to train on, a pattern")
+    files: PathText = Field("*", description="pattern of the files to train on")
     eval: HeldOutShare | HeldOutFiles = HeldOutShare()
 
 
@@ -326,7 +331,7 @@ def check_columns(data: _RecordsData, *, format: str) -> None:
 
 
 def tasks_of_data(data: DataSpec) -> frozenset[Task]:
-    """Return the tasks that the data can teach."""
+    """Return the tasks that the data has targets for."""
     match data:
         case DigitsData() | BreastCancerData() | SyntheticClassification():
             return frozenset({"classification"})
@@ -347,5 +352,5 @@ def _tasks_of_rows(data: _RecordsData) -> frozenset[Task]:
 
 
 def label_of_data(data: DataSpec) -> str:
-    """Return what messages call the data: its name when it is built in, else its kind."""
+    """Return the data's name in messages: the data set's if it is built in, else its kind."""
     return data.name if data.kind == "builtin" else data.kind

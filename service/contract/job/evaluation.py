@@ -1,4 +1,4 @@
-"""When a job is evaluated, and what is kept of it."""
+"""When a job is evaluated, and which checkpoints are kept."""
 
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
@@ -19,9 +19,9 @@ _CADENCES: Final = ("share", "every_steps", "every_seconds", "geometric")
 
 
 class GeometricCadence(Spec):
-    """Steps that lie ever farther apart: the first, then each ``factor`` times the one before.
+    """Steps at growing distances: the first, then each ``factor`` times the one before.
 
-    Rounded to whole steps, and at least one step on.
+    Rounded to whole steps, and at least one step apart.
     """
 
     first: int = Field(ge=1, le=2**31)
@@ -32,16 +32,16 @@ class EvaluationSpec(Spec):
     """When and how the averaged point x is evaluated on held-out data.
 
     One of ``share``, ``every_steps``, ``every_seconds`` and ``geometric`` says when; another
-    evaluation comes at the end and whenever a user asks for it.
+    evaluation comes at the end and whenever a user requests one.
     """
 
     share: float | None = Field(
         0.01,
         ge=1e-6,
         le=1,
-        description="of the work of training, which evaluating may cost: the more held-out samples "
-        "there are, the rarer; counted in samples, of which one that is evaluated makes half of "
-        "one that is trained on. A first evaluation comes after step 10",
+        description="share of the work of training that evaluating may cost: the more held-out "
+        "samples, the less often; counted in samples, an evaluated one as half of a trained one. "
+        "The first evaluation is after step 10",
     )
     every_steps: int | None = Field(None, ge=1)
     every_seconds: float | None = Field(
@@ -50,13 +50,13 @@ class EvaluationSpec(Spec):
     geometric: GeometricCadence | None = None
     placement: Literal["inline", "async"] = Field(
         "inline",
-        description="inline: training waits for its evaluations; async: a process of its own "
-        "computes them from the checkpoint's files, on the lead's node, while training goes on",
+        description="inline: training waits for its evaluations; async: a separate process "
+        "computes them from the checkpoint's files, on the lead's node, while training continues",
     )
     at_y: bool = Field(
         False,
-        description="evaluate at the training point y as well, as eval.loss_at_y: on the "
-        "held-out part of the model's data alone",
+        description="also evaluate at the training point y, as eval.loss_at_y; only on the "
+        "held-out part of the model's data",
     )
     batch_size: int = Field(256, ge=1, le=10**6)
     max_batches: int | None = Field(None, ge=1, description="null: the whole held-out set")
@@ -67,7 +67,7 @@ class EvaluationSpec(Spec):
         (), max_length=MAX_SETS, description="further held-out sets, evaluated at the same x"
     )
     metrics: tuple[CustomMetric, ...] = Field(
-        (), max_length=MAX_CUSTOM_METRICS, description="beside those of the task, on every set"
+        (), max_length=MAX_CUSTOM_METRICS, description="added to those of the task, on every set"
     )
 
     @model_validator(mode="before")
@@ -106,23 +106,25 @@ class CheckpointsSpec(Spec):
     """Which eval points keep their checkpoint, and how often the training state is saved."""
 
     keep_last: int = Field(3, ge=1, le=1000)
-    keep_best: int = Field(1, ge=0, le=1000, description="by eval loss, beside the last ones")
+    keep_best: int = Field(
+        1, ge=0, le=1000, description="by eval loss, in addition to the last ones"
+    )
     keep_every_steps: int | None = Field(
-        None, ge=1, description="keep each whose step is a multiple of this, beside those"
+        None, ge=1, description="also keep each whose step is a multiple of this"
     )
     max_age_seconds: float | None = Field(
         None,
         ge=1,
         le=10**9,
-        description="older eval checkpoints go, whichever of these rules keeps them; never the "
-        "newest one, and none that is pinned",
+        description="older eval checkpoints are deleted, whichever of these rules keeps them, "
+        "except the newest one and pinned ones",
     )
     state_every_seconds: float | None = Field(
         30.0,
         gt=0,
         le=10**6,
         description="the training state is saved at the first step after this many seconds in "
-        "RUNNING: what a lost rank costs at most; null: state_every_steps says when",
+        "RUNNING: the most that a lost rank costs; null: state_every_steps decides",
     )
     state_every_steps: int | None = Field(None, ge=1)
 

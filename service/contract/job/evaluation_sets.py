@@ -1,6 +1,6 @@
-"""What is evaluated beside the model's own held-out data: further sets, and metrics of a package.
+"""Further evaluation sets, beside the model's own held-out data, and custom metrics.
 
-A further set is prepared as the model's data is, since the model knows nothing else.
+A further set is prepared like the model's data, since the model knows nothing else.
 """
 
 from collections.abc import Iterable
@@ -43,9 +43,9 @@ RESERVED_NAMES: Final = _TASK_METRICS | {"loss_at_y"}
 class EvaluationSet(Spec):
     """A further held-out set, evaluated at the same x as ``eval.<name>.loss`` and so on.
 
-    Of its data the held-out part counts. What the model's data decides holds for it too: tokenizer
-    and separator, mean and deviation; and where it does not say them, columns, image size and
-    number of classes.
+    Only the held-out part of its data is used. Tokenizer, separator, mean and deviation are those
+    of the model's data; so are columns, image size and number of classes where the set does not
+    name them.
     """
 
     name: EvaluatedName
@@ -54,12 +54,12 @@ class EvaluationSet(Spec):
 
 
 class CustomMetric(Spec):
-    """A metric that a package computes: of the training nodes, or of the wheel of the job's model.
+    """A metric computed by a package on the training nodes, or by the wheel of the job's model.
 
-    Of the nodes' packages only functions that their operator lists are called, as for models.
+    From packages on the nodes, only functions that their operator lists are called, as for models.
 
     Called under ``torch.no_grad`` as ``function(outputs, targets, **arguments)`` with a batch of
-    held-out samples; returns a float tensor of shape (samples,). Reported is the mean over samples,
+    held-out samples; returns a float tensor of shape (samples,). The mean over samples is reported
     as ``eval.<name>`` and for each further set as ``eval.<set>.<name>``.
     """
 
@@ -82,7 +82,7 @@ def check_names(sets: Iterable[EvaluationSet], metrics: Iterable[CustomMetric]) 
 def metric_names(
     task: Task, *, sets: Iterable[EvaluationSet], metrics: Iterable[CustomMetric]
 ) -> frozenset[str]:
-    """Return what evaluations may tell, as in ``eval.loss`` and ``eval.shifted.accuracy``."""
+    """Return what evaluations may report, as in ``eval.loss`` and ``eval.shifted.accuracy``."""
     each = [name.removeprefix("eval.") for name in METRICS[task]] + [one.name for one in metrics]
     named = (f"eval.{one.name}.{name}" for one in sets for name in each)
     return frozenset((*(f"eval.{name}" for name in each), *named))
@@ -103,11 +103,11 @@ def check_set(one: EvaluationSet, *, like: DataSpec, task: Task) -> None:
 
 
 def prepared_alike(data: DataSpec, *, like: DataSpec, num_classes: int | None = None) -> DataSpec:
-    """Return the data of a further set with what the model's data, ``like``, decides for it.
+    """Return the data of a further set, completed by what the model's data, ``like``, decides.
 
-    ``num_classes``: of the model's data, where it is known: the labels of a set need not show every
-    class. Mean and deviation never are, and :func:`is_standardised` says whether they are needed.
-    Raises ValueError where the two cannot be reconciled.
+    ``num_classes``: that of the model's data, if known, since a set need not have every class. Mean
+    and deviation are never known here; :func:`is_standardised` says whether they are needed.
+    Raises ValueError if the two cannot be reconciled.
     """
     if not isinstance(data, RecordsData):
         return data
@@ -128,7 +128,7 @@ def _columns_alike(data: RecordsData, *, like: RecordsData) -> dict[str, Any]:
 
 
 def is_standardised(data: DataSpec) -> bool:
-    """Whether rows are served by the mean and deviation of those that are trained on."""
+    """Whether rows are standardised by the mean and deviation of the training rows."""
     if isinstance(data, RecordsData):
         return data.standardise
     return isinstance(data, BreastCancerData)
@@ -138,7 +138,7 @@ def _tokenised_alike(data: RecordsData, *, like: DataSpec) -> RecordsData:
     tokenizer, separator = "bytes", None
     if isinstance(like, RecordsData):
         tokenizer, separator = like.tokenizer, like.separator
-    # What is left out cannot be told from its default once a specification was stored.
+    # Once a specification is stored, a field that was left out cannot be told from its default.
     if data.tokenizer not in ("bytes", tokenizer):
         raise ValueError(
             f"expected the tokenizer of the model's data, {tokenizer!r}, saw {data.tokenizer!r}"

@@ -1,4 +1,4 @@
-"""How a schedule with a horizon goes on when its job is given more steps than were known before.
+"""How a schedule with a horizon continues when its job is given more steps than it was made for.
 
 Schedule-free jobs, and schedules whose rates do not depend on the number of steps, need none of it.
 """
@@ -30,7 +30,7 @@ class CooldownPlan(Spec):
 class SecondStagePlan(Spec):
     """``factor`` times the rates of the same schedule over the new number of steps.
 
-    It begins where the old cooldown would, or where the job stands if that is later.
+    It begins where the old cooldown would, or at the job's current step if that is later.
     """
 
     kind: Literal["second_stage"]
@@ -49,7 +49,7 @@ ExtensionPlan = Annotated[
 
 
 class ScheduleExtension(Spec):
-    """One time that a schedule with a horizon was given more steps; the service writes it."""
+    """One extension of a schedule with a horizon; written by the service."""
 
     from_step: int = Field(ge=0, le=MAX_STEPS, description="rates up to this step are as before")
     horizon: int = Field(ge=1, le=MAX_STEPS, description="budget.max_steps until then")

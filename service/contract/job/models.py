@@ -23,9 +23,9 @@ def _bounded_object(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-#: Fields that somebody else's code checks; bounded here, so that a specification stays small.
+#: Free fields, which third-party code checks; bounded here, so that a specification stays small.
 JsonObject = Annotated[dict[str, Any], AfterValidator(_bounded_object)]
-#: A folder on the training nodes. Judged there: only nodes know what their operator has opened.
+#: A folder on the training nodes. Checked there: only nodes know what their operator allows.
 NodePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^/[^\x00]*$")]
 
 # ---- presets ------------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ class ConvnetPreset(Spec):
 
 
 class ResnetPreset(Spec):
-    """A residual network with batch norm; as it stands the ResNet-20 of small images.
+    """A residual network with batch norm; by default ResNet-20 for small images.
 
     ResNet-18 is ``depths`` 2, 2, 2, 2 with ``width`` 64 and the large stem; ResNet-50 is 3, 4, 6, 3
     with bottlenecks.
@@ -80,7 +80,7 @@ class VitPreset(Spec):
 
     kind: Literal["preset"]
     name: Literal["vit"]
-    patch: int = Field(4, ge=1, le=256, description="pixels a side; must divide height and width")
+    patch: int = Field(4, ge=1, le=256, description="pixels per side; must divide height and width")
     layers: int = Field(4, ge=1, le=128)
     width: int = Field(64, ge=8, le=16384, description="must be a multiple of heads")
     heads: int = Field(4, ge=1, le=256)
@@ -116,9 +116,9 @@ class GptPreset(Spec):
     width: int = Field(96, ge=8, le=16384, description="must be a multiple of 2 * heads")
     heads: int = Field(4, ge=1, le=256)
     context: int = Field(64, ge=2, le=65536, description="tokens per sample")
-    tied_head: bool = Field(True, description="the embedding serves as the head too")
+    tied_head: bool = Field(True, description="use the embedding as the head too")
     vocabulary_multiple: int = Field(
-        64, ge=1, le=4096, description="embedding rows are padded to a multiple, for speed"
+        64, ge=1, le=4096, description="pad embedding rows to a multiple of this, for speed"
     )
 
     @model_validator(mode="before")
@@ -148,7 +148,7 @@ PresetSpec = Annotated[
     Field(discriminator="name"),
 ]
 
-# ---- other people's models ----------------------------------------------------------------------
+# ---- third-party models -------------------------------------------------------------------------
 
 AutoClass = Literal[
     "AutoModelForCausalLM",
@@ -169,7 +169,8 @@ class TransformersModel(Spec):
     kind: Literal["transformers"]
     auto_class: AutoClass
     config: JsonObject | None = Field(
-        None, description="model_type and any of its fields; what the data decides may be left out"
+        None,
+        description="model_type and any of its fields; those that the data decides may be omitted",
     )
     pretrained: NodePath | None = Field(
         None, description="a saved model below one of the runner's ROADLESS_MODEL_ROOTS"
@@ -178,7 +179,7 @@ class TransformersModel(Spec):
         None,
         max_length=200,
         pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
-        description="a model of the hub, where the operator allows it",
+        description="a model on the hub, where the operator allows it",
     )
     revision: str | None = Field(
         None, max_length=200, pattern=r"^[\w][\w./-]*$", description="of hub_id; null: main"
@@ -207,10 +208,10 @@ class TransformersModel(Spec):
 
 
 class EntryPointModel(Spec):
-    """A model that a package makes: of the training nodes, or uploaded as a wheel.
+    """A model that a package makes, one on the training nodes or one uploaded as a wheel.
 
-    Of the nodes' packages only factories that their operator lists are called; of a wheel any,
-    where wheels are allowed.
+    From packages on the nodes, only factories that their operator lists are called; from a wheel
+    any, where wheels are allowed.
 
     Called as ``factory(input_shape=..., num_outputs=..., **arguments)``; returns a torch module
     that maps a batch of inputs to logits, or to predictions in regression.
@@ -286,7 +287,7 @@ def tasks_of(model: ModelSpec) -> frozenset[Task]:
 
 
 def context_of(model: ModelSpec) -> int | None:
-    """Return the tokens per sample that the model is trained on; None where it says nothing."""
+    """Return the tokens per sample that the model is trained on; None if it does not say."""
     match model:
         case CheckpointModel(architecture=architecture):
             return context_of(architecture) if architecture else None
@@ -313,5 +314,5 @@ def wheel_of(model: ModelSpec) -> EntryPointModel | None:
 
 
 def label_of(model: ModelSpec) -> str:
-    """Return what messages call the model: the preset's name, or the kind of another."""
+    """Return the model's name in messages: the preset's, or the kind of any other."""
     return str(getattr(model, "name", model.kind))

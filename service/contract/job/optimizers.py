@@ -1,7 +1,7 @@
 """The optimizers that a job can name, with every setting typed and bounded.
 
 Short names and the class names of ``optim`` mean the same. Defaults equal the signatures of the
-classes, which a test holds; what only steers execution is not a user's to set.
+classes, which a test checks; what only affects execution is not for users to set.
 """
 
 from typing import Annotated, Literal
@@ -185,7 +185,7 @@ class ForeachSOAPSpec(_Preconditioned):
 
 
 class PrecondScheduleForeachSOAPSpec(_Preconditioned):
-    """HeavyBall's SOAP, its bases refreshed ever more rarely."""
+    """HeavyBall's SOAP, its bases refreshed less and less often."""
 
     name: Literal["PrecondScheduleForeachSOAP"]
     betas: Betas = (0.9, 0.95)
@@ -224,7 +224,7 @@ class SFPaLMForeachSOAPSpec(_PaLM):
 
 
 class PrecondScheduleSFPaLMForeachSOAPSpec(SFPaLMForeachSOAPSpec):
-    """The schedule-free one, its bases refreshed ever more rarely."""
+    """The schedule-free one, its bases refreshed less and less often."""
 
     name: Literal[  # type: ignore[assignment]  # another tag
         "PrecondScheduleSFPaLMForeachSOAP", "PrecondScheduleSFPaLMSOAP"

@@ -35,7 +35,7 @@ class ConstantScheduleSpec(_Warmup):
 
 
 class _Cooldown(_Ending):
-    """A schedule that goes its own way until the cooldown to ``final_lr`` begins."""
+    """A schedule that may end with a cooldown to ``final_lr``."""
 
     cooldown_len: Fraction = Field(0.0, description="fraction of all steps used for the cooldown")
     decay_type: DecayType = "linear"
@@ -120,7 +120,7 @@ ScheduleSpec = Annotated[
 
 
 def has_cooldown_length(schedule: ScheduleSpec) -> bool:
-    """Whether the cooldown has a length of its own."""
+    """Whether the length of the cooldown can be set."""
     return isinstance(schedule, _Cooldown)
 
 

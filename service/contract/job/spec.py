@@ -1,7 +1,7 @@
-"""What a user asks for: the job specification, its parts, bounds and defaults.
+"""What a user submits: the job specification, its parts, bounds and defaults.
 
-Frozen data, JSON both ways. Every choice is a union tagged by ``kind`` or ``name``; adding a choice
-is adding a class beside its like and a ``case`` where the worker builds it.
+Frozen data, JSON both ways. Every choice is a union tagged by ``kind`` or ``name``; a new choice is
+a class beside the others and a ``case`` where the worker builds it.
 """
 
 from typing import Annotated, Final, Literal
@@ -29,7 +29,7 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=63)]
 
 
 class RetrySpec(Spec):
-    """How often a lost attempt is tried again without any training state gained in between."""
+    """How often a lost attempt is retried without any training state gained in between."""
 
     max_attempts: int = Field(5, ge=1, le=1000)
     hang_seconds: float = Field(
@@ -42,7 +42,7 @@ class RetrySpec(Spec):
 
 
 class JobSpec(Spec):
-    """A job as a user asks for it. Only model, data, task and optimizer have no default."""
+    """A job as a user submits it. Only model, data, task and optimizer have no default."""
 
     spec_version: Literal[1] = SPEC_VERSION
     name: str = Field("job", min_length=1, max_length=100)
@@ -60,7 +60,7 @@ class JobSpec(Spec):
     evaluation: EvaluationSpec = EvaluationSpec()
     budget: BudgetSpec | None = None
     schedule: ScheduleSpec | None = Field(
-        None, description="null: the optimizer's own rate, as schedule-free training wants it"
+        None, description="null: the optimizer's own rate, as schedule-free training needs it"
     )
     schedule_extensions: tuple[ScheduleExtension, ...] = Field(
         (), max_length=100, description="how the rates continued each time the job was extended"

@@ -17,8 +17,8 @@ class TrainingSpec(Spec):
         1,
         ge=1,
         le=2**16,
-        description="parts that each rank's samples are computed in, one after another, to save "
-        "memory; gradients are those of the whole batch, batch norm sees one part at a time",
+        description="microbatches that each rank's samples are computed in, to save memory; "
+        "gradients are those of the whole batch, batch norm sees one microbatch at a time",
     )
     seed: int = Field(0, ge=0, lt=2**63)
     max_grad_norm: float | None = Field(None, gt=0, description="clip the global norm; null: never")
@@ -30,9 +30,7 @@ class TrainingSpec(Spec):
     activation_checkpointing: bool = Field(
         False, description="compute each block's activations twice instead of keeping them"
     )
-    compile: bool = Field(
-        False, description="torch.compile for training; evaluation stays as it is"
-    )
+    compile: bool = Field(False, description="use torch.compile for training, not for evaluation")
     deterministic: bool = Field(
         False, description="only deterministic kernels; an operation without one fails the job"
     )
@@ -59,9 +57,11 @@ class ParallelismSpec(Spec):
     replicas: int = Field(
         1, ge=1, le=4096, description="fsdp: copies of the model, each sharded over its own ranks"
     )
-    num_workers: int = Field(1, ge=1, le=4096, description="ranks; of an elastic job, at most")
+    num_workers: int = Field(
+        1, ge=1, le=4096, description="ranks; for an elastic job, the largest number"
+    )
     min_workers: int | None = Field(
-        None, ge=1, le=4096, description="of an elastic job; null: num_workers"
+        None, ge=1, le=4096, description="fewest ranks of an elastic job; null: num_workers"
     )
     max_workers: int | None = Field(
         None, ge=1, le=4096, description="alias of num_workers for an elastic job"

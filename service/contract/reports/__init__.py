@@ -1,1 +1,1 @@
-"""What runners say of clusters and ranks of training, and what they hear."""
+"""What runners report about clusters and ranks about training, and the replies."""

@@ -35,7 +35,7 @@ class Registered(Message):
 class Sync(Message):
     """What a runner sees: its nodes, the attempts that hold anything, those that hold nothing more.
 
-    The service answers at once when there is something to start or stop, and otherwise after
+    The service answers immediately if there is something to start or stop, and otherwise after
     ``wait_seconds``.
     """
 
@@ -46,7 +46,7 @@ class Sync(Message):
 
 
 class Assignment(Message):
-    """One attempt for the runner to start. The token is good while the attempt lives.
+    """One attempt for the runner to start. The token is valid while the attempt lives.
 
     ``wheel``: the uploaded wheel that its model comes from, if one does.
     """
@@ -62,20 +62,20 @@ class Assignment(Message):
 
 
 class SyncReply(Message):
-    """What the runner shall do: bring these up, and make sure that of those nothing is held."""
+    """What the runner must do: start these, and make sure that nothing of those is held."""
 
     start: list[Assignment] = []
     stop: list[str] = []
 
 
 class AttemptBrief(Message):
-    """What a rank needs to build itself. ``resume``: the training state to go on from, if any.
+    """What a rank needs to build itself. ``resume``: the training state to resume from, if any.
 
     ``initial``: the eval checkpoint that the job's model starts from, if it does.
     ``data_fingerprint``: of the data that the training state was trained on; None: not known.
     ``set_fingerprints``: likewise of the further evaluation sets that it had, by name.
-    ``secrets``: values of those that the specification names, and this is the one message that
-    tells them; ``secret_faults``: why others cannot be had.
+    ``secrets``: values of those that the specification names; no other message has them.
+    ``secret_faults``: why others are not available.
     """
 
     attempt_id: str
@@ -104,7 +104,7 @@ class RankExit(Message):
 
 
 class AttemptEnded(Message):
-    """A node agent or runner says that an attempt is over although its ranks did not say so."""
+    """A node agent or runner reports that an attempt is over although its ranks did not."""
 
     reason: Reason
     message: str = Field(max_length=MAX_MESSAGE_LENGTH)

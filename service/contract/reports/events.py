@@ -1,4 +1,4 @@
-"""What a rank may say, and what it hears back.
+"""What a rank may report, and the reply.
 
 Every event carries the rank's own sequence number ``seq``, 1, 2, 3, ... per attempt and rank. The
 service keeps the highest one applied; an event that arrives twice therefore counts once.
@@ -22,7 +22,7 @@ class _Event(Message):
 
 
 class _Position(_Event):
-    """Where training stands, counted over the whole job and all its attempts."""
+    """How far training is, counted over the whole job and all its attempts."""
 
     step: int = Field(ge=0, description="optimizer steps completed")
     samples: int = Field(ge=0)
@@ -31,7 +31,7 @@ class _Position(_Event):
     gpu_seconds: float = Field(ge=0, allow_inf_nan=False)
 
 
-#: Before the name of a further evaluation set: where provenance has its fingerprint.
+#: Prefix of a further evaluation set's name: the key of its fingerprint in provenance.
 SET_FINGERPRINT: Final = "data_fingerprint."
 
 
@@ -64,7 +64,7 @@ UsageName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 
 
 class Usage(_Event):
-    """What the rank that says it uses of its machine after step ``step``: memory, processors, GPU.
+    """What the reporting rank uses of its machine after ``step``: memory, processors, GPU.
 
     Kept as the series ``rank.N.<name>`` of rank N.
     """
@@ -78,7 +78,7 @@ class CheckpointSaved(_Event):
     """All files of the manifest are uploaded.
 
     ``evaluations_served``: how many of the users' requests are answered with it, counted over the
-    job's life; above 0 retention keeps it.
+    job's life; if above 0, retention keeps it.
     """
 
     kind: Literal["checkpoint"] = "checkpoint"
@@ -99,7 +99,7 @@ class Notice(_Event):
 
 
 class BudgetNow(Message):
-    """The budget as it stands, which users may change while a job trains."""
+    """The current budget, which users may change while a job trains."""
 
     limits: BudgetSpec | None = Field(description="null: open-ended")
 
@@ -107,7 +107,7 @@ class BudgetNow(Message):
 class Finished(_Event):
     """The attempt ends as wanted: at a limit or goal of its budget, or as a user asked.
 
-    ``budget``: the one that the ranks obeyed; when it was extended meanwhile the job goes on.
+    ``budget``: the one that the ranks obeyed; if it was extended since, the job continues.
     """
 
     kind: Literal["finished"] = "finished"
@@ -148,11 +148,11 @@ class Report(Message):
 
 
 class ReportReply(Message):
-    """What the service has and wants: ``ack_seq`` is the highest sequence number applied.
+    """What the service has stored and wants: ``ack_seq`` is the highest sequence number applied.
 
     ``evaluations_requested`` counts a user's requests for an evaluation over the job's life; the
-    rank evaluates when it grows beyond what it has served. ``budget``: null from a service that
-    does not say it; then that of the specification holds.
+    rank evaluates when it exceeds what it has served. ``budget``: null from an older service; then
+    that of the specification holds.
     """
 
     ack_seq: int

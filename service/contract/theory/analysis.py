@@ -1,4 +1,4 @@
-"""What the theory says of a job: ``GET /v1/jobs/{job_id}/theory``.
+"""What the theory says about a job: ``GET /v1/jobs/{job_id}/theory``.
 
 ``optim/theory/bounds.py`` has the formulas and ``docs/theory.md`` says how to read the answers.
 """
@@ -10,10 +10,10 @@ from pydantic import Field
 
 from roadless.service.contract.base import Resource
 
-#: An extension reaches at most this many times as far as the job has come.
+#: An extension reaches at most this many times as far as the job.
 MAX_EXTENSION: Final = 10
 
-#: Each step's own gradient norm, or one for all, as theory is usually held against Adam.
+#: Each step's own gradient norm, or one for all, as is usual when Adam is compared with theory.
 Norms = Literal["logged", "even"]
 WayName = Literal["go_on", "stretch", "cooldown", "second_stage", "tuned"]
 
@@ -45,7 +45,7 @@ class Caveat(Resource):
 
 
 class BoundTerms(Resource):
-    """The bound as a sum: the way from the start, the noise, and the price of the last iterate."""
+    """The bound as a sum: distance from the start, noise, and the cost of the last iterate."""
 
     distance: float
     noise: float
@@ -53,7 +53,7 @@ class BoundTerms(Resource):
 
 
 class TheoryPoint(Resource):
-    """The bound beside one evaluation. ``gap``: the loss seen minus the loss predicted."""
+    """The bound beside one evaluation. ``gap``: the observed loss minus the predicted one."""
 
     step: int
     loss: float
@@ -81,7 +81,7 @@ class Fits(Resource):
 
 
 class Gap(Resource):
-    """How far the losses seen are from those predicted: at the end, and at worst."""
+    """How far the observed losses are from the predicted ones: at the end, and at worst."""
 
     last: float
     last_step: int
@@ -90,7 +90,7 @@ class Gap(Resource):
 
 
 class Promise(Resource):
-    """What the theory promises of a schedule: a bound, and through the fit a loss."""
+    """What the theory promises for a schedule: a bound, and through the fit a loss."""
 
     bound: float | None
     predicted: float | None
@@ -108,7 +108,7 @@ class Alternative(Promise):
 
 
 class ExtensionPoint(Resource):
-    """A point of the way to an extension's end."""
+    """A point on the way to an extension's end."""
 
     step: int
     bound: float | None
@@ -118,11 +118,11 @@ class ExtensionPoint(Resource):
 class Continuation(Promise):
     """One way to have ``to_step`` steps.
 
-    ``go_on``: with the last rate; ``stretch``: the same schedule made for all steps; ``cooldown``:
+    ``go_on``: at the last rate; ``stretch``: the same schedule made for all steps; ``cooldown``:
     the same rate, then a cooldown; ``second_stage``: a lower rate after the old schedule's stable
-    part; ``tuned``: anew at the best rate. ``starts_at``: it needs a training state of that step or
-    before; 0: none. ``cooldown_len``: share of all steps in the last cooldown; ``factor``: of the
-    rate in the second stage. Null where the way has none.
+    part; ``tuned``: a new run at the best rate. ``starts_at``: it needs a training state of that
+    step or before; 0: none. ``cooldown_len``: share of all steps in the last cooldown; ``factor``:
+    of the rate in the second stage. Null where the way has none.
     """
 
     name: WayName
@@ -136,14 +136,14 @@ class Extension(Resource):
     """How to have ``to_step`` steps, the smallest bound first.
 
     ``made_for``: for how many steps the job's schedule was made; null: for none in particular, and
-    nothing has to be redone. ``advised``: the best that goes on from a training state, if any.
-    ``data``: the way of the advised one, or of the best.
+    nothing has to be redone. ``advised``: the best that resumes from a training state, if any.
+    ``data``: points of the advised one, or else of the best.
     """
 
     from_step: int
     made_for: int | None
     to_step: int
-    grad_norm: float = Field(description="what further steps are supposed to have")
+    grad_norm: float = Field(description="assumed for further steps")
     advised: WayName | None
     advice: str
     continuations: list[Continuation]

@@ -1,4 +1,4 @@
-"""What the theory says of runs that are only planned: ``POST /v1/plan``."""
+"""What the theory says about runs that are only planned: ``POST /v1/plan``."""
 
 from typing import Annotated, Final, Literal, Self
 
@@ -32,7 +32,7 @@ class ScheduleFree(Spec):
 
 Candidate = Annotated[ScheduleSpec | ScheduleFree, Field(discriminator="name")]
 
-#: What is ranked when nothing else is asked for.
+#: What is ranked by default.
 USUAL_SCHEDULES: Final[tuple[Candidate, ...]] = (
     ScheduleFree(name="schedule_free"),
     ConstantScheduleSpec(name="constant"),
@@ -73,8 +73,8 @@ class ExtendRun(Spec):
 class PlanRequest(Spec):
     """Which schedules to compare over how many steps, and what is known of the loss.
 
-    Base rates scale with distance / grad_norm. ``tuned`` tells that ratio, if the distance is not
-    known: rates are then told in those of the tuned run.
+    Base rates scale with distance / grad_norm. ``tuned`` gives that ratio if the distance is not
+    known: rates are then on the scale of the tuned run's.
     """
 
     horizon: Horizon
@@ -84,7 +84,7 @@ class PlanRequest(Spec):
     grad_norm: Positive | Annotated[tuple[Positive, ...], Field(max_length=MAX_GRAD_NORMS)] = Field(
         1.0, description="of all steps, or one for each of horizon steps"
     )
-    distance: Positive | None = Field(None, description="start to optimum; null: of tuned, or 1")
+    distance: Positive | None = Field(None, description="start to optimum; null: from tuned, or 1")
     tuned: TunedRate | None = None
     extend: ExtendRun | None = None
 

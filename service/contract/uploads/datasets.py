@@ -26,11 +26,11 @@ class DatasetState(StrEnum):
     """Where a data set is in its life."""
 
     OPEN = "open"  #: takes files
-    SEALED = "sealed"  #: can be trained on, and changes no more
+    SEALED = "sealed"  #: can be trained on, and no longer changes
 
 
 class NewDataset(Spec):
-    """What a user says of a data set before its files."""
+    """What a user states about a data set before uploading its files."""
 
     name: str = Field(min_length=1, max_length=100)
     format: Format

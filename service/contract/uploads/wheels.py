@@ -1,4 +1,4 @@
-"""Uploaded wheels: packages of users, from which models of their jobs come."""
+"""Uploaded wheels: packages of users that models of their jobs come from."""
 
 import sys
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ FILE_NAME_LENGTH = 255
 #: One path component: what a wheel's name may consist of, by its specification.
 WHEEL_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl$"
 
-#: Packages that ranks are made of: another of the same name would take their place.
+#: Packages that ranks need: another of the same name would replace them.
 _OF_RANKS = frozenset(
     {
         *{"httpx", "numpy", "packaging", "pydantic", "pydantic_core", "ray", "roadless"},
@@ -33,7 +33,7 @@ _AT_START = frozenset({"sitecustomize", "usercustomize"})
 
 
 def reserved(names: Iterable[str]) -> list[str]:
-    """Return which of these names of top-level modules no wheel may have, sorted."""
+    """Return those of these top-level modules that no wheel may have, sorted."""
     taken = _OF_RANKS | _AT_START | sys.stdlib_module_names
     return sorted(set(names) & taken)
 
