@@ -15,11 +15,12 @@ from roadless.service.checkpoints.views import checkpoint_resource
 from roadless.service.clock import utc_now
 from roadless.service.contract.checkpoint.manifest import CheckpointFile, CheckpointKind, Manifest
 from roadless.service.contract.resources import Checkpoint, Page
+from roadless.service.db.keyset import Place
 from roadless.service.db.session import Database
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http.dependencies import Blobs, Db
-from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.storage.blobs import BlobStore
 
 router = APIRouter(tags=["checkpoints"])
@@ -37,9 +38,9 @@ def list_checkpoints(
     job_id: str,
     project: Project,
     db: Db,
+    after: After,
     kind: CheckpointKind | None = None,
     best: Best = None,
-    after: str | None = None,
     limit: Limit = 50,
 ) -> Page[Checkpoint]:
     """The job's checkpoints, newest step first, or the best first; superseded ones left out."""
@@ -49,20 +50,16 @@ def list_checkpoints(
         require_job(session, job_id, project)
         if best is not None:
             rows = store.best(session, job_id, count=best)
-            return page_of(rows, best, view=checkpoint_resource, cursor=_id)
-        rows = store.page(session, job_id, project=project, kind=kind, after=after, limit=limit + 1)
-        return page_of(rows, limit, view=checkpoint_resource, cursor=_id)
+            return page_of(rows, best, view=checkpoint_resource, cursor=store.place_of)
+        rows = store.page(session, job_id, kind=kind, after=after, limit=limit + 1)
+        return page_of(rows, limit, view=checkpoint_resource, cursor=store.place_of)
 
 
-def _require_alone(*, kind: CheckpointKind | None, after: str | None) -> None:
+def _require_alone(*, kind: CheckpointKind | None, after: Place | None) -> None:
     if kind is CheckpointKind.RESUME:
         raise Invalid("expected best with eval checkpoints, saw kind=resume: those have no loss")
     if after is not None:
         raise Invalid("expected best without after, since the best are one page, saw both")
-
-
-def _id(row: CheckpointRow) -> str:
-    return row.id
 
 
 @router.get("/v1/checkpoints/{checkpoint_id}")

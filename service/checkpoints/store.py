@@ -19,6 +19,7 @@ from roadless.service.contract.checkpoint.retention import (
 from roadless.service.contract.job.evaluation import CheckpointsSpec
 from roadless.service.contract.reports.events import CheckpointSaved
 from roadless.service.contract.states import TERMINAL, Reason
+from roadless.service.db.keyset import Place
 from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
 from roadless.service.errors import Invalid, NotFound
 
@@ -236,21 +237,36 @@ def page(
     session: Session,
     job_id: str,
     *,
-    project: str,
     kind: CheckpointKind | None,
-    after: str | None,
+    after: Place | None,
     limit: int,
 ) -> Sequence[CheckpointRow]:
-    """Up to ``limit`` live checkpoints, newest step first, after the one with id ``after``."""
+    """Up to ``limit`` live checkpoints, newest step first, after a place.
+
+    Raises NotFound for the id of no checkpoint of the job.
+    """
     query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
     query = query.where(is_live(CheckpointRow))
     if kind is not None:
         query = query.where(CheckpointRow.kind == kind)
     if after is not None:
-        last = get(session, after, project)
-        query = query.where(tuple_(CheckpointRow.step, CheckpointRow.id) < (last.step, last.id))
+        last = _place(session, job_id, after.id) if after.order is None else after
+        query = query.where(tuple_(CheckpointRow.step, CheckpointRow.id) < (last.order, last.id))
     query = query.order_by(CheckpointRow.step.desc(), CheckpointRow.id.desc()).limit(limit)
     return session.scalars(query).all()
+
+
+def place_of(row: CheckpointRow) -> Place:
+    """Where the checkpoint stands in a list by step."""
+    return Place(row.id, row.step)
+
+
+def _place(session: Session, job_id: str, checkpoint_id: str) -> Place:
+    query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id)
+    row = session.scalar(query.where(CheckpointRow.job_id == job_id))
+    if row is None:
+        raise NotFound(f"no checkpoint {checkpoint_id!r} of this job")
+    return place_of(row)
 
 
 def best(session: Session, job_id: str, *, count: int) -> Sequence[CheckpointRow]:

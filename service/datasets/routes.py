@@ -25,11 +25,12 @@ from roadless.service.contract.uploads.datasets import (
 from roadless.service.datasets import actions, parts, store
 from roadless.service.datasets.keys import dataset_folder, part_key
 from roadless.service.datasets.views import dataset_resource, file_summary
+from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.db.tables import DatasetRow
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, DatasetBlobs, Db
-from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
 from roadless.service.storage.blobs import BlobStore
 
@@ -71,9 +72,7 @@ def create_dataset(
 
 
 @router.get("")
-def list_datasets(
-    project: Project, db: Db, after: str | None = None, limit: Limit = 50
-) -> Page[Dataset]:
+def list_datasets(project: Project, db: Db, after: After, limit: Limit = 50) -> Page[Dataset]:
     """The project's data sets, newest first, without their files."""
     with db.read() as session:
         rows = store.page(session, project, after=after, limit=limit + 1)
@@ -82,7 +81,7 @@ def list_datasets(
         rows,
         limit,
         view=lambda row: dataset_resource(row, size=sizes.get(row.id, (0, 0))),
-        cursor=lambda row: row.id,
+        cursor=place_of,
     )
 
 

@@ -17,7 +17,7 @@ from roadless.service.contract.uploads.datasets import (
     NewDataset,
 )
 from roadless.service.datasets.tiling import file_of
-from roadless.service.db.keyset import newest_first
+from roadless.service.db.keyset import Place, newest_first, place_of
 from roadless.service.db.tables import DatasetPartRow, DatasetRow, JobRow
 from roadless.service.errors import NotFound
 
@@ -63,11 +63,14 @@ def named(session: Session, name: str, project: str) -> DatasetRow | None:
     return session.scalar(query)
 
 
-def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[DatasetRow]:
-    """Up to ``limit`` data sets, newest first, after the one with id ``after``."""
+def page(
+    session: Session, project: str, *, after: Place | None, limit: int
+) -> Sequence[DatasetRow]:
+    """Up to ``limit`` data sets, newest first, after a place; raises NotFound for an unknown id."""
     query = select(DatasetRow).where(DatasetRow.project == project)
-    last = None if after is None else get(session, after, project)
-    return session.scalars(newest_first(query, DatasetRow, after=last, limit=limit)).all()
+    if after is not None and after.order is None:
+        after = place_of(get(session, after.id, project))
+    return session.scalars(newest_first(query, DatasetRow, after=after, limit=limit)).all()
 
 
 def sizes(session: Session, dataset_ids: Sequence[str]) -> dict[str, tuple[int, int]]:

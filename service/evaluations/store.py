@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.attempts.store import is_live
@@ -38,7 +38,11 @@ def _finite(value: float) -> float | None:
 def curve(
     session: Session, job_id: str, *, since: int, limit: int
 ) -> Sequence[tuple[EvalPointRow, str | None]]:
-    """Live points after step ``since`` in order of step, each with the id of its checkpoint."""
+    """Live points after step ``since`` in order of step, each with the id of its checkpoint.
+
+    Up to ``limit`` of them, and all of the last one's step: an attempt may evaluate the step that
+    it resumed from again, and whoever asks for more asks with that step.
+    """
     kept = (CheckpointRow.job_id == EvalPointRow.job_id) & (
         CheckpointRow.fence == EvalPointRow.fence
     )
@@ -48,10 +52,21 @@ def curve(
         .join(CheckpointRow, kept, isouter=True)
         .where(EvalPointRow.job_id == job_id, EvalPointRow.step > since)
         .where(is_live(EvalPointRow))
-        .order_by(EvalPointRow.step)
-        .limit(limit)
+        .where(EvalPointRow.step <= _last_step(job_id, since=since, limit=limit))
+        .order_by(EvalPointRow.step, EvalPointRow.fence)
     )
     return [(point, checkpoint_id) for point, checkpoint_id in session.execute(query)]
+
+
+def _last_step(job_id: str, *, since: int, limit: int) -> ColumnElement[int]:
+    """The step of the last of up to ``limit`` live points after step ``since``; SQL."""
+    steps = (
+        select(EvalPointRow.step)
+        .where(EvalPointRow.job_id == job_id, EvalPointRow.step > since, is_live(EvalPointRow))
+        .order_by(EvalPointRow.step)
+        .limit(limit)
+    ).subquery()
+    return select(func.max(steps.c.step)).scalar_subquery()
 
 
 def delete_of_job(session: Session, job_id: str) -> None:

@@ -28,6 +28,7 @@ def answer(session: Session, project: str, key: str) -> IdempotencyRow | None:
     return session.get(IdempotencyRow, (project, key))
 
 
-def forget_keys(session: Session, *, before: datetime) -> None:
-    """Delete the keys of requests made before then."""
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < before))
+def forget_keys(session: Session, *, before: datetime) -> int:
+    """Delete the keys of requests made before then; return how many."""
+    query = delete(IdempotencyRow).where(IdempotencyRow.created_at < before)
+    return len(session.scalars(query.returning(IdempotencyRow.key)).all())

@@ -17,11 +17,12 @@ from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.requests import Extend, JobPatch, Pause
 from roadless.service.contract.resources import Job, Page
 from roadless.service.contract.states import Phase
+from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.db.tables import JobRow
 from roadless.service.errors import PreconditionFailed, PreconditionRequired, Unavailable
 from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
-from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
 from roadless.service.jobs import actions, store
 from roadless.service.jobs.transitions import Deadlines, Transition
@@ -62,7 +63,7 @@ def create_job(
 def list_jobs(
     project: Project,
     db: Db,
-    after: str | None = None,
+    after: After,
     limit: Limit = 50,
     phase: Phase | None = None,
 ) -> Page[Job]:
@@ -71,12 +72,8 @@ def list_jobs(
         rows = store.page(session, project, after=after, limit=limit + 1, phase=phase)
         tries = attempts.newest_of_each(session, rows)
         return page_of(
-            rows, limit, view=lambda row: job_resource(row, tries.get(row.id)), cursor=_id
+            rows, limit, view=lambda row: job_resource(row, tries.get(row.id)), cursor=place_of
         )
-
-
-def _id(row: JobRow) -> str:
-    return row.id
 
 
 @router.get("/{job_id}", response_model=Job)

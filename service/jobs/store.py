@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from roadless.service.db.keyset import newest_first
+from roadless.service.db.keyset import Place, newest_first, place_of
 from roadless.service.db.tables import CheckpointRow, JobRow
 from roadless.service.errors import NotFound
 
@@ -31,14 +31,15 @@ def locked(session: Session, job_ids: Collection[str]) -> dict[str, JobRow]:
 
 
 def page(
-    session: Session, project: str, *, after: str | None, limit: int, phase: str | None
+    session: Session, project: str, *, after: Place | None, limit: int, phase: str | None
 ) -> Sequence[JobRow]:
-    """Up to ``limit`` jobs, newest first, after the job with id ``after``."""
+    """Up to ``limit`` jobs, newest first, after a place; raises NotFound for an unknown id."""
     query = select(JobRow).where(JobRow.project == project)
     if phase is not None:
         query = query.where(JobRow.phase == phase)
-    last = None if after is None else get(session, after, project)
-    return session.scalars(newest_first(query, JobRow, after=last, limit=limit)).all()
+    if after is not None and after.order is None:
+        after = place_of(get(session, after.id, project))
+    return session.scalars(newest_first(query, JobRow, after=after, limit=limit)).all()
 
 
 def starting_from(session: Session, job_id: str) -> str | None:

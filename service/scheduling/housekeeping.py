@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -36,31 +38,42 @@ class Housekeeping:
     uploads: Path
 
     def clean_up(self, now: datetime) -> None:
-        """Clean up once. Repeatable, and safe beside requests and other replicas."""
+        """Clean up once. Repeatable, and safe beside requests and other replicas.
+
+        What fails is logged, keeps nothing else from its turn, and is tried again next time.
+        """
+        for what, removal in self._removals(now).items():
+            try:
+                num_removed = removal()
+            except Exception:
+                log.exception("housekeeping of %s failed; the next round tries again", what)
+            else:
+                if num_removed:
+                    log.info("removed %d %s", num_removed, what)
+
+    def _removals(self, now: datetime) -> dict[str, Callable[[], int]]:
+        """What is removed, in order, and how; each returns how many."""
+        return {
+            "idempotency keys": partial(self._forget_keys, before=now - KEYS_KEPT),
+            "remains of uploads": partial(remove_abandoned_uploads, self.uploads, now=now),
+            "checkpoints that retention no longer keeps": partial(
+                remove_superfluous, self.db, self.blobs, now=now
+            ),
+            "unlisted checkpoints": partial(remove_unlisted, self.db, self.blobs, now=now),
+            "unlisted or abandoned data sets or parts of them": partial(
+                remove_unlisted_datasets, self.db, self.dataset_blobs, now=now
+            ),
+            "wheels that are not whole": partial(
+                remove_unfinished_wheels, self.db, self.wheel_blobs, now=now
+            ),
+        }
+
+    def _forget_keys(self, *, before: datetime) -> int:
         with self.db.write() as session:
-            idempotency.forget_keys(session, before=now - KEYS_KEPT)
-        num_uploads = remove_abandoned_uploads(self.uploads, now=now)
-        num_superfluous = remove_superfluous(self.db, self.blobs, now=now)
-        num_checkpoints = remove_unlisted(self.db, self.blobs, now=now)
-        num_datasets = remove_unlisted_datasets(self.db, self.dataset_blobs, now=now)
-        num_wheels = remove_unfinished_wheels(self.db, self.wheel_blobs, now=now)
-        if num_uploads or num_superfluous or num_checkpoints or num_datasets or num_wheels:
-            log.info(
-                "removed the remains of %d uploads, %d checkpoints that retention no longer keeps, "
-                "the files of %d unlisted ones, and %d unlisted or abandoned data sets or parts of "
-                "them, and %d wheels that are not whole",
-                num_uploads,
-                num_superfluous,
-                num_checkpoints,
-                num_datasets,
-                num_wheels,
-            )
+            return idempotency.forget_keys(session, before=before)
 
     async def run_forever(self) -> None:
         """Sweep now and once an hour until cancelled."""
         while True:
-            try:
-                await anyio.to_thread.run_sync(self.clean_up, utc_now())
-            except Exception:
-                log.exception("housekeeping failed; the next round tries again")
+            await anyio.to_thread.run_sync(self.clean_up, utc_now())
             await asyncio.sleep(EVERY_SECONDS)

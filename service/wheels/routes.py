@@ -13,10 +13,11 @@ from roadless.service.auth.dependencies import Project
 from roadless.service.contract.ids import WHEEL_ID_PATTERN
 from roadless.service.contract.resources import Page
 from roadless.service.contract.uploads.wheels import FILE_NAME_LENGTH, WHEEL_NAME_PATTERN, Wheel
+from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, Db, StoringLimiter, WheelBlobs
-from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.wheels import actions, store
 from roadless.service.wheels.inspection import facts_of_name
 from roadless.service.wheels.keys import folder_of, key_of
@@ -69,13 +70,11 @@ def _require_room(db: Database, project: str) -> None:
 
 
 @router.get("")
-def list_wheels(
-    project: Project, db: Db, after: str | None = None, limit: Limit = 50
-) -> Page[Wheel]:
+def list_wheels(project: Project, db: Db, after: After, limit: Limit = 50) -> Page[Wheel]:
     """The project's wheels, newest first."""
     with db.read() as session:
         rows = store.page(session, project, after=after, limit=limit + 1)
-    return page_of(rows, limit, view=wheel_resource, cursor=lambda row: row.id)
+    return page_of(rows, limit, view=wheel_resource, cursor=place_of)
 
 
 @router.get("/{wheel_id}")

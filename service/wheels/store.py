@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.states import TERMINAL
-from roadless.service.db.keyset import newest_first
+from roadless.service.db.keyset import Place, newest_first, place_of
 from roadless.service.db.tables import JobRow, WheelRow
 from roadless.service.errors import NotFound
 
@@ -60,11 +60,12 @@ def count(session: Session, project: str) -> int:
     return session.scalar(query) or 0
 
 
-def page(session: Session, project: str, *, after: str | None, limit: int) -> Sequence[WheelRow]:
-    """Up to ``limit`` wheels, newest first, after the one with id ``after``."""
+def page(session: Session, project: str, *, after: Place | None, limit: int) -> Sequence[WheelRow]:
+    """Up to ``limit`` wheels, newest first, after a place; raises NotFound for an unknown id."""
     query = _stored(project)
-    last = None if after is None else get(session, after, project)
-    return session.scalars(newest_first(query, WheelRow, after=last, limit=limit)).all()
+    if after is not None and after.order is None:
+        after = place_of(get(session, after.id, project))
+    return session.scalars(newest_first(query, WheelRow, after=after, limit=limit)).all()
 
 
 def users(session: Session, wheel_id: str, *, limit: int) -> Sequence[str]:

@@ -5,7 +5,9 @@ import io
 import os
 import tarfile
 import time
+from dataclasses import replace
 from datetime import timedelta
+from unittest import mock
 
 import pytest
 from fastapi.testclient import TestClient
@@ -16,8 +18,10 @@ from roadless.service.checkpoints import download, retention
 from roadless.service.clock import utc_now
 from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.service.contract.ids import new_id
+from roadless.service.errors import Unavailable
 from roadless.service.main import create_app
 from roadless.service.scheduling.housekeeping import KEYS_KEPT, Housekeeping
+from roadless.service.storage.blobs import MemoryBlobs
 from roadless.service.storage.incoming import Incoming
 from roadless.service.storage.local_blobs import LocalBlobs
 
@@ -252,6 +256,27 @@ def test_many_folders_are_swept_in_batches(service, settings, home, digits_spec,
     rank.ended()
     assert retention.remove_unlisted(home.db, home.blobs, now=utc_now() + LATER) == 5
     assert folders(settings) == []
+
+
+def test_a_store_that_fails_keeps_nothing_else_from_its_turn(service, settings, home, digits_spec):
+    class Away(MemoryBlobs):
+        def drop_unfinished(self, *, before):
+            raise Unavailable("the blob store does not answer; try again")
+
+    _, rank = service.running(digits_spec)
+    rank.upload(new_id("ckpt"), b"x")
+    rank.ended()
+    left = settings.uploads_dir / "left"
+    left.write_bytes(b"x")
+    os.utime(left, (0, 0))
+    replace(home, blobs=Away()).clean_up(utc_now() + LATER)
+    assert not left.exists(), "before it"
+    replace(home, dataset_blobs=Away()).clean_up(utc_now() + LATER)
+    assert folders(settings) == []
+    wheels = MemoryBlobs()
+    wheels.drop_unfinished = mock.Mock(return_value=0)
+    replace(home, blobs=Away(), dataset_blobs=Away(), wheel_blobs=wheels).clean_up(utc_now())
+    wheels.drop_unfinished.assert_called_once()
 
 
 def test_remains_of_uploads_are_swept(service, settings, home, digits_spec):

@@ -5,8 +5,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from played import NODE, Rank
 from sqlalchemy import text
 from stage import LEASE_SECONDS, staged
@@ -17,6 +20,7 @@ from roadless.service.db.tables import JobRow
 from roadless.service.errors import Fenced, NotFound
 from roadless.service.jobs import store
 from roadless.service.scheduling import routes
+from roadless.service.scheduling.store import QUEUE_PAGE
 
 ONE_RANK = {"parallelism": {"num_workers": 1}}
 
@@ -143,6 +147,81 @@ def test_the_same_name_is_the_same_runner_though_it_registers_twice_at_once(serv
         answers = list(pool.map(register, range(8)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["runner_id"] for answer in answers}) == 1
+
+
+# ---- what does not fit hides nothing -------------------------------------------------------------
+
+BIG = {"training": {"batch_size": 64}, "parallelism": {"num_workers": 64}}
+
+
+def test_jobs_that_fit_nowhere_hide_none_behind_them(stage, digits_spec):
+    for _ in range(2 * QUEUE_PAGE + 1):
+        stage.submit({**digits_spec, **BIG})
+    small = [stage.submit({**digits_spec, **ONE_RANK}) for _ in range(2)]
+    reply = stage.sync(stage.register(), free_cpus=2)
+    assert [one.job_id for one in reply.start] == small
+
+
+def test_neither_do_jobs_of_many_shapes(stage, digits_spec, monkeypatch):
+    monkeypatch.setattr("roadless.service.scheduling.store.QUEUE_PAGE", 3)
+    monkeypatch.setattr("roadless.service.scheduling.sync.SHAPES_LEFT_OUT", 2)
+    for cpus in range(5, 17):
+        shape = {"num_workers": 1, "cpus_per_worker": cpus}
+        stage.submit({**digits_spec, "priority": cpus % 3, "parallelism": shape})
+    small = stage.submit({**digits_spec, **ONE_RANK})
+    reply = stage.sync(stage.register(), free_cpus=4)
+    assert [one.job_id for one in reply.start] == [small]
+
+
+def test_an_elastic_job_of_many_sizes_is_found_behind_those_without(
+    stage, digits_spec, monkeypatch
+):
+    """They ask for the same at most, so only their smallest size tells them apart."""
+    monkeypatch.setattr("roadless.service.scheduling.store.QUEUE_PAGE", 3)
+    for _ in range(7):
+        stage.submit({**digits_spec, "parallelism": {"num_workers": 8}})
+    elastic = {"min_workers": 1, "num_workers": 8}
+    job_id = stage.submit({**digits_spec, "parallelism": elastic})
+    (start,) = stage.sync(stage.register(), free_cpus=2).start
+    assert (start.job_id, start.num_workers) == (job_id, 2)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    queue=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), max_size=12),
+    free_cpus=st.integers(0, 8),
+)
+def test_pages_of_the_queue_choose_what_the_whole_queue_would(stage, digits_spec, queue, free_cpus):
+    """Whatever a page holds: priority, then age, and who does not fit is passed over."""
+    stage.empty()
+    submitted = []
+    for priority, cpus in queue:
+        shape = {"num_workers": 1, "cpus_per_worker": cpus}
+        job_id = stage.submit({**digits_spec, "priority": priority, "parallelism": shape})
+        submitted.append((job_id, priority, cpus))
+        stage.pass_time(1)
+    expected, free = [], free_cpus
+    for job_id, _, cpus in sorted(submitted, key=lambda one: -one[1]):
+        if cpus <= free:
+            expected.append(job_id)
+            free -= cpus
+    with mock.patch("roadless.service.scheduling.store.QUEUE_PAGE", 2):
+        reply = stage.sync(stage.register(), free_cpus=free_cpus)
+    assert [one.job_id for one in reply.start] == expected
+
+
+def test_releases_of_attempts_that_nobody_holds_hide_none_that_is_held(
+    stage, digits_spec, monkeypatch
+):
+    monkeypatch.setattr("roadless.service.scheduling.sync.RELEASES_PER_SYNC", 3)
+    job_id, old_name = stage.submit(digits_spec), stage.register("old")
+    attempt_id = stage.claim(old_name).attempt_id
+    stage.cancel(job_id)
+    strangers = [f"att_{number:026}" for number in range(10)]
+    stage.sync(stage.register("new"), released=[*strangers, attempt_id])
+    assert stage.job(job_id).phase == "CANCELLED"
 
 
 # ---- runners that go away ------------------------------------------------------------------------
