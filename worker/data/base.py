@@ -1,7 +1,7 @@
 """What a data set is to the rest of the worker: a description, and batches by number.
 
 A data set is read-only and holds no position: the loop owns the step, ``sampler.py`` turns it into
-sample numbers, and so any step of any run can be asked for at any time.
+sample numbers, and so any step of any run can be requested at any time.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from roadless.service.contract.checkpoint.manifest import DataShape
 
 Indices = NDArray[np.int64]
-#: Where PyTorch lets the memory of a new tensor begin.
+#: How PyTorch aligns the memory of a new tensor.
 ALIGNMENT_BYTES: Final = 64
+#: A target that does not count, such as the padding after a short text; torch's own default.
+UNCOUNTED: Final = -100
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side; the first axis of both tensors counts them."""
+    """A batch of samples, along the first axis of both tensors."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
-    #: Whether some targets may be ``roadless.worker.evaluation.task.UNCOUNTED``; they are counted
-    #: only then.
+    #: Whether some targets may be UNCOUNTED; targets are counted only then.
     has_uncounted: bool = True
 
     def to(self, device: torch.device) -> Self:
@@ -41,9 +42,9 @@ class Batch:
         return [type(self)(inputs, targets, self.has_uncounted) for inputs, targets in pairs]
 
     def aligned(self) -> Self:
-        """Return the batch with tensors that begin where new ones do: a copy unless they do.
+        """Return the batch with tensors aligned like new ones; they are copied where they are not.
 
-        Libraries sum in another order, and so to other bits, where memory begins elsewhere.
+        With another alignment, libraries sum in another order, and so to other bits.
         """
         inputs, targets = _aligned(self.inputs), _aligned(self.targets)
         if inputs is self.inputs and targets is self.targets:
@@ -57,7 +58,7 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Description:
-    """What a model and a receipt must know of the data."""
+    """What a model and a receipt must know about the data."""
 
     input_shape: tuple[int, ...]  #: of one sample
     num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
@@ -68,12 +69,12 @@ class Description:
 
     @property
     def num_outputs(self) -> int:
-        """How wide the last layer is: classes, tokens of the vocabulary, or targets."""
+        """Width of the last layer: classes, tokens of the vocabulary, or targets."""
         return self.num_classes or self.num_targets
 
     @property
     def shape(self) -> DataShape:
-        """What a model that was made for such data needs to be made again."""
+        """What is needed to build a model for such data again."""
         return DataShape(
             input_shape=self.input_shape,
             num_classes=self.num_classes,
@@ -83,7 +84,7 @@ class Description:
 
     @classmethod
     def of_shape(cls, shape: DataShape) -> Self:
-        """The description of data of which nothing else is known."""
+        """Describe data of which only the shape is known."""
         return cls(
             shape.input_shape,
             shape.num_classes,
@@ -94,7 +95,7 @@ class Description:
 
 
 class TrainSplit(Protocol):
-    """What of a data set is trained on: samples by global number."""
+    """The training part of a data set: samples by global number."""
 
     @property
     def description(self) -> Description:
@@ -107,12 +108,12 @@ class TrainSplit(Protocol):
     def train_batch(self, indices: Indices) -> Batch:
         """Return the training samples with these numbers: ``epoch * num_train + sample``.
 
-        Each sample is what it is in any other batch.
+        A sample is the same in every batch.
         """
 
 
 class EvalSplit(Protocol):
-    """What of a data set is held out: samples by position."""
+    """The held-out part of a data set: samples by position."""
 
     @property
     def description(self) -> Description:

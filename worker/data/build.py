@@ -1,4 +1,4 @@
-"""From the spec of data to a data set: one ``match``, and nothing else knows the names."""
+"""Builds a data set from its spec: one ``match``, and no other code knows the names."""
 
 import logging
 from collections.abc import Callable
@@ -50,9 +50,9 @@ def build_data(
     """Return the data set, cut for this model and task.
 
     ``sources``: what the operator of the node allows; None: built-in data and public addresses.
-    ``uploads``: where uploaded data sets are fetched from. ``say`` hears now and then how far a
-    long preparation is. Raises the JobFailed errors named ``Data...``, and SourceAway when a remote
-    source does not answer.
+    ``uploads``: where uploaded data sets are fetched from. ``say`` periodically receives the
+    progress of a long preparation. Raises the JobFailed errors named ``Data...``, and SourceAway
+    when a remote source does not answer.
     """
     match spec:
         case DigitsData():
@@ -70,7 +70,7 @@ def build_data(
         case _:
             opened, tell = sources or DataSources(), Progress(say).tell
             records = _records(spec, sources=opened, uploads=uploads or NoUploads(), tell=tell)
-            preparation = Preparation(opened, tell=tell)
+            preparation = Preparation(opened, tell=tell, say=say)
             if spec.target is not None:
                 return preparation.rows(spec, records, task=task)
             return preparation.windows(spec, records, context=_context(model))

@@ -1,6 +1,6 @@
-"""The data sets and metrics of a job: what is trained on, and all that an evaluation looks at.
+"""The data sets and metrics of a job: what is trained on, and all that is evaluated.
 
-TrainingSetup from the specification alone, so that a rank, a process that checks a checkpoint and a
+Built from the specification alone, so that a rank, a process that checks a checkpoint and a
 stranger with the download evaluate the same.
 """
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
-from roadless.service.contract.job.data import DataSpec, label_of_data
+from roadless.service.contract.job.data import DataSpec, RecordsData, label_of_data
 from roadless.service.contract.job.evaluation import EvaluationSpec
 from roadless.service.contract.job.evaluation_sets import (
     EvaluationSet,
@@ -18,6 +18,7 @@ from roadless.service.contract.job.evaluation_sets import (
 )
 from roadless.service.contract.job.spec import JobSpec
 from roadless.worker.data.base import DataSet, Description, EvalSplit, TrainSplit
+from roadless.worker.data.formats.chunk import shown_names
 from roadless.worker.data.prepared.row_dataset import NumberRows
 from roadless.worker.errors import DataInvalid, JobFailed
 from roadless.worker.evaluation.custom_metrics import CustomMetric, load_metrics, try_out
@@ -35,7 +36,7 @@ class NamedSet:
     max_batches: int | None
 
     def spec(self, spec: EvaluationSpec) -> EvaluationSpec:
-        """Return how this set is evaluated by a job that is evaluated like this."""
+        """Return how this set is evaluated in a job with this ``spec``."""
         return spec.model_copy(update={"max_batches": self.max_batches})
 
 
@@ -44,7 +45,7 @@ class Datasets:
     """What a job is trained and evaluated on.
 
     ``train`` and ``validation``: the two splits of the model's data. ``named``: further sets, which
-    are evaluated only.
+    are only evaluated.
     """
 
     train: TrainSplit
@@ -54,12 +55,12 @@ class Datasets:
 
     @property
     def description(self) -> Description:
-        """That of the model's data."""
+        """The description of the model's data."""
         return self.train.description
 
     @property
     def fingerprints(self) -> Mapping[str, str]:
-        """Those of the further sets, by name."""
+        """The fingerprints of the further sets, by name."""
         return {one.name: one.data.description.fingerprint for one in self.named}
 
     @classmethod
@@ -79,7 +80,7 @@ class Datasets:
 
 @contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Have a failure within the block say which further set it is about."""
+    """Add the name of the further set to the message of a failure within the block."""
     try:
         yield
     except JobFailed as error:
@@ -108,16 +109,43 @@ def _named(
 ) -> NamedSet:
     known = main.description.num_classes or None
     described = prepared_alike(one.data, like=spec.data, num_classes=known)
+    described = _as_exact(described, standardised=is_standardised(spec.data))
     with naming(one.name):
         data = build(described)
         _require_fit(data.description, main=main.description)
+        if _is_ordered_otherwise(described, data, main=main):
+            data = build(described.model_copy(update={"columns": main.columns}))
         if is_standardised(spec.data):
             data = _standardised(data, like=main, label=label_of_data(one.data))
     return NamedSet(one.name, data, one.max_batches)
 
 
+def _as_exact(data: DataSpec, *, standardised: bool) -> DataSpec:
+    """The set, kept as exact as the model's data is before its mean is subtracted."""
+    if not isinstance(data, RecordsData) or data.target is None:
+        return data
+    return data.model_copy(update={"standardise": standardised})
+
+
+def _is_ordered_otherwise(described: DataSpec, data: DataSet, *, main: DataSet) -> bool:
+    """Whether the set has the columns of the model's data in another order, where none are named.
+
+    Raises DataInvalid where it has others: as many would fit the model, and mean something else.
+    """
+    if not isinstance(described, RecordsData) or described.columns is not None:
+        return False
+    if not (isinstance(data, NumberRows) and isinstance(main, NumberRows) and main.columns):
+        return False
+    if sorted(data.columns) != sorted(main.columns):
+        raise DataInvalid(
+            f"expected the columns {shown_names(main.columns)} of the model's data, saw "
+            f"{shown_names(data.columns)}; name those to use in `columns`"
+        )
+    return data.columns != main.columns
+
+
 def _require_fit(seen: Description, *, main: Description) -> None:
-    """Fewer classes, or a smaller vocabulary, are among those that the model tells apart."""
+    """Fewer classes, or a smaller vocabulary, still fit the model."""
     of_main = "of the model's data"
     if seen.input_shape != main.input_shape:
         raise DataInvalid(
@@ -135,7 +163,7 @@ def _require_fit(seen: Description, *, main: Description) -> None:
 
 
 def _standardised(data: DataSet, *, like: DataSet, label: str) -> DataSet:
-    """The set with the model's mean and deviation: its own would hide that it is shifted."""
+    """The set, normalized with the model's mean and deviation: its own would hide a shift."""
     assert isinstance(like, NumberRows), "expected standardised data to be rows"
     if not isinstance(data, NumberRows):
         raise DataInvalid(f"expected rows to scale as the model's data is scaled, saw {label!r}")

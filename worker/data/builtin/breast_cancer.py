@@ -1,6 +1,6 @@
 """scikit-learn's breast cancer data: 569 rows of 30 numbers, two classes.
 
-Like digits it is read from the package's file, without importing the package.
+Like digits, it is read from the package's file without importing the package.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _HELD_OUT_EVERY = 5
 
 
 def load() -> NumberRows:
-    """Return the rows, standardised by those to train on; every fifth is held out.
+    """Return the rows, standardised by the training rows; every fifth is held out.
 
     Raises DataNotFound without scikit-learn, DataUnreadable when its file cannot be read.
     """
@@ -40,5 +40,7 @@ def load() -> NumberRows:
         num_classes=2,
         normalization=normalization.of_rows(inputs, every[~is_held_out]),
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
+        has_uncounted=False,
+        columns=(),
     )
     return NumberRows(table)

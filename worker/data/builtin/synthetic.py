@@ -1,6 +1,6 @@
 """Data made from a seed: for tests and benches that must not wait for files.
 
-Only raw words of Philox are drawn, which numpy promises to keep, so a seed means the same for ever.
+Only raw words of Philox are drawn, which numpy guarantees, so a seed always gives the same data.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _RULE, _INPUTS, _NOISE, _CHANCE = range(4)
 
 
 def classification(spec: SyntheticClassification) -> NumberRows:
-    """Return samples around one centre a class; the classes follow each other row by row."""
+    """Return samples around one centre per class; the classes alternate row by row."""
     num_rows, width = spec.num_train + spec.num_eval, math.prod(spec.input_shape)
     centres = _uniform(spec.seed, _RULE, (spec.num_classes, width))
     targets = np.arange(num_rows, dtype=np.int64) % spec.num_classes
@@ -35,19 +35,19 @@ def classification(spec: SyntheticClassification) -> NumberRows:
 
 
 def regression(spec: SyntheticRegression) -> NumberRows:
-    """Return inputs in [-1, 1] and a linear function of them, and noise."""
+    """Return inputs in [-1, 1] and a linear function of them plus noise."""
     num_rows, width = spec.num_train + spec.num_eval, math.prod(spec.input_shape)
     weights = _uniform(spec.seed, _RULE, (width, spec.num_targets)) / np.float32(math.sqrt(width))
     inputs = _uniform(spec.seed, _INPUTS, (num_rows, width))
-    # einsum without a library's threads: the order of its sums is one and the same everywhere. Arm
-    # fuses a product with its sum, which may round the last bit otherwise.
+    # einsum without a library's threads: it sums in the same order everywhere. Arm fuses a product
+    # with its sum, which may round the last bit differently.
     targets = np.einsum("rw,wt->rt", inputs, weights, optimize=False)
     targets += np.float32(spec.noise) * _uniform(spec.seed, _NOISE, targets.shape)
     return _rows(spec, inputs, targets, num_classes=0)
 
 
 def tokens(spec: SyntheticTokens, *, context: int) -> TokenWindows:
-    """Return windows over a phrase that is said again and again, with slips of the tongue."""
+    """Return windows over a phrase that is repeated with random errors."""
     phrase = _words(spec.seed, _RULE, spec.phrase) % np.uint64(spec.vocabulary)
     said = phrase[np.arange(spec.num_tokens) % spec.phrase].astype(narrowest(spec.vocabulary))
     slips = _words(spec.seed, _NOISE, spec.num_tokens)
@@ -80,6 +80,8 @@ def _rows(
         num_classes=num_classes,
         normalization=None,
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
+        has_uncounted=False,
+        columns=(),
     )
     return NumberRows(table)
 

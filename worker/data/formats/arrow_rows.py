@@ -1,11 +1,12 @@
-"""Rows of Parquet files, and what else comes as Arrow tables.
+"""Rows of Parquet files and other Arrow tables.
 
-Imported by a rank alone: Arrow starts threads, and a fork server must have none.
+Imported only by ranks: Arrow starts threads, and a fork server must have none.
 """
 
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,29 +22,61 @@ _ROWS = 1024
 
 
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
-    """Yield the chosen columns of a Parquet file. Raises DataInvalid for what is none."""
+    """Yield the chosen columns of a Parquet file. Raises DataInvalid for any other file."""
     try:
         with pq.ParquetFile(path) as content:
-            names = choose(content.schema_arrow.names, file)
+            present = content.schema_arrow.names
+            names = choose(present, file, aside=_index_of(content.schema_arrow))
+            _require_once(names, present, file=file)
             batches = content.iter_batches(batch_size=_ROWS, columns=list(names))
             yield from chunks_of(batches, names=names, file=file)
     except pa.ArrowException as error:
         raise DataInvalid(f"{file}: expected a Parquet file, saw: {error}") from error
 
 
+def open_zstd(path: Path) -> BinaryIO:
+    """Open a file that zstd compressed, which Python 3.14 does by itself."""
+    return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+
+
+def _index_of(schema: pa.Schema) -> list[str]:
+    """The columns that pandas wrote as an index: row labels, not data.
+
+    pandas (``to_parquet``) stores every index but 0, 1, 2, ... as a column, and says so here.
+    """
+    try:
+        about = list((schema.pandas_metadata or {}).get("index_columns", []))
+    except (ValueError, AttributeError, TypeError):
+        return []  # not what pandas writes under that name
+    return [name for name in about if isinstance(name, str)]
+
+
+def _require_once(names: Sequence[str], present: Sequence[str], *, file: str) -> None:
+    """Raise DataInvalid where a chosen name is that of two columns."""
+    for name in names:
+        if present.count(name) > 1:
+            raise DataInvalid(
+                f"{file}: expected one column {name!r}, saw {present.count(name)} of that name; "
+                "rename them, or name other columns in `columns`"
+            )
+
+
 def chunks_of(
     batches: Iterator[pa.RecordBatch], *, names: Sequence[str], file: str
 ) -> Iterator[Chunk]:
-    """Chunks of Arrow record batches that follow each other."""
+    """Chunks of consecutive Arrow record batches."""
     first_row = 1
     for batch in batches:
-        columns = {name: _column(batch.column(name)) for name in names}
-        yield Chunk(file, first_row, columns)
+        if batch.num_rows:
+            columns = {name: _column(batch.column(name)) for name in names}
+            yield Chunk(file, first_row, columns)
         first_row += batch.num_rows
 
 
 def _column(values: pa.Array) -> Column:
-    """The values as numpy has them; as Python objects where nulls or texts are among them."""
+    """The values as a numpy array, or as Python objects if nulls or texts are among them."""
+    if isinstance(values, pa.FixedShapeTensorArray) and not values.null_count:
+        return _tensors(values)
     if isinstance(values, pa.ExtensionArray):
         return _column(values.storage)
     if pa.types.is_dictionary(values.type):
@@ -51,8 +84,40 @@ def _column(values: pa.Array) -> Column:
     if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0:
         return _column(pc.struct_field(values, "bytes"))  # an image, as Hugging Face stores them
     if values.null_count or not _is_numeric(values.type):
-        return list(values.to_pylist())
+        return _objects(values)
     return _dense(values)
+
+
+class _Unreadable:
+    """In the place of a value that Python has none for: a text that is not UTF-8, year 10000."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __repr__(self) -> str:
+        return f"a value that cannot be read ({self._error})"
+
+
+def _objects(values: pa.Array) -> list[Any]:
+    try:
+        return list(values.to_pylist())
+    except (ValueError, OverflowError, LookupError):
+        return [_object(value) for value in values]
+
+
+def _object(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, LookupError) as error:
+        return _Unreadable(error)
+
+
+def _tensors(values: pa.FixedShapeTensorArray) -> Column:
+    """Tensors of one shape: their storage alone has lost it, and the order of their axes."""
+    if not _is_numeric(values.type.value_type) or _nulls_in(values.storage.flatten()):
+        return _objects(values.storage)
+    found: NDArray[Any] = values.to_numpy_ndarray()
+    return found
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
@@ -64,17 +129,17 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _dense(values: pa.Array) -> Column:
-    """Numbers, or lists of numbers that are all of one length; others stay lists."""
+    """Numbers, or lists of numbers of equal length, as an array; others stay lists."""
     if not pa.types.is_nested(values.type):
         flat: NDArray[Any] = values.to_numpy(zero_copy_only=False)
         return flat
     inner = values.flatten()
     lengths = np.diff(_offsets(values))
     if len(lengths) == 0 or (lengths != lengths[0]).any() or _nulls_in(inner):
-        return list(values.to_pylist())
+        return _objects(values)
     dense: Any = _dense(inner)
     if isinstance(dense, list):
-        return list(values.to_pylist())
+        return _objects(values)
     stacked: NDArray[Any] = dense.reshape(len(values), int(lengths[0]), *dense.shape[1:])
     return stacked
 

@@ -1,60 +1,93 @@
-"""From the values of a column to numbers, labels, texts or images; a bad one is named."""
+"""Converts values of a column to numbers, labels, texts or images; errors name the bad one.
 
-import contextlib
+A value becomes the number that its format says it is, or it is refused. Python would be more
+generous: its ``float`` reads "2021_05", "١٢" and "1_0", which no reader of CSV does.
+"""
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.data.formats.chunk import Chunk, Column, shown
 
 #: Above every label that a specification can name, and exact as a float.
 _HIGHEST_LABEL = 2**31
+#: From here on float64 does not hold every whole number.
+_FIRST_INEXACT = 2.0**53
+_NUMBER_TYPES: frozenset[type] = frozenset({int, float, bool, Decimal})
+#: A text of these characters that ``float`` reads is a number to every reader of CSV.
+_PLAIN = re.compile(r"[0-9+\-.eE \t]*")
+_NUMBER = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*")
+_WHOLE = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
+_NOT_FINITE = re.compile(r"[ \t]*[+-]?(?:nan|inf|infinity)[ \t]*", re.IGNORECASE)
+
+_NUMBERS_WAY_OUT = "leave such rows out, fill them, or name the columns to use in `columns`"
+_WHOLE_WAY_OUT = (
+    "subtract a constant from the column, store it as a float if its last digits do not matter, "
+    "or name the columns to use in `columns`"
+)
+_LABELS_WAY_OUT = (
+    f"number the classes 0, 1, 2, ...; {UNCOUNTED} marks a row that is neither learned nor scored"
+)
 
 
-def numbers(chunk: Chunk, name: str) -> NDArray[np.float32] | NDArray[np.uint8]:
-    """Return the column as finite float32 of shape (rows, ...); uint8 arrays stay as they are.
+class _Unlike(Exception):
+    """Some value is not a number, or not of the shape of the others; a search finds which."""
 
-    Raises DataInvalid for the first row that is no number, not finite, or of another shape.
+
+def numbers(chunk: Chunk, name: str) -> NDArray[np.float64] | NDArray[np.uint8]:
+    """Return the column as float64 of shape (rows, ...); uint8 arrays stay as they are.
+
+    Every value is finite in float32. Raises DataInvalid for the first row that is not a number, not
+    finite, of another shape, or a whole number that float64 cannot hold.
     """
     values = chunk.columns[name]
     if isinstance(values, np.ndarray) and values.dtype == np.uint8:
         return values
     try:
-        wide = _wide(values)
-    except (ValueError, TypeError):
-        _refuse_first_unlike(chunk, name)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    _require_finite(chunk, name, narrow)
-    return narrow
+        wide = _wide(values, reads_texts=chunk.is_text_only)
+    except _Unlike:
+        _refuse_first_unlike(chunk, name, expected="a number", way_out=_NUMBERS_WAY_OUT)
+    if wide.size == 0:
+        chunk.refuse(0, name, expected="at least one number", seen=shown(values[0]))
+    _require_finite(chunk, name, wide)
+    _require_exact(chunk, name, wide)
+    return wide
 
 
 def labels(chunk: Chunk, name: str) -> NDArray[np.int64]:
-    """Return the column as class numbers from 0. Raises DataInvalid for the first that is none."""
+    """Return the column as class numbers from 0, or UNCOUNTED where a row does not count.
+
+    They may be written as whole floats, or as texts. Raises DataInvalid for the first that is no
+    class number.
+    """
     values = chunk.columns[name]
     try:
-        wide = _wide(values)
-    except (ValueError, TypeError):
-        _refuse_first_unlike(chunk, name, expected="a class number")
-    is_label = (wide >= 0) & (wide < _HIGHEST_LABEL) & (wide == np.floor(wide))
+        wide = _wide(values, reads_texts=True)
+    except _Unlike:
+        _refuse_first_unlike(chunk, name, expected="a class number", way_out=_LABELS_WAY_OUT)
+    is_class = (wide >= 0) & (wide < _HIGHEST_LABEL) & (wide == np.floor(wide))
+    is_label = is_class | (wide == UNCOUNTED)
     if wide.ndim != 1 or not is_label.all():
         row = 0 if wide.ndim != 1 else int(np.argmin(is_label))
-        chunk.refuse(row, name, expected="a class number from 0", seen=shown(values[row]))
+        chunk.refuse(
+            row,
+            name,
+            expected="a class number from 0",
+            seen=shown(values[row]),
+            way_out=_LABELS_WAY_OUT,
+        )
     return wide.astype(np.int64)
 
 
 def texts(chunk: Chunk, name: str) -> list[bytes]:
-    """Return the column as UTF-8. Raises DataInvalid for the first row that is no text."""
+    """Return the column as UTF-8. Raises DataInvalid for the first row that is not text."""
     return [_text(chunk, name, row, value) for row, value in enumerate(chunk.columns[name])]
-
-
-def _wide(values: Column) -> NDArray[np.float64]:
-    if not isinstance(values, np.ndarray):
-        # Three times as fast for texts and plain numbers as numpy's own way, which lists need.
-        with contextlib.suppress(TypeError):
-            return np.fromiter(map(float, values), dtype=np.float64, count=len(values))
-    return np.asarray(values, dtype=np.float64)
 
 
 def _text(chunk: Chunk, name: str, row: int, value: Any) -> bytes:
@@ -66,22 +99,147 @@ def _text(chunk: Chunk, name: str, row: int, value: Any) -> bytes:
         chunk.refuse(row, name, expected="a text that UTF-8 can say", seen=shown(value))
 
 
-def _require_finite(chunk: Chunk, name: str, values: NDArray[np.float32]) -> None:
-    is_finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+def written_number(text: str) -> int | float | None:
+    """Return the number that the text is, or None.
+
+    >>> written_number("05"), written_number("1e3"), written_number("2021_05")
+    (5, 1000.0, None)
+    """
+    if not _NUMBER.fullmatch(text):
+        return None
+    return int(text) if _WHOLE.fullmatch(text) else float(text)
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def _wide(values: Column, *, reads_texts: bool) -> NDArray[np.float64]:
+    """The values as float64. Raises _Unlike.
+
+    ``reads_texts``: whether a text may be a number.
+    """
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64)
+    kinds = set(map(type, values))
+    if kinds == {str} and reads_texts:
+        return _of_texts(values)
+    if kinds <= _NUMBER_TYPES:
+        return _of_numbers(values)
+    if kinds == {list} and _leaf_kinds(values) <= _NUMBER_TYPES:
+        return _of_lists(values)
+    raise _Unlike
+
+
+def _of_texts(values: Sequence[str]) -> NDArray[np.float64]:
+    # One look at all texts in a row, since a pattern for each would cost more than to read it.
+    if not _PLAIN.fullmatch("".join(values)):
+        raise _Unlike
+    try:
+        return np.fromiter(map(float, values), dtype=np.float64, count=len(values))
+    except ValueError as error:
+        raise _Unlike from error
+
+
+def _of_numbers(values: Sequence[Any]) -> NDArray[np.float64]:
+    try:
+        return np.fromiter(map(float, values), dtype=np.float64, count=len(values))
+    except (OverflowError, ValueError) as error:
+        raise _Unlike from error
+
+
+def _of_lists(values: Sequence[Any]) -> NDArray[np.float64]:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise _Unlike from error
+
+
+def _leaf_kinds(values: Sequence[Any]) -> set[type]:
+    kinds = set(map(type, values))
+    if list not in kinds:
+        return kinds
+    nested = (_leaf_kinds(value) for value in values if isinstance(value, list))
+    return (kinds - {list}).union(*nested)
+
+
+def _require_finite(chunk: Chunk, name: str, values: NDArray[np.float64]) -> None:
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
     if not is_finite.all():
         row = int(np.argmin(is_finite))
-        chunk.refuse(row, name, expected="a finite float32", seen=shown(chunk.columns[name][row]))
+        chunk.refuse(
+            row,
+            name,
+            expected="a finite float32",
+            seen=shown(chunk.columns[name][row]),
+            way_out=_NUMBERS_WAY_OUT,
+        )
 
 
-def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str = "a number") -> NoReturn:
+def _require_exact(chunk: Chunk, name: str, wide: NDArray[np.float64]) -> None:
+    """A whole number of many digits is an id, or a time in nanoseconds: its last digits matter."""
+    values = chunk.columns[name]
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "iu":
+        return
+    for place in np.argwhere(np.abs(wide) >= _FIRST_INEXACT):
+        value = _at(values, place)
+        if _is_rounded(value, float(wide[tuple(place)])):
+            chunk.refuse(
+                int(place[0]),
+                name,
+                expected="a whole number that float64 holds, as all are up to 2**53",
+                seen=shown(value),
+                way_out=_WHOLE_WAY_OUT,
+            )
+
+
+def _at(values: Column, place: NDArray[np.int64]) -> Any:
+    found: Any = values
+    for at in place.tolist():
+        found = found[at]
+    return found
+
+
+def _is_rounded(value: Any, wide: float) -> bool:
+    """Whether the value is a whole number, and another one than its float64 is."""
+    if isinstance(value, str):
+        value = Decimal(value.strip()) if _WHOLE.fullmatch(value) else wide
+    if isinstance(value, Decimal) and value != value.to_integral_value():
+        return False
+    return bool((int(value) if isinstance(value, np.integer) else value) != wide)
+
+
+# ---- what is wrong ------------------------------------------------------------------------------
+
+
+def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str) -> NoReturn:
     """Find the row that kept the column from becoming an array."""
     shape: tuple[int, ...] | None = None
     for row, value in enumerate(chunk.columns[name]):
-        try:
-            seen = np.asarray(value, dtype=np.float64).shape
-        except (ValueError, TypeError):
-            chunk.refuse(row, name, expected=expected, seen=shown(value))
+        if _is_missing(value) and expected == "a number":
+            chunk.refuse(row, name, expected="a finite float32", seen=shown(value), way_out=way_out)
+        seen = _shape_of(value, reads_texts=chunk.is_text_only or expected != "a number")
+        if seen is None:
+            chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         if shape not in (None, seen):
             chunk.refuse(row, name, expected=f"the shape {shape} of the first row", seen=str(seen))
         shape = seen
-    raise AssertionError(f"expected a bad value in column {name!r} of {chunk.file}")
+    chunk.refuse(
+        0, name, expected=f"{expected} in one form in all rows", seen="several forms of it"
+    )
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and _NOT_FINITE.fullmatch(value) is not None)
+
+
+def _shape_of(value: Any, *, reads_texts: bool) -> tuple[int, ...] | None:
+    """The shape of a number, or of a list of numbers; None for anything else."""
+    if isinstance(value, str):
+        return () if reads_texts and _NUMBER.fullmatch(value) else None
+    if not _leaf_kinds([value]) <= _NUMBER_TYPES:
+        return None
+    try:
+        return np.asarray(value, dtype=np.float64).shape
+    except (OverflowError, ValueError, TypeError):
+        return None

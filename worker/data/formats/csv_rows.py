@@ -1,4 +1,7 @@
-"""Rows of a CSV file in UTF-8 whose first line names the columns; RFC 4180 quotes."""
+"""Rows of a CSV file in UTF-8 whose first line names the columns; RFC 4180 quotes.
+
+Every value stays a text here; which texts are numbers says ``columns.py``.
+"""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -12,33 +15,52 @@ from roadless.worker.data.formats.chunk import (
     gathered,
     shown_names,
 )
+from roadless.worker.data.formats.compression import opened_plain
 from roadless.worker.errors import DataInvalid
 
 csv.field_size_limit(MAX_RECORD_BYTES)
 
 
 def read(path: Path, *, file: str, choose: Choose, delimiter: str) -> Iterator[Chunk]:
-    """Yield the chosen columns as texts. Raises DataInvalid with the row for what is no CSV.
+    """Yield the chosen columns as texts. Raises DataInvalid with the row for invalid CSV.
 
-    ``file``: what messages call it.
+    ``file``: its name in messages.
     """
-    with path.open("rb") as content:
+    with opened_plain(path, file=file) as content:
         lines = csv.reader(_lines(content, file=file), delimiter=delimiter, strict=True)
         records = _records(lines, file=file)
         header = next(records, None)
         if header is None:
             raise DataInvalid(f"{file}: expected a first line that names the columns, saw none")
-        names = choose(_distinct(header, file=file), file)
+        named = _without_index(header)
+        aside = [""] if len(named) < len(header) else []
+        names = choose(_distinct(named, file=file), file, aside=aside)
         positions = [header.index(name) for name in names]
         yield from gathered(
             _rows(records, positions=positions, width=len(header), file=file),
             names=names,
             file=file,
+            is_text_only=True,
         )
 
 
+def _without_index(header: list[str]) -> list[str]:
+    """The columns from the first that has a name.
+
+    pandas (``to_csv``) and R (``write.csv``) write row labels first, under an empty name.
+    """
+    first = next((at for at, name in enumerate(header) if name), len(header))
+    return header[first:]
+
+
 def _lines(content: BinaryIO, *, file: str) -> Iterator[str]:
-    for number, line in enumerate(content, start=1):
+    number = 0
+    while line := content.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if len(line) > MAX_RECORD_BYTES:
+            raise DataInvalid(
+                f"{file}, line {number}: expected at most {MAX_RECORD_BYTES} bytes, saw more"
+            )
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
@@ -57,7 +79,8 @@ def _records(lines: Iterator[list[str]], *, file: str) -> Iterator[list[str]]:
 
 
 def _distinct(header: list[str], *, file: str) -> list[str]:
-    if len(set(header)) < len(header):
+    named = [name for name in header if name]
+    if len(set(named)) < len(named):
         raise DataInvalid(
             f"{file}: expected a distinct name for each column, saw {shown_names(header)}"
         )

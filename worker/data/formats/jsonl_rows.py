@@ -1,7 +1,8 @@
-"""Rows of a file of JSON objects, one a line, in UTF-8."""
+"""Rows of a file of JSON objects, one per line, in UTF-8."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,54 +14,89 @@ from roadless.worker.data.formats.chunk import (
     require_columns,
     shown,
 )
+from roadless.worker.data.formats.compression import opened_plain
 from roadless.worker.errors import DataInvalid
+
+#: An object, and the bytes of its line.
+_Sized = tuple[dict[str, Any], int]
 
 
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
-    """Yield the chosen fields of each object; the first object tells which fields there are.
+    """Yield the chosen fields of each object; the first object determines which fields there are.
 
-    ``file``: what messages call it. Raises DataInvalid with the row for a line that is no object or
-    lacks a field.
+    ``file``: its name in messages. Raises DataInvalid with the row for a line that is not an
+    object, has a field twice, lacks a field, or has one that the first lacks and that is needed.
     """
-    with path.open("rb") as content:
-        first = next(_objects(content, file=file), None)
+    with opened_plain(path, file=file) as content:
+        objects = _objects(content, file=file)
+        first = next(objects, None)
         if first is None:
             return
         names = choose(list(first[0]), file)
-        content.seek(0)
         yield from gathered(
-            _rows(_objects(content, file=file), names=names, file=file), names=names, file=file
+            _rows(chain([first], objects), names=names, choose=choose, file=file),
+            names=names,
+            file=file,
         )
 
 
 def _rows(
-    objects: Iterator[tuple[dict[str, Any], int]], *, names: Sequence[str], file: str
+    objects: Iterator[_Sized], *, names: Sequence[str], choose: Choose, file: str
 ) -> Iterator[tuple[Sequence[Any], int]]:
+    """The values of each row. A row with other fields than the one before is judged anew.
+
+    Without that, what the first row lacks would be dropped from all rows.
+    """
+    known: Set[str] = set()
     for row, (record, num_bytes) in enumerate(objects, start=1):
-        try:
-            yield [record[name] for name in names], num_bytes
-        except KeyError:
+        if record.keys() != known:
             require_columns(names, list(record), file=f"{file}, row {row}")
+            choose(list(record), f"{file}, row {row}")
+            known = record.keys()
+        yield [record[name] for name in names], num_bytes
 
 
-def _objects(content: BinaryIO, *, file: str) -> Iterator[tuple[dict[str, Any], int]]:
+def _objects(content: BinaryIO, *, file: str) -> Iterator[_Sized]:
     row = 0
     while line := content.readline(MAX_RECORD_BYTES + 1):
         row += 1
         if not line.strip() and not any(rest.strip() for rest in content):
             return  # blank lines may end a file
-        yield _object(line, where=f"{file}, row {row}"), len(line)
+        # Only a file may begin with a mark of byte order.
+        encoding = "utf-8-sig" if row == 1 else "utf-8"
+        yield _object(line, encoding=encoding, where=f"{file}, row {row}"), len(line)
 
 
-def _object(line: bytes, *, where: str) -> dict[str, Any]:
+def _object(line: bytes, *, encoding: str, where: str) -> dict[str, Any]:
     if len(line) > MAX_RECORD_BYTES:
         raise DataInvalid(f"{where}: expected at most {MAX_RECORD_BYTES} bytes, saw more")
     try:
-        record = json.loads(line)
+        # Decoded here: json.loads takes bytes that look like UTF-16 for that.
+        record = json.loads(line.decode(encoding), object_pairs_hook=_distinct)
     except UnicodeDecodeError as error:
         raise DataInvalid(f"{where}: expected UTF-8, saw: {error}") from error
+    except _Repeated as error:
+        raise DataInvalid(
+            f"{where}, column {error.name!r}: expected each name of an object once, saw it twice"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataInvalid(f"{where}: expected a JSON object, saw: {error}") from error
     if not isinstance(record, dict):
         raise DataInvalid(f"{where}: expected a JSON object, saw {shown(record)}")
+    return record
+
+
+class _Repeated(Exception):
+    """An object has a name twice: Python's json keeps the last value, others keep the first."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Repeated(next(name for name in names if names.count(name) > 1))
     return record

@@ -1,29 +1,56 @@
-"""Rows of an npz file: numpy arrays side by side, whose first axis counts the rows.
+"""Rows of an npz file: numpy arrays whose first axis is the rows.
 
 Arrays are read from the archive as a stream, a few rows at a time; nothing is unpickled.
 """
 
+import lzma
 import math
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from roadless.worker.data.formats.chunk import CHUNK_BYTES, CHUNK_ROWS, Choose, Chunk
+from roadless.worker.data.formats.chunk import (
+    CHUNK_BYTES,
+    CHUNK_ROWS,
+    Choose,
+    Chunk,
+    shown_names,
+)
 from roadless.worker.errors import DataInvalid
 
 _SUFFIX = ".npy"
 _HEADER_BYTES = 65536
+#: The largest array in Fortran order, which is read as a whole.
+MAX_FORTRAN_BYTES = 2**30
+
+
+class _Array(Protocol):
+    """An array whose rows are taken from the first to the last."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Of its numbers."""
+
+    def rows(self, count: int, *, where: str) -> NDArray[Any]:
+        """Return the next rows. Raises DataInvalid at a premature end."""
 
 
 @dataclass(frozen=True)
-class _Array:
+class _Streamed:
+    """Numbers in C order: rows follow each other in the archive."""
+
     content: IO[bytes]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -39,19 +66,66 @@ class _Array:
         return np.frombuffer(content, self.dtype).reshape(count, *self.shape[1:])
 
 
+class _Held:
+    """Numbers in Fortran order, as ``DataFrame.to_numpy`` gives them: columns follow each other,
+    so the whole array is held in memory.
+    """
+
+    def __init__(self, streamed: _Streamed) -> None:
+        self._streamed = streamed
+        self._array: NDArray[Any] | None = None
+        self._next = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._streamed.shape
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self._streamed.bytes_per_row
+
+    def rows(self, count: int, *, where: str) -> NDArray[Any]:
+        if self._array is None:
+            whole = self._streamed.rows(self.shape[0], where=where)
+            self._array = whole.reshape(-1).reshape(self.shape, order="F")
+        start, self._next = self._next, self._next + count
+        return self._array[start : self._next]
+
+
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
-    """Yield the chosen arrays, all of as many rows. Raises DataInvalid for what is no such file."""
+    """Yield the chosen arrays, all of equal length. Raises DataInvalid for any other file."""
     try:
         with ExitStack() as stack:
             archive = stack.enter_context(zipfile.ZipFile(path))
-            present = [name.removesuffix(_SUFFIX) for name in archive.namelist()]
-            arrays = {
-                name: _open(stack.enter_context(archive.open(name + _SUFFIX)), f"{file}, {name!r}")
-                for name in choose(present, file)
-            }
+            arrays = {}
+            for name in choose(_names(archive, file=file), file):
+                where = f"{file}, {name!r}"
+                content = stack.enter_context(_member(archive, name, where=where))
+                arrays[name] = _open(content, where)
             yield from _chunks(arrays, file=file)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    # RuntimeError: a member with a password. zlib.error: a member that was damaged.
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
         raise DataInvalid(f"{file}: expected an npz archive, saw: {error}") from error
+
+
+def _names(archive: zipfile.ZipFile, *, file: str) -> list[str]:
+    """The members of the archive, as numpy calls them. Raises DataInvalid for a name twice."""
+    names = [member.removesuffix(_SUFFIX) for member in archive.namelist()]
+    if len(set(names)) < len(names):
+        raise DataInvalid(
+            f"{file}: expected a distinct name for each array, saw {shown_names(names)}"
+        )
+    return names
+
+
+def _member(archive: zipfile.ZipFile, name: str, *, where: str) -> IO[bytes]:
+    try:
+        return archive.open(name + _SUFFIX)
+    except KeyError as error:
+        raise DataInvalid(
+            f"{where}: expected a numpy array, saw a member of another kind; "
+            "name the arrays to use in `columns`"
+        ) from error
 
 
 def _open(content: IO[bytes], where: str) -> _Array:
@@ -63,10 +137,18 @@ def _open(content: IO[bytes], where: str) -> _Array:
         raise DataInvalid(f"{where}: expected a numpy array, saw: {error}") from error
     if dtype.kind not in "buif":
         raise DataInvalid(f"{where}: expected numbers, saw dtype {dtype}")
-    if not shape or (is_fortran and len(shape) > 1):
-        order = " in Fortran order" if shape else ""
-        raise DataInvalid(f"{where}: expected rows in C order, saw shape {shape}{order}")
-    return _Array(content, shape, dtype)
+    if not shape:
+        raise DataInvalid(f"{where}: expected an array of rows, saw a single number")
+    streamed = _Streamed(content, shape, dtype)
+    if not is_fortran or len(shape) == 1:
+        return streamed
+    if streamed.bytes_per_row * shape[0] > MAX_FORTRAN_BYTES:
+        raise DataInvalid(
+            f"{where}: expected at most {MAX_FORTRAN_BYTES} bytes in Fortran order, which have to "
+            f"fit in memory, saw {streamed.bytes_per_row * shape[0]}; store "
+            "numpy.ascontiguousarray of it"
+        )
+    return _Held(streamed)
 
 
 def _chunks(arrays: dict[str, _Array], *, file: str) -> Iterator[Chunk]:

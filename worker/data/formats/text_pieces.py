@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roadless.worker.data.formats.chunk import Piece
+from roadless.worker.data.formats.compression import opened_plain
 from roadless.worker.errors import DataInvalid
 
-#: A longer text is tokenised in pieces of about this size, which end with a line where they can.
+#: A longer text is tokenised in pieces of about this size, which end at a line end if possible.
 PIECE_BYTES = 2**20
 #: Bytes of a character in UTF-8, at most.
 _LONGEST_CHARACTER = 4
@@ -20,11 +21,11 @@ def read_bytes(path: Path) -> Iterator[Piece]:
 
 
 def read_text(path: Path, *, file: str) -> Iterator[Piece]:
-    """Yield a text in UTF-8. Raises DataInvalid with the line where it is none.
+    """Yield a text in UTF-8. Raises DataInvalid with the line where it is not.
 
-    ``file``: what messages call it.
+    ``file``: its name in messages.
     """
-    with path.open("rb") as content:
+    with opened_plain(path, file=file) as content:
         held, line = b"", 1
         while block := content.read(PIECE_BYTES):
             held += block
@@ -39,9 +40,9 @@ def read_text(path: Path, *, file: str) -> Iterator[Piece]:
 
 
 def _last_cut(content: bytes) -> int:
-    """Where the last line begins that is not complete; in one long line, the last character.
+    """Where the last incomplete line begins; in one long line, the last character.
 
-    That one may be cut short, so it waits for the next piece.
+    That character may be cut short, so it waits for the next piece.
     """
     newline = content.rfind(b"\n")
     if newline >= 0:

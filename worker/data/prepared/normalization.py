@@ -10,35 +10,48 @@ from roadless.worker.data.prepared.row_dataset import Normalization
 from roadless.worker.data.progress import Tell
 
 _BLOCK_BYTES = 32 * 2**20
-#: Bytes of decoded images go from 0..255 to [-1, 1].
-_IMAGE_SCALE, _IMAGE_SHIFT = 2 / 255, -1.0
 
 
 def _to_nobody(text: str) -> None:
     """Report nothing."""
 
 
-def of_images(sample_shape: tuple[int, ...]) -> Normalization:
-    """Return what brings the bytes of images of this shape to [-1, 1]."""
-    ones = np.ones(_broadcast_shape(sample_shape), dtype=np.float32)
-    return Normalization(ones * np.float32(_IMAGE_SCALE), ones * np.float32(_IMAGE_SHIFT))
+def of_images(sample_shape: tuple[int, ...], dtype: np.dtype[Any]) -> Normalization:
+    """Return the normalization that maps images of this shape to [-1, 1].
+
+    ``dtype``: uint8 or uint16; from 0 to the highest number it has.
+    """
+    middle = np.full(_broadcast_shape(sample_shape), np.iinfo(dtype).max / 2)
+    return Normalization(mean=middle, deviation=middle)
 
 
 def of_rows(
     inputs: NDArray[Any], rows: NDArray[np.int64], *, tell: Tell = _to_nobody
 ) -> Normalization:
-    """Return what gives these rows mean 0 and deviation 1: each column, of images each channel.
+    """Return what normalizes each column, or channel of images, to mean 0 and deviation 1.
 
-    ``inputs``: (rows, ...), mapped from disk. A column that never changes is only shifted. ``tell``
-    hears now and then that it goes on.
+    ``inputs``: (rows, ...), mapped from disk. A constant column is only shifted. ``tell`` is called
+    periodically as a sign of progress.
+
+    Sums are taken of differences to the first row, and squares of them in units of the largest: a
+    column of 1e9 + small, or one of 1e-200, keeps every digit, and a constant one its exact mean.
     """
     shape = _broadcast_shape(inputs.shape[1:])
     count = len(rows) * (np.prod(inputs.shape[1:]) / np.prod(shape))
-    mean = sum(_sum(block, shape) for block in _blocks(inputs, rows, tell)) / count
-    squares = sum(_sum((block - mean) ** 2, shape) for block in _blocks(inputs, rows, tell))
-    deviation = np.sqrt(squares / count)
-    scale = 1.0 / np.where(deviation > 0, deviation, 1.0)
-    return Normalization(scale.astype(np.float32), (-mean * scale).astype(np.float32))
+    first = _first_of(inputs[rows[0]], shape)
+    total, reach = np.zeros(shape), np.zeros(shape)
+    for block in _blocks(inputs, rows, tell):
+        block -= first
+        total += _reduced(np.add, block, shape)
+        reach = np.maximum(reach, _reduced(np.maximum, np.abs(block), shape))
+    mean = first + total / count
+    unit = np.where(reach > 0, reach, 1.0)
+    squares = sum(
+        _reduced(np.add, ((block - mean) / unit) ** 2, shape)
+        for block in _blocks(inputs, rows, tell)
+    )
+    deviation = unit * np.sqrt(squares / count)
+    return Normalization(mean, np.where((reach > 0) & (deviation > 0), deviation, 1.0))
 
 
 def _broadcast_shape(sample_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -56,7 +69,17 @@ def _blocks(
         yield inputs[rows[start : start + step]].astype(np.float64)
 
 
-def _sum(block: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _first_of(sample: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The first number of each column or channel."""
+    part = tuple(slice(size) for size in shape)
+    first: NDArray[np.float64] = sample[part].astype(np.float64)
+    return first
+
+
+def _reduced(
+    function: np.ufunc, block: NDArray[np.float64], shape: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """The sum or the maximum over the rows, and of images over the pixels."""
     axes = (0, *(axis + 1 for axis, size in enumerate(block.shape[1:]) if size != shape[axis]))
-    total: NDArray[np.float64] = block.sum(axis=axes).reshape(shape)
-    return total
+    found: NDArray[np.float64] = function.reduce(block, axis=axes).reshape(shape)
+    return found

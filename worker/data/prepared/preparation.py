@@ -1,8 +1,8 @@
 """Records become a data set on this node's disk, once for all ranks, and are mapped from there.
 
-The key of an entry is a hash of what identifies the content of the source and of every setting that
-changes what is made of it; so changed files, or another tokenizer, are another entry. What a job
-with secrets reads, no other project's job is given, and no job without secrets.
+The key of an entry is a hash of the identity of the source's content and of every setting that
+affects the result; so changed files, or another tokenizer, make another entry. Data that a job with
+secrets reads is never given to a job of another project, nor to a job without secrets.
 """
 
 import hashlib
@@ -25,19 +25,23 @@ from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Records
 from roadless.worker.rank_launch import DataSources
 
-#: Grows when the same sources and settings make other files than before.
-_LAYOUT = 1
+#: Grows when the same sources and settings result in other files than before.
+_LAYOUT = 2
 #: How often a growing entry is measured.
 _MEASURE_EVERY_SECONDS = 2.0
 
 
 class Preparation:
-    """The cache of this node, and whom to tell how far it is."""
+    """Prepares data in this node's cache, and reports its progress to ``tell``.
 
-    def __init__(self, sources: DataSources, *, tell: Tell) -> None:
+    ``say`` receives what the user should know of the data; unlike progress, all of it.
+    """
+
+    def __init__(self, sources: DataSources, *, tell: Tell, say: Tell) -> None:
         self._sources = sources
         self._cache = Cache(Path(sources.cache).expanduser(), max_bytes=sources.cache_bytes)
         self._tell = tell
+        self._say = say
 
     def windows(self, spec: RecordsData, records: Records, *, context: int) -> DataSet:
         """Return the texts as windows of ``context`` tokens."""
@@ -65,6 +69,7 @@ class Preparation:
                 held_out=held_out,
                 standardise=spec.standardise,
                 tell=tell,
+                say=self._say,
             )
 
         settings = {

@@ -13,23 +13,42 @@ from roadless.worker.errors import DataInvalid
 
 @dataclass(frozen=True)
 class Normalization:
-    """Inputs are served as ``value * scale + shift``; both fit one sample."""
+    """Inputs are served as ``(value - mean) / deviation``; both broadcast to one sample."""
 
-    scale: NDArray[np.float32]
-    shift: NDArray[np.float32]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    def applied(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the inputs, (samples, ...), as they are served.
+
+        Numbers are subtracted in float64 and rounded to float32 once, at the end: float32 before
+        it would lose what a large mean leaves of them. Bytes of images lose nothing in float32,
+        which takes half the time.
+        """
+        if inputs.dtype == np.uint8:
+            served = inputs.astype(np.float32)
+            served *= (1 / self.deviation).astype(np.float32)
+            served += (-self.mean * (1 / self.deviation)).astype(np.float32)
+            return served
+        centred = inputs.astype(np.float64)
+        centred -= self.mean
+        centred /= self.deviation
+        return centred.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows side by side, memory-mapped or not."""
+    """Arrays of rows, memory-mapped or not."""
 
-    inputs: NDArray[Any]  #: (rows, ...): float32, or uint8
-    targets: NDArray[Any]  #: (rows,) int64 classes, or (rows, targets) float32
+    inputs: NDArray[Any]  #: (rows, ...): float32, float64 to be normalized, or uint8
+    targets: NDArray[Any]  #: (rows,) int64 classes or UNCOUNTED, or (rows, targets) float32
     train_rows: NDArray[np.int64]  #: numbers of the rows to train on
     eval_rows: NDArray[np.int64]  #: numbers of those held out, in data-set order
     num_classes: int  #: 0 for regression
     normalization: Normalization | None
     fingerprint: str  #: SHA-256, lower-case hexadecimal
+    has_uncounted: bool  #: whether some targets are UNCOUNTED
+    columns: tuple[str, ...]  #: those that the inputs are made of; () where nobody named any
 
 
 class NumberRows:
@@ -44,6 +63,11 @@ class NumberRows:
             fingerprint=table.fingerprint,
             num_targets=0 if table.num_classes else table.targets.shape[1],
         )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns side by side in the inputs, in order; () where they have no names."""
+        return self._table.columns
 
     @property
     def num_train(self) -> int:
@@ -64,11 +88,13 @@ class NumberRows:
         return self._batch(self._table.eval_rows[start:stop])
 
     def standardised_like(self, other: Self) -> Self:
-        """Return these rows, served by scale and shift of the other ones.
+        """Return these rows, served with the mean and deviation of the other ones.
 
         Raises DataInvalid where one has images and the other has numbers.
         """
-        expected, seen = other._table.inputs.dtype, self._table.inputs.dtype
+        expected, seen = (
+            "uint8" if rows._table.inputs.dtype == np.uint8 else "float32" for rows in (other, self)
+        )
         if seen != expected:
             raise DataInvalid(
                 f"expected inputs of {expected}, as those that set the scale, saw {seen}"
@@ -77,9 +103,11 @@ class NumberRows:
 
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         # numpy, not torch: this runs in a thread beside training, whose cores it must not take.
-        inputs = self._table.inputs[rows].astype(np.float32)
-        if self._table.normalization is not None:
-            inputs *= self._table.normalization.scale
-            inputs += self._table.normalization.shift
-        targets = torch.from_numpy(self._table.targets[rows])
-        return Batch(torch.from_numpy(inputs), targets, has_uncounted=False)
+        inputs, normalization = self._table.inputs[rows], self._table.normalization
+        if normalization is not None:
+            inputs = normalization.applied(inputs)
+        return Batch(
+            torch.from_numpy(inputs.astype(np.float32, copy=False)),
+            torch.from_numpy(self._table.targets[rows]),
+            has_uncounted=self._table.has_uncounted,
+        )

@@ -1,7 +1,7 @@
 """Rows of numbers become arrays on disk, split into those to train on and those held out.
 
 ``inputs.bin`` and ``targets.bin`` hold the rows, ``rows.bin`` the numbers of those to train on and
-then of those held out, ``standard.npy`` scale and shift of the inputs, if there are any, and
+then of those held out, ``standard.npy`` mean and deviation of the inputs, if there are any, and
 ``numbers.json`` the rest.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from roadless.worker.data.base import UNCOUNTED
+from roadless.worker.data.formats.chunk import shown_names
 from roadless.worker.data.prepared import normalization
 from roadless.worker.data.prepared.row_dataset import Normalization, NumberRows, Table
 from roadless.worker.data.prepared.row_writer import INPUTS_FILE, TARGETS_FILE, RowWriter, Wanted
@@ -22,7 +24,7 @@ from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Records, Split, require_all_filled, splits_of
 from roadless.worker.errors import DataInvalid
 
-#: Apart from every key of ``sampler.py``, whose second word is the number of an epoch.
+#: Distinct from every key of ``sampler.py``, whose second word is the number of an epoch.
 _SECOND_WORD = 2**64 - 1
 _ROWS_FILE, _NORMALIZATION_FILE, _FACTS_FILE = "rows.bin", "standard.npy", "numbers.json"
 
@@ -43,27 +45,37 @@ def prepare(
     held_out: HeldOut | None,
     standardise: bool,
     tell: Tell,
+    say: Tell,
 ) -> None:
     """Write the rows into the folder ``work``.
 
-    ``held_out``: None when the records have a split for that. ``tell`` hears now and then how far
-    it is. Raises the JobFailed errors named ``Data...``, with file, row and column if there is one.
+    ``held_out``: None when the records have a split for that. ``tell`` receives the progress
+    periodically, ``say`` what the user should know. Raises the JobFailed errors named ``Data...``,
+    with file, row and column if there is one.
     """
     ends: dict[Split, int] = {}
-    with RowWriter(work, wanted) as writer:
+    with RowWriter(work, wanted, keeps_float64=standardise) as writer:
         for split in splits_of(records):
             for chunk in records.chunks(split, work=work, choose=writer.choose, tell=tell):
                 writer.write(chunk)
                 tell(f"{records.name}: {writer.num_rows} rows are prepared")
             ends[split] = writer.num_rows
     require_all_filled(ends, name=records.name, of="rows")
+    writer.require_told_apart(records.name)
+    if writer.left_out:
+        say(
+            f"{records.name}: {shown_names(writer.left_out)} look like an index or name folders, "
+            "and are no features; name a column in `columns` to train on it"
+        )
     train_rows, eval_rows = _split(ends, held_out, name=records.name)
+    if writer.has_uncounted:
+        _require_counted(work, {"train on": train_rows, "hold out": eval_rows}, name=records.name)
     np.concatenate([train_rows, eval_rows]).tofile(work / _ROWS_FILE)
     inputs = _mapped(work / INPUTS_FILE, writer.input_dtype, writer.num_rows, writer.input_shape)
     if standardise:
         _save_normalization(work, normalization.of_rows(inputs, train_rows, tell=tell))
     elif wanted.image is not None:
-        _save_normalization(work, normalization.of_images(writer.input_shape))
+        _save_normalization(work, normalization.of_images(writer.input_shape, writer.input_dtype))
     facts = _Facts(
         input_dtype=writer.input_dtype.str,
         input_shape=writer.input_shape,
@@ -72,6 +84,8 @@ def prepare(
         num_train=len(train_rows),
         num_classes=_num_classes(writer, wanted, name=records.name),
         fingerprint=_fingerprint(work, writer),
+        has_uncounted=writer.has_uncounted,
+        columns=() if wanted.image else writer.input_names,
     )
     (work / _FACTS_FILE).write_text(json.dumps(asdict(facts)))
 
@@ -91,17 +105,19 @@ def load(folder: Path) -> NumberRows:
         num_classes=facts.num_classes,
         normalization=_load_normalization(folder),
         fingerprint=facts.fingerprint,
+        has_uncounted=facts.has_uncounted,
+        columns=tuple(facts.columns),
     )
     return NumberRows(table)
 
 
 def drawn_rows(num_rows: int, *, num_drawn: int, seed: int) -> NDArray[np.int64]:
-    """Return ``num_drawn`` of the numbers below ``num_rows``, in rising order.
+    """Return ``num_drawn`` of the numbers below ``num_rows``, in ascending order.
 
     ``seed``: in [0, 2**63).
     """
     key = np.array([seed, _SECOND_WORD], dtype=np.uint64)
-    # Sorting raw words, as in sampler.py: numpy promises to keep only the raw stream.
+    # Sorting raw words, as in sampler.py: numpy guarantees only the raw stream.
     words = np.random.Philox(key=key).random_raw(num_rows)
     return np.sort(np.argsort(words, kind="stable")[:num_drawn]).astype(np.int64)
 
@@ -115,6 +131,8 @@ class _Facts:
     num_train: int
     num_classes: int  #: 0 for regression
     fingerprint: str
+    has_uncounted: bool
+    columns: tuple[str, ...]
 
 
 def _mapped(
@@ -126,7 +144,7 @@ def _mapped(
 def _split(
     ends: dict[Split, int], held_out: HeldOut | None, *, name: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers of the rows to train on and of those held out, each in rising order."""
+    """The numbers of the rows to train on and of those held out, each in ascending order."""
     every = np.arange(max(ends.values()), dtype=np.int64)
     if held_out is None:
         return every[: ends["train"]], every[ends["train"] :]
@@ -139,6 +157,15 @@ def _split(
     return np.delete(every, drawn), drawn
 
 
+def _require_counted(work: Path, splits: dict[str, NDArray[np.int64]], *, name: str) -> None:
+    targets = np.memmap(work / TARGETS_FILE, dtype=np.int64, mode="r")
+    for purpose, numbers in splits.items():
+        if (targets[numbers] == UNCOUNTED).all():
+            raise DataInvalid(
+                f"expected rows of {name} with a class to {purpose}, saw {UNCOUNTED} in all of them"
+            )
+
+
 def _num_classes(writer: RowWriter, wanted: Wanted, *, name: str) -> int:
     if wanted.task == "regression":
         return 0
@@ -149,21 +176,21 @@ def _num_classes(writer: RowWriter, wanted: Wanted, *, name: str) -> int:
 
 
 def _save_normalization(work: Path, found: Normalization) -> None:
-    np.save(work / _NORMALIZATION_FILE, np.stack([found.scale, found.shift]))
+    np.save(work / _NORMALIZATION_FILE, np.stack([found.mean, found.deviation]))
 
 
 def _load_normalization(folder: Path) -> Normalization | None:
     path = folder / _NORMALIZATION_FILE
     if not path.exists():
         return None
-    scale, shift = np.load(path, allow_pickle=False)
-    return Normalization(scale, shift)
+    mean, deviation = np.load(path, allow_pickle=False)
+    return Normalization(mean, deviation)
 
 
 def _fingerprint(work: Path, writer: RowWriter) -> str:
-    """SHA-256 over all that a batch is made of: rows, which are held out, how they are scaled.
+    """SHA-256 over all that determines a batch: rows, which are held out, how they are scaled.
 
-    Stored with every attempt: one that finds another does not resume.
+    Stored with every attempt; an attempt that finds another one does not resume.
     """
     about = f"{writer.input_dtype.str} {writer.num_rows} {writer.input_shape}"
     digest = hashlib.sha256(about.encode() + writer.digest)

@@ -1,7 +1,7 @@
 """Records of files in one format: the one ``match`` over formats."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roadless.service.contract.job.data import FORMATS_OF_TEXT, Format
@@ -11,14 +11,16 @@ from roadless.worker.data.formats.columns import texts
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Split
+from roadless.worker.data.records.folders import Value, folder_columns, varying
 from roadless.worker.data.sources.source_file import Identity, SourceFile, opened
+from roadless.worker.errors import DataInvalid
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecords:
     """Files to train on and, where there are any, files to hold out."""
 
-    name: str  #: what messages call them all
+    name: str  #: of all of them, in messages
     format: Format
     train: Sequence[SourceFile]
     eval: Sequence[SourceFile] | None
@@ -27,7 +29,7 @@ class FileRecords:
 
     @property
     def identity(self) -> list[Identity]:
-        """How files are read, and every one of them."""
+        """How files are read, and the identity of each."""
         files: list[Identity] = [
             {"part": split, **file.identity}
             for split, files in (("train", self.train), ("eval", self.eval or ()))
@@ -37,12 +39,12 @@ class FileRecords:
 
     @property
     def has_own_eval(self) -> bool:
-        """Whether files of their own are held out."""
+        """Whether separate files are held out."""
         return self.eval is not None
 
     @property
     def is_raw(self) -> bool:
-        """Whether the bytes of all files are one string."""
+        """Whether the bytes of all files form one string."""
         return self.format == "bytes"
 
     def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
@@ -53,9 +55,13 @@ class FileRecords:
 
     def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
         """Yield the rows, file by file."""
-        for file in self._files(split):
+        files = self._files(split)
+        differing = varying(file.name for file in files)
+        for file in files:
+            own = folder_columns(file.name)
             with opened(file, work, tell=tell) as path:
-                yield from self._chunks_of(path, file.name, choose)
+                read = self._chunks_of(path, file.name, _beside(own, differing, choose))
+                yield from (_completed(chunk, own) for chunk in read)
 
     def _files(self, split: Split) -> Sequence[SourceFile]:
         return self.train if split == "train" else self.eval or ()
@@ -85,17 +91,50 @@ class FileRecords:
 
 
 def only(column: str) -> Choose:
-    """Choose this column, which must be there."""
+    """Choose this column, which must exist."""
 
-    def choose(present: Sequence[str], file: str) -> Sequence[str]:
-        require_columns([column], present, file=file)
+    def choose(
+        present: Sequence[str],
+        where: str,
+        *,
+        aside: Collection[str] = (),  # noqa: ARG001 - it is asked for by name
+    ) -> Sequence[str]:
+        require_columns([column], present, file=where)
         return [column]
 
     return choose
 
 
+def _beside(of_folders: Mapping[str, Value], differing: Collection[str], choose: Choose) -> Choose:
+    """Let the choice include the columns of folders that the file itself does not have.
+
+    Those that are the same for all files are taken only if they are asked for.
+    """
+
+    def choose_of_file(
+        present: Sequence[str], where: str, *, aside: Collection[str] = ()
+    ) -> Sequence[str]:
+        added = [name for name in of_folders if name not in present]
+        same = [name for name in added if name not in differing]
+        chosen = choose([*present, *added], where, aside=[*aside, *same])
+        if chosen and not set(chosen) - set(added):
+            raise DataInvalid(f"{where}: expected a column beside those of folders, saw none")
+        return [name for name in chosen if name not in added]
+
+    return choose_of_file
+
+
+def _completed(chunk: Chunk, of_folders: Mapping[str, Value]) -> Chunk:
+    """The rows with the columns of their folders."""
+    num_rows = len(next(iter(chunk.columns.values())))
+    added = {
+        name: [value] * num_rows for name, value in of_folders.items() if name not in chunk.columns
+    }
+    return replace(chunk, columns={**chunk.columns, **added})
+
+
 def pieces_of(chunks: Iterator[Chunk], *, text: str) -> Iterator[Piece]:
-    """One text a row."""
+    """One text per row."""
     for chunk in chunks:
         for content in texts(chunk, text):
             yield Piece(content, ends_text=True)

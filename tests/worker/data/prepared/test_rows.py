@@ -1,6 +1,7 @@
 """Rows of numbers: which are held out, how they are standardised, classes, and images."""
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_standardised_rows_have_mean_0_and_deviation_1(num_rows, width, is_image
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(normalization, "_BLOCK_BYTES", data.draw(st.integers(1, 400)))
         found = normalization.of_rows(inputs, rows)
-    served = inputs[rows].astype(np.float64) * found.scale + found.shift
+    served = found.applied(inputs[rows]).astype(np.float64)
     axes = (0, 2, 3) if is_image else (0,)
     assert np.allclose(served.mean(axis=axes), 0, atol=1e-4)
     deviation = served.std(axis=axes)
@@ -135,6 +136,33 @@ def test_rows_held_out_are_standardised_by_those_trained_on(node):
     expected = (np.array(column(plain.eval_batch(0, 9))) - trained.mean()) / trained.std()
     assert np.allclose(column(served.eval_batch(0, 9)), expected, atol=1e-5)
     assert plain.description.fingerprint != served.description.fingerprint
+
+
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=30).filter(lambda x: len(set(x)) > 1),
+    st.sampled_from([0.0, 1e9, -3e12, 1.7e18]),
+    st.sampled_from([1e-280, 1e-3, 1.0, 1024.0]),
+)
+def test_a_mean_far_from_zero_costs_no_digit_of_what_is_left(steps, mean, unit):
+    """Times, ids and readings of a meter: only the mean itself is rounded, to float64."""
+    unit = unit if mean == 0 else max(1.0, abs(mean) * 2**-50)
+    column = mean + np.array(steps) * unit
+    found = normalization.of_rows(column[:, None], np.arange(len(column)))
+    exact = [Fraction(value) for value in column.tolist()]
+    middle = sum(exact) / len(exact)
+    variance = float(sum(((value - middle) / Fraction(unit)) ** 2 for value in exact) / len(exact))
+    expected = [float((value - middle) / Fraction(unit)) / variance**0.5 for value in exact]
+    of_mean = np.spacing(abs(mean)) / unit / variance**0.5
+    served = found.applied(column[:, None])[:, 0]
+    assert np.allclose(served, expected, rtol=1e-5, atol=max(1e-5, of_mean))
+
+
+@given(st.floats(-1e30, 1e30), st.integers(1, 50))
+def test_a_constant_column_becomes_exactly_0_whatever_the_constant(value, num_rows):
+    inputs = np.full((num_rows, 1), value)
+    found = normalization.of_rows(inputs, np.arange(num_rows))
+    assert (found.mean.tolist(), found.deviation.tolist()) == ([value], [1.0])
+    assert not found.applied(inputs).any()
 
 
 # ---- images -------------------------------------------------------------------------------------
