@@ -112,7 +112,7 @@ def _continuations(extension: Extension) -> Table:
         "from step", "base rate", "cooldown", "factor", "bound", "predicted", first="way"
     )
     for one in extension.continuations:
-        start = f"{one.starts_at:,}" if one.starts_at else "anew"
+        start = f"{one.starts_at:,}" if one.starts_at else "from scratch"
         numbers = (one.base_lr, one.cooldown_len, one.factor, one.bound, one.predicted)
         table.add_row(one.name, start, *map(_number, numbers))
     return table

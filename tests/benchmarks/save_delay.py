@@ -58,7 +58,7 @@ def _run(folder: Path) -> tuple[list[float], list[float], list[float]]:
         alone += [_timed(lambda: _step(model, optimizer)) for _ in range(NUM_STEPS)]
         position = Position(step=number)
         saves.append(_timed(lambda: states.save(position, evaluated_step=None)))  # noqa: B023
-        while states._background.is_busy:
+        while states.is_busy:
             beside.append(_timed(lambda: _step(model, optimizer)))
     states.settle()
     size = reporter.of_kind(CheckpointKind.RESUME)[-1].manifest.total_bytes

@@ -21,7 +21,7 @@ GPU_FILE = composefile.ROOT / "deploy" / "docker-compose.gpu.yml"
 RAY_SERVICES = ("ray-head", "ray-worker")
 
 POSTGRES_IMAGE_VARIABLES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD"}
-RAY_VARIABLES = {"RAY_ADDRESS", "RAY_AUTH_TOKEN", *ray_cluster._RAY_ENVIRONMENT}
+RAY_VARIABLES = {"RAY_ADDRESS", "RAY_AUTH_TOKEN", *ray_cluster.RAY_ENVIRONMENT}
 
 needs_docker_compose = pytest.mark.skipif(
     shutil.which("docker-compose") is None, reason="docker-compose is not installed"
@@ -173,7 +173,7 @@ def runner_variables() -> set[str]:
 @pytest.mark.parametrize("name", RAY_SERVICES)
 def test_ray_is_tuned_as_on_one_machine(name, secrets):
     environment = composefile.services(secrets)[name]["environment"]
-    assert ray_cluster._RAY_ENVIRONMENT.items() <= environment.items()
+    assert ray_cluster.RAY_ENVIRONMENT.items() <= environment.items()
 
 
 def test_every_module_that_is_run_exists(secrets):

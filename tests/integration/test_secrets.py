@@ -100,7 +100,7 @@ def test_a_job_reads_with_a_key_that_is_found_nowhere_else(
         assert not [content for content in shown if value.encode() in content]
         assert value not in told
         assert files_with(stack.home, value) == []
-        assert files_with(head._folder, value) == []
+        assert files_with(head.folder, value) == []
 
 
 def proc_of(pid: int) -> bytes:

@@ -3,6 +3,7 @@
 What is changed here is changed before the rank forks its zygote, so evaluators have it too.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from roadless.service.contract.checkpoint.manifest import CheckpointFile
-from roadless.worker.checkpointing.model_files import MODEL_FILE, _describe, write_model
+from roadless.worker.checkpointing.model_files import MODEL_FILE, write_model
 from roadless.worker.rank import main as rank_main
 from roadless.worker.rank_launch import ModelSources, RankLaunch
 from roadless.worker.training import evaluations
@@ -130,7 +131,13 @@ def _misname(folder: Path, files: Files) -> Files:
 
 
 def _described(folder: Path, files: Files) -> Files:
-    return tuple(_describe(folder / file.name) for file in files)
+    return tuple(_as_it_is(folder / file.name) for file in files)
+
+
+def _as_it_is(path: Path) -> CheckpointFile:
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    return CheckpointFile(name=path.name, size=len(content), sha256=sha256)
 
 
 BAD_FILES: dict[str, Callable[[Path, Files], Files]] = {

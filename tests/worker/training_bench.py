@@ -19,7 +19,7 @@ from roadless.worker.checkpointing.training_state import Resumed, read_state
 from roadless.worker.data.base import DataSet
 from roadless.worker.data.build import build_data
 from roadless.worker.distributed.process_group import Cluster
-from roadless.worker.evaluation.evaluate import Checked
+from roadless.worker.evaluation.evaluate import Checked, noop
 from roadless.worker.evaluation.sets import build_datasets
 from roadless.worker.model.build import build_model
 from roadless.worker.position import Position
@@ -29,8 +29,10 @@ from roadless.worker.reporting.staged_checkpoint import Staged
 from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
 from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
+from roadless.worker.training.resource_usage import UsageMeter
 
 ALONE = Cluster(rank=0, world_size=1, device=torch.device("cpu"))
+START = Position()
 
 #: What the operator of this node allows.
 ENTRY_POINTS = ModelSources(entry_points=("metric_functions:top", "metric_functions:not_a_number"))
@@ -100,15 +102,20 @@ class Bench:
         resume: Path | None = None,
         cluster: Cluster = ALONE,
         make_validator: Callable[[ScriptedReporter], Any] = lambda _: TrustingValidator(),
+        position: Position = START,
+        beat: Callable[[], None] = noop,
+        usage: UsageMeter | None = None,
     ) -> None:
+        """``position``: where training begins, unless it resumes."""
         self.setup = build(brief.spec, model=model, cluster=cluster)
         self.reporter = ScriptedReporter(script)
-        resumed = self._resumed(resume)
+        resumed = self._resumed(resume) if resume else Resumed(position, None)
         context = context_of(brief, self.setup, self.reporter, cluster=cluster)
         self.evaluations = EvaluationManager(
             context,
             staging=folder / "staging",
             validator=make_validator(self.reporter) if cluster.is_lead else None,
+            beat=beat,
         )
         self.states = StateSaver(context, staging=folder / "staging")
         self.training = Training(
@@ -117,6 +124,8 @@ class Bench:
             states=self.states,
             position=resumed.position,
             evaluated_step=resumed.evaluated_step,
+            beat=beat,
+            usage=usage,
         )
 
     @property
@@ -134,9 +143,7 @@ class Bench:
         self.states.settle()
         self.evaluations.require_written()
 
-    def _resumed(self, folder: Path | None) -> Resumed:
-        if folder is None:
-            return Resumed(Position(), None)
+    def _resumed(self, folder: Path) -> Resumed:
         return read_state(folder, model=self.setup.model, optimizer=self.setup.optimizer)
 
 

@@ -1,6 +1,6 @@
-"""The ranks that one process has made: killed with all that they left behind, reaped at once.
+"""The ranks that one process started: killed with all that they leave behind, reaped promptly.
 
-Used by the fork server and by the spawn launcher, and by one thread of each.
+Used by the fork server and the spawn launcher, from a single thread in each.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from roadless.worker.agent.launcher import Exited
 from roadless.worker.rank_launch import RankLaunch
 
-#: A killed process may still have to give back the memory of a GPU.
+#: A killed process may still have to release GPU memory.
 _GROUP_SECONDS = 5.0
 _POLL_SECONDS = 0.002
 
@@ -28,7 +28,7 @@ class _Child:
 
 
 class Children:
-    """Live ranks, by the pidfd that becomes readable at their end."""
+    """Live ranks, keyed by a pidfd that becomes readable when the rank exits."""
 
     def __init__(self) -> None:
         self._by_pidfd: dict[int, _Child] = {}
@@ -45,21 +45,21 @@ class Children:
         return pidfd
 
     def kill(self, attempt_id: str) -> None:
-        """Kill the attempt's ranks, and what they have started."""
+        """Kill the attempt's ranks and everything they started."""
         for child in self._by_pidfd.values():
             if child.attempt_id == attempt_id:
                 _kill(child)
 
     def kill_all(self) -> None:
-        """Kill every rank, and what it has started."""
+        """Kill every rank and everything it started."""
         for child in self._by_pidfd.values():
             _kill(child)
 
     def reap(self, pidfd: int) -> Exited:
         """Reap a dead rank, and return how it ended."""
         child = self._by_pidfd.pop(pidfd)
-        # A dead leader keeps its pid, and so its group, until it is reaped: what it has left
-        # behind can be killed here and never again.
+        # A dead group leader keeps its pid, and so its group, until it is reaped: this is the last
+        # chance to kill what it left behind.
         _kill(child)
         code = child.wait()
         _wait_for_group(child.pid)
@@ -68,7 +68,7 @@ class Children:
 
 
 def _wait_for_group(pgid: int) -> None:
-    """Wait until what the rank has left behind is gone, as far as this process has adopted it."""
+    """Wait until the rank's orphans that this process has adopted are gone."""
     deadline = time.monotonic() + _GROUP_SECONDS
     with suppress(ChildProcessError):
         while time.monotonic() < deadline:
@@ -77,7 +77,7 @@ def _wait_for_group(pgid: int) -> None:
 
 
 def _kill(child: _Child) -> None:
-    """Kill the rank and its group. By both names: a new process has not made its group yet."""
+    """Kill the rank and its group; both, since a new process may not have made its group yet."""
     signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
     try:
         os.killpg(child.pid, signal.SIGKILL)

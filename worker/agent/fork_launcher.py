@@ -32,8 +32,8 @@ _STOPPING_SECONDS = 10.0
 class ForkLauncher:
     """Forks ranks from one warm, single-threaded process, which it keeps alive.
 
-    A thread owns the fork server: it starts it, hears it, and starts the next one when it dies. The
-    kernel kills ranks when their fork server dies, and the fork server when that thread dies.
+    One thread owns the fork server: it starts it, reads its reports, and replaces it when it dies.
+    The kernel kills ranks when their fork server dies, and the fork server when that thread dies.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class ForkLauncher:
         return self._server.pid if self._server else None
 
     def _send(self, message: dict[str, Any]) -> None:
-        """Write one line; a server that is gone is dealt with by the thread that owns it."""
+        """Write one line; if the server is gone, the thread that owns it takes care of that."""
         if self._server is None or self._server.stdin is None:
             return
         try:

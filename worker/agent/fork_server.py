@@ -1,8 +1,8 @@
-"""The process that ranks are forked from: it has imported what they need, and never used it.
+"""The process that ranks are forked from: it has imported what they need but never used it.
 
-Run by ``worker/agent/launcher.py``, which writes requests to its standard input and reads reports
-from its standard output, one JSON value a line. It must stay fit for forking: one thread, no CUDA,
-no OpenMP region, no Ray. It knows nothing of jobs; it forks, kills and reaps.
+Run by ``worker/agent/fork_launcher.py``, which writes requests to its standard input and reads
+reports from its standard output, one JSON value per line. It must stay safe to fork: one thread, no
+CUDA, no OpenMP region, no Ray. It knows nothing about jobs; it forks, kills and reaps.
 
     {"launch": {...}}           ->  {"forked": pid, "attempt_id", "rank"}
     {"kill": attempt_id}
@@ -31,7 +31,7 @@ _READ_BYTES = 65536
 
 
 class ForkServer:
-    """The loop: forks on request, reaps at once, exits when its requests end."""
+    """The loop: forks on request, reaps promptly, exits when its requests end."""
 
     def __init__(self, *, entry: Entry, requests_fd: int, reports_fd: int) -> None:
         self._entry = entry
@@ -39,7 +39,7 @@ class ForkServer:
         self._reports_fd = reports_fd
         self._unread = b""
         self._children = Children()
-        # poll(2) has no file descriptor of its own that a child would have to close.
+        # poll(2), unlike epoll, has no file descriptor that a child would have to close.
         self._selector = selectors.PollSelector()
         self._selector.register(requests_fd, selectors.EVENT_READ)
 
@@ -94,7 +94,7 @@ class ForkServer:
         self.report({"exited": exited.code, "attempt_id": exited.attempt_id, "rank": exited.rank})
 
     def _leave(self) -> Entry:
-        """In the child: close all that is the server's, and return what a rank runs."""
+        """In the child: close the server's descriptors, and return what a rank runs."""
         os.setsid()
         _close([self._requests_fd, self._reports_fd, *self._children])
         return self._entry

@@ -1,8 +1,8 @@
-"""How a node agent starts ranks: the facts of one rank, and the fork server's client.
+"""How a node agent starts ranks: the interface of launchers, and what they share.
 
-Imported by the fork server and by every rank, so it needs the standard library only. The other end
-of the pipe is ``worker/agent/fork_server.py``. ``worker/agent/spawn_launcher.py`` is the other
-launcher, and ``worker/agent/node_launcher.py`` chooses.
+Imported by the fork server and every rank, so it needs only the standard library. The launchers are
+``worker/agent/fork_launcher.py``, the client of ``worker/agent/fork_server.py``, and
+``worker/agent/spawn_launcher.py``; ``worker/agent/node_launcher.py`` chooses between them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from typing import Protocol
 
 from roadless.worker.rank_launch import RankLaunch
 
-#: What every rank needs and no rank should load again: 4 s of imports and optimizer kernels, paid
-#: once a node. Modules, and functions as ``module:function``, which are called.
+#: What every rank needs and none should load again: 4 s of imports and optimizer kernels, paid once
+#: per node. Modules, and functions as ``module:function``, which are called.
 PRELOAD = (
     *("numpy", "torch", "torch._dynamo", "httpx", "safetensors.torch"),
     "roadless.optim:load_kernels",
@@ -42,26 +42,26 @@ class Launcher(Protocol):
     """Starts ranks and reports, through the callback it was given, how each one ended."""
 
     def launch(self, launches: Sequence[RankLaunch]) -> None:
-        """Start these ranks; raise LaunchError when none of them can be asked for.
+        """Start these ranks; raise LaunchError when none of them can be requested.
 
-        One that cannot be started is told as an end, with its cause in its log.
+        A rank that cannot be started is reported as exited, with the cause in its log.
         """
 
     def kill(self, attempt_id: str) -> None:
-        """Ask for SIGKILL to all ranks of the attempt; their ends are reported as usual."""
+        """Request SIGKILL for all ranks of the attempt; their exits are reported as usual."""
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Return once ranks can be started as fast as they ever are; raise LaunchError if not."""
+        """Return once ranks can be started at full speed; raise LaunchError if not."""
 
     def close(self) -> None:
-        """End the launcher and with it every rank."""
+        """End the launcher and every rank with it."""
 
 
 def rank_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return ``environ`` without Ray's variables and ours: ranks get no token but their own.
 
-    Stripped before the fork server is executed, since a process's first environment stays readable
-    in ``/proc`` whatever it deletes later.
+    Stripped before the fork server is executed, since a process's initial environment stays
+    readable in ``/proc`` whatever it deletes later.
     """
     kept = {
         name: value

@@ -1,8 +1,7 @@
 """One per node: starts ranks, watches them, and reports their deaths.
 
-Runs as a detached Ray actor, which ``worker/runner/node_agents.py`` makes of it, so it outlives the
-runner and reports a death to the service with the attempt's own token. This class knows nothing of
-Ray.
+Runs as a detached Ray actor, created by ``worker/runner/node_agents.py``, so it outlives the runner
+and reports a death to the service with the attempt's own token. This class knows nothing about Ray.
 """
 
 import contextlib
@@ -26,19 +25,19 @@ from roadless.worker.retry import call_with_retry
 
 _log = logging.getLogger(__name__)
 
-#: Attempts remembered as over, so that a late launch does not bring one back.
+#: Attempts remembered as over, so that a late launch does not revive one.
 _MAX_OVER = 10_000
-#: Folders of ended attempts that stay for whoever wants to read their logs.
+#: Folders of ended attempts that are kept for their logs.
 _MAX_FOLDERS = 50
 _REPORT_FOR_SECONDS = 3600.0
 _KILL_SECONDS = 10.0
 
 
 class LauncherFactory(Protocol):
-    """Builds the launcher that tells the agent of every end."""
+    """Builds the launcher that reports every exit to the agent."""
 
     def __call__(self, *, scratch: Path, on_exit: Callable[[Exited], None]) -> Launcher:
-        """Build it; ``scratch``: an existing folder of this node."""
+        """Build it; ``scratch``: an existing folder on this node."""
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class _Running:
 
     launches: dict[int, RankLaunch]
     live: set[int]
-    is_ending: bool = False  #: killed, or a death was seen: what follows is no news
+    is_ending: bool = False  #: killed, or a death was seen: later exits are not news
 
 
 @dataclass(slots=True)
@@ -73,14 +72,14 @@ class NodeAgent:
         self._launcher = make_launcher(scratch=self._scratch, on_exit=self._see_exit)
 
     def ready(self, timeout_seconds: float = 60.0) -> None:
-        """Return once ranks are forked without a cold import; raise LaunchError otherwise."""
+        """Return once ranks can be forked without a cold import; raise LaunchError otherwise."""
         self._launcher.wait_ready(timeout_seconds)
 
     def launch(self, attempt_id: str, launches: Sequence[RankLaunch]) -> None:
-        """Start these ranks of an attempt; their ``scratch`` is taken as below this node's.
+        """Start these ranks of an attempt; their ``scratch`` is relative to this node's.
 
-        Does nothing for an attempt that was launched or killed here before: a call that comes
-        twice, or late, starts nothing. Raises LaunchError when no rank was started.
+        Does nothing for an attempt that was launched or killed here before, so a repeated or late
+        call starts nothing. Raises LaunchError when no rank was started.
         """
         placed = {
             launch.rank: replace(launch, scratch=str(self._scratch / launch.scratch))
@@ -99,7 +98,7 @@ class NodeAgent:
             raise
 
     def kill(self, attempt_id: str) -> bool:
-        """Kill the attempt's ranks, and wait; return whether none is left. Never to start again."""
+        """Kill the attempt's ranks, wait, and never start it again; return whether none is left."""
         with self._changed:
             self._book.close(attempt_id)
             running = self._book.running.get(attempt_id)
@@ -145,7 +144,7 @@ class NodeAgent:
             self._report_death(running.launches[exited.rank], code=exited.code)
 
     def _report_death(self, launch: RankLaunch, *, code: int) -> None:
-        """Tell the service from another thread: it may be away for long."""
+        """Tell the service from another thread: it may be away for a long time."""
         message = f"rank {launch.rank} {_how_it_ended(code)}\n{read_tail(launch.log_path)}"
         ended = AttemptEnded(
             reason=Reason.RANK_DIED,

@@ -1,4 +1,4 @@
-"""The launchers of a node, and which of them starts a rank."""
+"""The launchers of a node, and the choice between them for each rank."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,14 +8,14 @@ from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY, Exited, Launcher
 from roadless.worker.agent.spawn_launcher import SpawnLauncher
 from roadless.worker.rank_launch import RankLaunch
 
-#: Makes the environment of a wheel and becomes a rank in it.
+#: Creates the environment of a wheel and becomes a rank in it.
 WHEEL_ENTRY = "roadless.worker.wheels.entry:main"
 
 
 class NodeLauncher:
     """Forks ranks from a warm process, and spawns those that cannot be forked.
 
-    What comes after an environment of a wheel is made is the rank's own ``RANK_ENTRY``.
+    Once the environment of a wheel exists, the rank runs ``RANK_ENTRY`` in it.
     """
 
     def __init__(
@@ -31,19 +31,19 @@ class NodeLauncher:
         self._with_wheel = SpawnLauncher(on_exit=on_exit, entry=WHEEL_ENTRY, preload=())
 
     def launch(self, launches: Sequence[RankLaunch]) -> None:
-        """Start the ranks, each by the launcher that it needs."""
+        """Start each rank with the launcher that it needs."""
         for launcher in self._all:
             mine = [launch for launch in launches if self._of(launch) is launcher]
             if mine:
                 launcher.launch(mine)
 
     def kill(self, attempt_id: str) -> None:
-        """Kill the attempt's ranks, whoever started them."""
+        """Kill the attempt's ranks, whichever launcher started them."""
         for launcher in self._all:
             launcher.kill(attempt_id)
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Wait for the fork server, which alone has something to warm up."""
+        """Wait for the fork server; nothing else has to warm up."""
         self._forking.wait_ready(timeout_seconds)
 
     def close(self) -> None:

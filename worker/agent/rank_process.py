@@ -1,8 +1,8 @@
-"""How every rank's process begins, forked or spawned; ``python -m
-roadless.worker.agent.rank_process``.
+"""How every rank's process starts, forked or spawned.
 
-A rank hears its facts through a descriptor, since they carry a token and everybody on the machine
-may read arguments. Imported by the fork server, so it needs the standard library only.
+Run as ``python -m roadless.worker.agent.rank_process``. A rank reads its launch from a descriptor,
+since it carries a token and anybody on the machine can read arguments. Imported by the fork server,
+so it needs only the standard library.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from roadless.worker.rank_launch import RankLaunch
 
 Entry = Callable[[RankLaunch], None]
 
-#: The kernel's out-of-memory killer takes a rank before the agent and Ray.
+#: The kernel's out-of-memory killer picks a rank before the agent and Ray.
 _OOM_SCORE_ADJ = "1000"
 
 
@@ -43,7 +43,7 @@ def run_rank(launch: RankLaunch, *, parent_pid: int, begin: Callable[[], Entry])
 
 
 def take_over(launch: RankLaunch) -> None:
-    """Give the rank its log, its GPUs and its score for the kernel's out-of-memory killer."""
+    """Give this process the rank's log, its GPUs and its score for the out-of-memory killer."""
     redirect("/dev/null", os.O_RDONLY, to=(0,))
     log = open_log(launch)
     for fd in (1, 2):
@@ -55,13 +55,13 @@ def take_over(launch: RankLaunch) -> None:
 
 
 def open_log(launch: RankLaunch) -> int:
-    """Open the rank's log for appending, in a folder that is made if it is absent."""
+    """Open the rank's log for appending; create its folder if needed."""
     Path(launch.scratch).mkdir(parents=True, exist_ok=True, mode=0o700)
     return os.open(launch.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 
 def redirect(path: str, flags: int, *, to: tuple[int, ...]) -> None:
-    """Have these descriptors lead to ``path``."""
+    """Point these descriptors at ``path``."""
     opened = os.open(path, flags)
     for fd in to:
         os.dup2(opened, fd)
@@ -69,7 +69,7 @@ def redirect(path: str, flags: int, *, to: tuple[int, ...]) -> None:
 
 
 def load_entry(name: str, *, preload: Sequence[str] = ()) -> Entry:
-    """Import ``preload``, calling what names a function, then return ``module:function``."""
+    """Import ``preload``, calling any functions it names, then return ``module:function``."""
     for item in preload:
         if ":" in item:
             _function(item)()
@@ -85,7 +85,7 @@ def _function(name: str) -> Any:
 
 
 def hand_over(launch: RankLaunch) -> int:
-    """Return a descriptor that reads as the launch: memory without a name, which never blocks."""
+    """Return a descriptor to read the launch from: anonymous memory, which never blocks."""
     fd = os.memfd_create("launch")
     with os.fdopen(os.dup(fd), "wb") as file:
         file.write(json.dumps(launch.to_json()).encode())
@@ -94,7 +94,7 @@ def hand_over(launch: RankLaunch) -> int:
 
 
 def receive(fd: int) -> RankLaunch:
-    """Read what ``hand_over`` gave. The descriptor stays open, so that nothing takes its number."""
+    """Read what ``hand_over`` wrote. The descriptor stays open, so its number is not reused."""
     with os.fdopen(fd, "rb", closefd=False) as file:
         return RankLaunch.from_json(json.load(file))
 
@@ -102,7 +102,7 @@ def receive(fd: int) -> RankLaunch:
 def spawn_command(
     interpreter: str, *, entry: str, preload: Sequence[str], parent_pid: int
 ) -> list[str]:
-    """Return the command of a rank that starts by itself; its launch is its standard input."""
+    """Return the command of a rank that is not forked; it reads its launch from standard input."""
     return [
         *(interpreter, "-u", "-m", "roadless.worker.agent.rank_process"),
         *("--entry", entry, "--preload", ",".join(preload), "--parent", str(parent_pid)),

@@ -1,7 +1,6 @@
-"""Starts each rank as a new process that does its own imports; see
-``worker/agent/launcher.py``.
+"""Starts each rank as a new process that does its own imports; see ``worker/agent/launcher.py``.
 
-For ranks that need an environment of their own, and for nodes where CUDA does not survive a fork.
+For ranks that need their own environment, and for nodes where CUDA does not survive a fork.
 """
 
 import logging
@@ -32,10 +31,10 @@ _STOPPING_SECONDS = 10.0
 
 
 class SpawnLauncher:
-    """A thread owns the ranks: it starts, kills and reaps them.
+    """Starts, kills and reaps ranks from one thread.
 
-    The kernel kills ranks when the thread that started them dies, so one thread starts all, and it
-    lives as long as the launcher.
+    The kernel kills ranks when the thread that started them dies, so one thread starts all of them
+    and lives as long as the launcher.
     """
 
     def __init__(
@@ -59,18 +58,18 @@ class SpawnLauncher:
         self._thread.start()
 
     def launch(self, launches: Sequence[RankLaunch]) -> None:
-        """Have the ranks started; each imports what it needs by itself."""
+        """Request these ranks; each does its own imports."""
         if not self._thread.is_alive():
             raise LaunchError("the spawn launcher is closed")
         for launch in launches:
             self._ask(launch)
 
     def kill(self, attempt_id: str) -> None:
-        """Have the attempt's ranks killed."""
+        """Request that the attempt's ranks be killed."""
         self._ask(attempt_id)
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Return at once: there is nothing to warm up."""
+        """Return immediately: there is nothing to warm up."""
 
     def close(self) -> None:
         """Kill every rank, and end the thread."""
@@ -92,7 +91,7 @@ class SpawnLauncher:
         self._end_all()
 
     def _handle_requests(self) -> bool:
-        """Do what was asked for; return whether the launcher continues."""
+        """Handle all pending requests; return whether the launcher continues."""
         os.eventfd_read(self._bell)
         while not self._requests.empty():
             match self._requests.get():
@@ -137,7 +136,7 @@ class SpawnLauncher:
     def _watch(self, launch: RankLaunch, process: "subprocess.Popen[bytes]") -> int:
         try:
             return self._children.add(launch, pid=process.pid, wait=process.wait)
-        except OSError:  # no descriptor left: whom nobody watches must not live
+        except OSError:  # no descriptor left: a rank that nobody watches must not live
             process.kill()
             process.wait()
             raise
@@ -149,7 +148,7 @@ class SpawnLauncher:
     def _tell(self, exited: Exited) -> None:
         try:
             self._on_exit(exited)
-        except Exception:  # the thread must not die of it: all ranks would die with it
+        except Exception:  # the thread must survive this: all ranks would die with it
             _log.exception("the agent did not accept the end of rank %d", exited.rank)
 
     def _end_all(self) -> None:
@@ -162,7 +161,7 @@ class SpawnLauncher:
 
 
 def _note(launch: RankLaunch, text: str) -> None:
-    """Write into the rank's log what it cannot write itself, if there is a log."""
+    """Write to the rank's log what it cannot write itself, if there is a log."""
     try:
         with os.fdopen(open_log(launch), "a") as log:
             log.write(f"{text}\n")

@@ -23,16 +23,16 @@ from roadless.worker.model.base import SelfSaving
 
 MODEL_FILE = "model.safetensors"
 _READ_BYTES = 1 << 20
-#: How files that are not what they should be make themselves known while they are loaded.
+#: What loading a bad file may raise.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
-    """Write the parameters and buffers as they stand; the caller has put x into them.
+    """Write the current parameters and buffers; the caller has put x into them.
 
-    The tensors of a sharded model are gathered one by one; the other ranks call
-    ``roadless.worker.checkpointing.model_files.help_to_gather`` meanwhile. A model of another
-    library is written in that library's format, other files beside it. Raises OSError.
+    The tensors of a sharded model are gathered one by one, while the other ranks call
+    ``roadless.worker.checkpointing.model_files.help_to_gather``. A model of another library is
+    written in that library's format, with other files beside it. Raises OSError.
     """
     tensors = gathered(model)
     try:
@@ -42,7 +42,7 @@ def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
         values = (tensor for _, tensor in tensors)
         return (write_tensors(folder / MODEL_FILE, forms_of(model), values),)
     finally:
-        # Where the disk fails in the midst of it, the other ranks still gather to the end.
+        # If the disk fails midway, the other ranks still gather to the end.
         for _ in tensors:
             pass
 
@@ -68,7 +68,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def check_file(folder: Path, file: CheckpointFile) -> None:
-    """Compare one file with what its manifest says; raise CheckpointUnreadable."""
+    """Compare one file with its manifest; raise CheckpointUnreadable if they differ."""
     try:
         seen = _describe(folder / file.name)
     except OSError as error:
@@ -106,7 +106,7 @@ def _saved_by_itself(
 ) -> tuple[CheckpointFile, ...]:
     try:
         model.save_folder(folder, tensors)
-    except SafetensorError as error:  # what the library makes of an OSError
+    except SafetensorError as error:  # how the library reports an OSError
         raise OSError(f"the model's files were not written: {error}") from error
     return _seal(folder, tuple(sorted(path.name for path in folder.iterdir())))
 

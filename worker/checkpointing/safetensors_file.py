@@ -1,7 +1,7 @@
 """One safetensors file, written tensor by tensor and hashed on the way.
 
-The library's own writer wants all tensors at once. This one holds a single tensor, so that a model
-that is gathered from many ranks need never be whole in memory, and reads no file again to hash it.
+The library's own writer needs all tensors at once. This one holds a single tensor, so that a model
+gathered from many ranks is never whole in memory, and no file is read again to hash it.
 Format: https://github.com/huggingface/safetensors (8 bytes of length, a JSON header, the bytes).
 """
 
@@ -19,17 +19,23 @@ from roadless.service.contract.checkpoint.manifest import CheckpointFile
 
 _TYPES = {
     torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.uint64: "U64",
     torch.float32: "F32",
+    torch.int32: "I32",
+    torch.uint32: "U32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
     torch.int16: "I16",
+    torch.uint16: "U16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-#: The header is padded to this many bytes, so that tensors lie where their dtype wants them.
+#: The header is padded to this many bytes, so that tensors are aligned for their dtype.
 _ALIGNMENT = 8
 #: Written and hashed together: small enough to stay in a cache, large enough for few calls.
 _CHUNK_BYTES = 1 << 20
@@ -44,7 +50,7 @@ class TensorForm:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Self:
-        """The form of a tensor; of a distributed one that of the whole."""
+        """The form of a tensor; for a distributed one, that of the whole."""
         return cls(tensor.dtype, tuple(tensor.shape))
 
     @property
@@ -53,8 +59,13 @@ class TensorForm:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
+def is_storable(tensor: torch.Tensor) -> bool:
+    """Return whether the format can hold the tensor: dense, and of a dtype that it has."""
+    return tensor.dtype in _TYPES and tensor.layout is torch.strided
+
+
 def in_file_order(forms: Mapping[str, TensorForm]) -> list[str]:
-    """Return the names as their tensors lie in the file: wide dtypes first, so all are aligned."""
+    """Return the names in the order of the file: wide dtypes first, so that all are aligned."""
     return sorted(forms, key=lambda name: (-forms[name].dtype.itemsize, name))
 
 
@@ -93,7 +104,7 @@ def write_bytes(path: Path, content: bytes) -> CheckpointFile:
 
 
 class _Hashed:
-    """Writes to a sink and remembers what a manifest says of it."""
+    """Writes to a sink and keeps what a manifest records of it."""
 
     def __init__(self, sink: IO[bytes]) -> None:
         self._sink = sink

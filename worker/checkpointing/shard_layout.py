@@ -1,7 +1,7 @@
-"""Which part of a tensor lies where, and which rank writes it: shapes and placements, no data.
+"""Which part of a tensor is where, and which rank writes it: shapes and placements, no data.
 
-A plain tensor is whole, and the lead's. Of a distributed one each rank holds a block; where several
-ranks hold the same block, the first of them writes it.
+A plain tensor is whole, and the lead writes it. Of a distributed one, each rank holds a block; if
+several ranks hold the same block, the first of them writes it.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Slice:
 
 
 def own_slice(tensor: torch.Tensor) -> Slice:
-    """Return what of the whole this process has at hand in ``tensor``."""
+    """Return which block of the whole this process holds in ``tensor``."""
     if not isinstance(tensor, DTensor):
         return Slice.whole(tuple(tensor.shape))
     coordinate = tensor.device_mesh.get_coordinate()
@@ -68,7 +68,7 @@ def slices_by_writer(tensor: torch.Tensor) -> dict[int, Slice]:
 
 
 def distributed_like(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this rank's part as the whole that ``like`` is: distributed as it is, or itself."""
+    """Return this rank's part in the form of ``like``: distributed the same way, or as it is."""
     if not isinstance(like, DTensor):
         return part
     made: torch.Tensor = DTensor.from_local(
@@ -83,7 +83,7 @@ def distributed_like(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _block(tensor: DTensor, coordinate: tuple[Any, ...]) -> Slice:
-    """The block of a coordinate of the mesh; blocks are cut as ``torch.chunk`` cuts."""
+    """The block at a coordinate of the mesh; blocks are cut as ``torch.chunk`` cuts."""
     start, size = [0] * tensor.dim(), list(tensor.shape)
     for mesh_dim, placement in enumerate(tensor.placements):
         if not placement.is_shard():

@@ -1,8 +1,8 @@
 """Training states, saved beside training: the step waits for a copy in memory, not for the disk.
 
 A save is a copy into host memory by the training thread; then another thread writes, flushes and
-hashes it and hands it to the reporter, which uploads and announces it. One state is in the making
-at a time: a save that comes earlier waits for the one before.
+hashes it and hands it to the reporter, which uploads and announces it. One state is written at
+a time: a save that comes earlier waits for the one before.
 """
 
 import logging
@@ -28,12 +28,12 @@ from roadless.worker.setup import RankContext, TrainingSetup
 
 log = logging.getLogger(__name__)
 
-#: Waiting for an earlier save that is worth a line in the job's history.
+#: A wait for an earlier save that is worth a line in the job's history.
 _WORTH_TELLING_SECONDS = 1.0
 
 
 class StateSaver:
-    """Saves what one rank of one attempt has to write; ranks that have nothing do nothing."""
+    """Saves one rank's share of each state; does nothing on a rank without one."""
 
     def __init__(self, context: RankContext, *, staging: Path) -> None:
         self._context = context
@@ -50,14 +50,19 @@ class StateSaver:
         self._failure: OSError | None = None  #: of the last save
         self._has_told_waiting = False
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a state is being written, or memory for one allocated."""
+        return self._background.is_busy
+
     def prepare(self) -> None:
-        """Have the memory ready before the first save; once the optimizer's state is there."""
+        """Allocate memory ahead of the first save; call once the optimizer's state exists."""
         if self._writes:
             tensors = self._share(Position(), None).tensors
             self._background.begin(lambda: self._copy.reserve(tensors))
 
     def save(self, position: Position, *, evaluated_step: int | None) -> None:
-        """Copy the state as it stands, and return while it is written."""
+        """Copy the current state, and return while it is being written."""
         if not self._writes:
             return
         self._wait_for_the_one_before()
@@ -77,7 +82,7 @@ class StateSaver:
         self._background.begin(write)
 
     def settle(self) -> None:
-        """Return once the last state is on disk; raise OSError when it did not get there."""
+        """Return once the last state is on disk; raise OSError if it was not written."""
         self._background.wait()
         if self._failure is not None:
             raise self._failure
@@ -121,7 +126,7 @@ class StateSaver:
         self._reporter.publish(Staged(folder, manifest, peers=self._peers))
 
     def _give_up(self, checkpoint_id: str, error: OSError) -> None:
-        """The state before stays the newest; training goes on, and the next save may succeed."""
+        """The previous state stays the newest; training continues, and the next save may work."""
         log.error("checkpoint %s was not written: %s", checkpoint_id, error)
         shutil.rmtree(self._staging / checkpoint_id, ignore_errors=True)
         if self._peers is not None and not self._cluster.is_lead:
@@ -133,15 +138,15 @@ class StateSaver:
 
 
 class HostCopy:
-    """Buffers that are made once and used for every copy; memory for one state, never more."""
+    """Buffers allocated once and used for every copy; memory for one state, never more."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def reserve(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Make the buffers that a copy of these tensors takes, memory pages and all.
+        """Allocate the buffers for a copy of these tensors, and touch their memory pages.
 
-        A first copy without that would spend most of its time on the kernel's page faults.
+        Otherwise the first copy would spend most of its time on the kernel's page faults.
         """
         fitting = {name: self._buffers[name] for name in tensors if self._fits(name, tensors[name])}
         self._buffers = fitting
@@ -152,7 +157,7 @@ class HostCopy:
                 )
 
     def take(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return copies by name; good until the next call."""
+        """Return copies by name, valid until the next call."""
         self.reserve(tensors)
         with torch.no_grad():
             for name, tensor in tensors.items():

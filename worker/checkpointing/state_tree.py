@@ -1,7 +1,7 @@
 """Nested state, such as an optimizer's ``state_dict``, as JSON and a flat table of tensors.
 
 Tensors go into the table under a path; the JSON holds the shape of the nest and everything else.
-Nothing is pickled, and the way back gives equal values of equal types.
+Nothing is pickled, and a round trip gives equal values of equal types.
 """
 
 from collections.abc import Mapping

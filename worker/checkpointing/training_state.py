@@ -1,9 +1,9 @@
 """The training state as files: all that resuming bit for bit needs, at any number of ranks.
 
-Each rank writes the blocks that are its own as safetensors; the lead writes also what is whole, and
-a JSON record of the rest: the position, the optimizer's settings and counters, and which block of
-which tensor lies in which file. Nothing is pickled. A reader takes the blocks that it needs, so a
-state of any ranks and any strategy can be read by any others.
+Each rank writes its own blocks as safetensors; the lead also writes what is whole, and a JSON
+record of the rest: the position, the optimizer's settings and counters, and which block of which
+tensor is in which file. Nothing is pickled. A reader takes the blocks that it needs, so a state
+written by any ranks under any strategy can be read by any others.
 """
 
 import json
@@ -39,16 +39,16 @@ from roadless.worker.position import Position
 
 STATE_FILE = "state.json"
 
-#: How files that are not what they should be make themselves known while they are read.
+#: What reading a bad file may raise.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError)
 _MODEL, _OPTIMIZER = "model/", "optimizer"
-#: Names of an optimizer's state that are points in parameter space, so lie where parameters do.
+#: Names of an optimizer's state that are points in parameter space, so laid out like parameters.
 _POINTS = frozenset({"x", "y", "z", "low"})
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a training state was taken, beside what it puts back into model and optimizer."""
+    """Where a training state was taken; the rest is put back into model and optimizer."""
 
     position: Position
     evaluated_step: int | None
@@ -79,7 +79,7 @@ def share_of(
     position: Position,
     evaluated_step: int | None,
 ) -> Share:
-    """Return a rank's share of the state as it stands; its tensors are the live ones.
+    """Return a rank's share of the current state; its tensors are the live ones.
 
     Model: y and the training buffers. Optimizer: z, moments, step, weight sum and settings. The
     order of data and the random numbers of a step are functions of the seed and the step, so the
@@ -140,7 +140,7 @@ def read_state(
 ) -> Resumed:
     """Put a training state back, however many ranks wrote it.
 
-    ``fetch``: sees to it that the file of this name is in the folder; called for those that this
+    ``fetch``: makes sure that the file of this name is in the folder; called for those that this
     rank needs, before they are read. Raises CheckpointUnreadable when the state does not fit.
     """
     try:
@@ -163,14 +163,14 @@ def _put_back(
 
 
 def _require_settings(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
-    # torch takes the groups of another optimizer without complaint.
+    # torch accepts the groups of another optimizer without complaint.
     for expected, seen in zip(optimizer.param_groups, saved, strict=True):
         if missing := expected.keys() - seen.keys():
             raise ValueError(f"expected the settings {sorted(missing)}, saw a state without them")
 
 
 class _Blocks:
-    """The files of a state, opened when something of them is wanted."""
+    """The files of a state, opened on first use."""
 
     def __init__(self, folder: Path, fetch: Callable[[str], None]) -> None:
         self._folder = folder
@@ -272,7 +272,7 @@ class _Reader(Mapping[str, torch.Tensor]):
         return distributed_like(part, like)
 
     def _like(self, name: str) -> torch.Tensor | None:
-        """The live tensor that this one lies beside; None for one that every rank has whole."""
+        """The live tensor that this one is laid out as; None for one that every rank has whole."""
         if name.startswith(_MODEL):
             return self._model.get(name.removeprefix(_MODEL))
         _, kind, index, leaf = name.split("/", 3)

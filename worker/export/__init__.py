@@ -1,1 +1,1 @@
-"""From an eval checkpoint to what other programs read, each checked against the model itself."""
+"""Eval checkpoints in formats that other programs read, each checked against the model itself."""

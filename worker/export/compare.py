@@ -1,4 +1,4 @@
-"""The same inputs to the model and to what was written of it: are the outputs the same?"""
+"""Runs the model and its exported form on the same inputs and compares their outputs."""
 
 from collections.abc import Callable
 

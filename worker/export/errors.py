@@ -16,7 +16,7 @@ class NotExportable(ExportError):
 
 
 class OutputsDiffer(ExportError):
-    """What was written does not give the model's outputs."""
+    """The exported form does not reproduce the model's outputs."""
 
 
 class ToolMissing(ExportError):

@@ -1,4 +1,4 @@
-"""The formats by name. What they have in common: OUT appears whole and checked, or not at all."""
+"""The formats by name. In every format OUT appears complete and checked, or not at all."""
 
 import shutil
 import tempfile
@@ -20,7 +20,7 @@ Write = Callable[[Source, Path, RunnerSettings], float]
 
 
 def export(folder: Path, out: Path, *, to: str, settings: RunnerSettings) -> dict[str, Any]:
-    """Write the eval checkpoint of ``folder`` to ``out`` and say what was made.
+    """Write the eval checkpoint in ``folder`` to ``out``; return a summary.
 
     ``to``: one of FORMATS. ``settings``: what may be run and read to load the model. Raises
     ExportError, OSError, and the JobFailed errors of checkpoints, models and data.
@@ -54,7 +54,7 @@ def _transformers(source: Source, folder: Path, settings: RunnerSettings) -> flo
 
 
 def _safetensors(source: Source, folder: Path, _settings: RunnerSettings) -> float:
-    """The weights are such files already: their bytes are those of the manifest."""
+    """The weights are already in this format: their bytes are those of the manifest."""
     for file in source.manifest.files:
         if file.name.endswith(_WEIGHTS):
             shutil.copyfile(source.folder / file.name, folder / file.name)

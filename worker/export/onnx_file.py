@@ -1,4 +1,4 @@
-"""ONNX: one graph with its weights, for runtimes that know no torch.
+"""ONNX: one graph with its weights, for runtimes without torch.
 
 Batches of any size; for language models any number of tokens up to the context too. Batch norm is
 that of evaluation, with the statistics of x.
@@ -32,7 +32,7 @@ _LONGEST_MESSAGE = 2000
 
 
 def write_onnx(loaded: Loaded, folder: Path, *, metadata: Mapping[str, str]) -> float:
-    """Write the graph and run it beside the model; return by how much their outputs differ.
+    """Write the graph, run it and the model, and return how far their outputs differ.
 
     ``metadata``: goes into the file's properties, the opset with it. Raises ToolMissing,
     NotExportable for a model that torch cannot write or the runtime cannot run, OutputsDiffer, and
@@ -55,7 +55,7 @@ def write_onnx(loaded: Loaded, folder: Path, *, metadata: Mapping[str, str]) -> 
 
 
 def _runtime() -> Any:
-    """Return onnxruntime, once all that torch and we need is there."""
+    """Return onnxruntime, after checking that every package needed is installed."""
     return [_imported(name) for name in _PACKAGES][-1]
 
 
@@ -86,7 +86,7 @@ def _program(loaded: Loaded) -> Any:
 
 @contextmanager
 def _expecting(what: str) -> Iterator[None]:
-    """Turn whatever another library says of a foreign model into NotExportable."""
+    """Turn any error of an outside library about a model into NotExportable."""
     try:
         yield
     except Exception as error:
@@ -96,14 +96,14 @@ def _expecting(what: str) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What torch's exporter wraps in advice on how to report it."""
+    """The error that torch's exporter wraps in advice on how to report it."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 class _Plain(nn.Module):
-    """The model with one name for its argument, whatever it calls it itself."""
+    """The model with a fixed name for its argument, whatever the model calls it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _Plain(nn.Module):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what torch says of packages that no model here needs."""
+    """Silence torch's warnings about packages that no model here needs."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""What is exported: a downloaded eval checkpoint, its files checked, its model in float32."""
+"""The input of an export: a downloaded eval checkpoint, its files checked, its model in float32."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from roadless.worker.validation.reload import read_manifest
 
 @dataclass(frozen=True)
 class Source:
-    """An eval checkpoint's folder, whose files are what the manifest says."""
+    """An eval checkpoint's folder, whose files match the manifest."""
 
     folder: Path
     manifest: Manifest
@@ -32,7 +32,7 @@ class Source:
 
     @property
     def architecture(self) -> ArchitectureSpec:
-        """What the model is, also of one that started from another checkpoint."""
+        """The model's architecture, also if it started from another checkpoint."""
         model = self.spec.model
         if not isinstance(model, CheckpointModel):
             return model
@@ -42,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The model in evaluation mode on the CPU, and what it reads and says."""
+    """The model in evaluation mode on the CPU, with its input and output."""
 
     model: nn.Module
     data: Description
@@ -76,7 +76,7 @@ def load(source: Source, *, settings: RunnerSettings) -> Loaded:
 
 
 def _description(source: Source, *, settings: RunnerSettings) -> Description:
-    """From the receipt; of an earlier release it does not say, and the data itself must."""
+    """From the receipt; receipts of earlier releases lack it, and the data must be read."""
     receipt, spec = source.manifest.evaluation, source.spec
     if receipt is not None and receipt.data_shape is not None:
         return Description.of_shape(receipt.data_shape)

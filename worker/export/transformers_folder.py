@@ -1,4 +1,4 @@
-"""A folder that ``from_pretrained`` loads: such models as they are, and what ``gpt`` becomes."""
+"""A folder that ``from_pretrained`` loads: transformers models as they are, ``gpt`` converted."""
 
 import importlib
 import shutil
@@ -19,7 +19,7 @@ _ROOM = "roadless.worker.model.huggingface.folders"
 
 
 def write_transformers(source: Source, loaded: Loaded, folder: Path) -> float:
-    """Write the folder, load it anew and return by how much its outputs differ from the model's.
+    """Write the folder, load it again and return how far its outputs differ from the model's.
 
     Raises NotExportable for a model without an equivalent in transformers, ToolMissing, and
     OutputsDiffer.

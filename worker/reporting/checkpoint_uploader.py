@@ -1,4 +1,4 @@
-"""Checkpoints on their way: written by the loop, validated, uploaded, then announced, in order."""
+"""Publishes checkpoints that the loop wrote: validated, uploaded, then announced, in order."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 #: How often the lead asks whether the others have uploaded their files of a checkpoint.
 _PEERS_SECONDS = 0.02
-#: How often a wait for a validation looks whether the attempt is over.
+#: How often a wait for a validation checks whether the attempt is over.
 _VALIDATION_SECONDS = 0.2
 
 
@@ -35,35 +35,35 @@ class FileApi(Protocol):
 
 
 class Publisher:
-    """One rank's checkpoints. ``publish`` and ``end`` return at once.
+    """One rank's checkpoints. ``publish`` and ``end`` return immediately.
 
     They are announced in the order in which they were published, so that a training state implies
-    the evaluations before it. An upload that waits for its service holds back what is behind it,
-    which would wait for the same service, and nothing else: neither events nor validations.
+    the evaluations before it. An upload that waits for the service delays those queued behind it,
+    which need the same service, but neither events nor validations.
     """
 
     def __init__(self, api: FileApi, outbox: Outbox) -> None:
         self._api = api
         self._outbox = outbox
-        #: Checkpoints whose files are not uploaded yet, and at last the ending; the first of them
-        #: stays in line while it is worked on.
+        #: Checkpoints whose files are not uploaded yet, and finally the last event; the head stays
+        #: in the queue while it is processed.
         self._line: deque[Staged | Event] = deque()
         self._has_superseded = False
-        #: Eval checkpoints announced: as many as decide which of the others are superfluous.
+        #: Announced eval checkpoints: those that decide which of the others are superfluous.
         self._announced: list[Waiting] = []
         self._thread = threading.Thread(target=self._upload_forever, name="upload", daemon=True)
         self._thread.start()
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was published is announced, or never will be."""
+        """Whether everything published is announced, or never will be."""
         return not self._line
 
     def publish(self, staged: Staged) -> None:
         """Upload a checkpoint, then announce it.
 
-        A training state takes the place of older ones that wait: nobody would resume from them. An
-        eval checkpoint takes that of those that retention would not keep beside it.
+        A training state replaces older ones in the queue: nobody would resume from them. An eval
+        checkpoint replaces those that retention would not keep beside it.
         """
         with self._outbox.changed:
             self._line.append(staged)
@@ -75,19 +75,19 @@ class Publisher:
             )
 
     def end(self, event: Event) -> None:
-        """Say the last event, once every checkpoint published before is announced."""
+        """Send the last event, once every checkpoint published before it is announced."""
         with self._outbox.changed:
             self._line.append(event)
             self._outbox.changed.notify_all()
 
     def join(self, *, deadline: float) -> None:
-        """Wait until nothing is being uploaded any more, once the outbox is stopped."""
+        """Wait for uploads to end, once the outbox is stopped."""
         self._thread.join(max(0.0, deadline - time.monotonic()) + retry.LONGEST_SECONDS)
 
-    # ---- the line ------------------------------------------------------------------------------
+    # ---- the queue -----------------------------------------------------------------------------
 
     def _thin_out(self, *, by: Staged) -> None:
-        """Take those from the line that need not wait any more; the first is worked on."""
+        """Remove what need not wait from the queue; the head is already being processed."""
         with self._outbox.changed:
             waiting = [one for one in list(self._line)[1:] if isinstance(one, Staged)]
             if by.is_state:
@@ -113,7 +113,7 @@ class Publisher:
             event = self._event_of(first) if isinstance(first, Staged) else first
             with self._outbox.changed:
                 if self._outbox.is_over:
-                    return  # perhaps in the midst of it: the checkpoint must not be announced
+                    return  # perhaps mid-upload: the checkpoint must not be announced
                 self._line.popleft()
                 if event is not None:
                     self._outbox.say(event)
@@ -121,7 +121,7 @@ class Publisher:
                 self._outbox.changed.notify_all()
 
     def _first_in_line(self) -> Staged | Event | None:
-        """Wait for something to upload or to end with; None when it is too late for that."""
+        """Wait for the next checkpoint or the last event; None when it is too late."""
         with self._outbox.changed:
             self._outbox.changed.wait_for(lambda: self._line or self._outbox.is_over)
             return None if self._outbox.is_over else self._line[0]
@@ -135,7 +135,7 @@ class Publisher:
         self._announced = [one for one in known if one.id not in drop]
 
     def _event_of(self, staged: Staged) -> Event | None:
-        """Upload a checkpoint; return its announcement, if it is good and this rank's to say."""
+        """Upload a checkpoint; return its announcement if it is valid and this rank's to send."""
         manifest = self._validated(staged)
         if manifest is None:
             shutil.rmtree(staged.folder, ignore_errors=True)
@@ -175,7 +175,7 @@ class Publisher:
         try:
             self._upload(staged)
         except Exception:
-            # The announcement is then refused too, and kept aside with its reason.
+            # The announcement is then refused too, and set aside with the reason.
             log.exception("checkpoint %s: upload failed", staged.manifest.checkpoint_id)
             return False
         finally:
@@ -184,7 +184,7 @@ class Publisher:
         return True
 
     def _files_of_all(self, staged: Staged, peers: Peers) -> tuple[CheckpointFile, ...] | None:
-        """Wait for the others' files; None when one of them has none to give."""
+        """Wait for the other ranks' files; None when one of them has none."""
         while not self._outbox.is_over:
             said = peers.hear(staged.manifest.checkpoint_id)
             if said is None:
@@ -222,7 +222,7 @@ class Publisher:
             self._persist(upload)
 
     def _persist(self, call: Callable[[], None]) -> None:
-        """Repeat the call while the service is away, unless there is no one left to send for."""
+        """Repeat the call while the service is away, unless nothing more is to be sent."""
         for pause in retry.pauses():
             if self._outbox.is_over:
                 return
@@ -236,6 +236,6 @@ class Publisher:
 
 
 def _before(staged: Staged, waiting: list[Staged]) -> list[Staged]:
-    """Those that wait in front of it; none when it waits no more."""
+    """Those queued ahead of it; none when it is no longer queued."""
     places = [place for place, one in enumerate(waiting) if one is staged]
     return waiting[: places[0]] if places else []

@@ -1,7 +1,7 @@
-"""What a rank has said and the service has not yet acknowledged: numbered, on disk, sent in order.
+"""Events of a rank that the service has not acknowledged yet: numbered, on disk, sent in order.
 
-Step points are the many, so they cost little: the loop leaves each here as it is, and a thread of
-its own numbers, writes and sends them by the hundred, as the bytes that the spool holds.
+Most are step points, so these must be cheap: the loop leaves each here as it is, and a separate
+thread numbers, writes and sends them by the hundred, as the bytes that the spool holds.
 """
 
 import logging
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 #: How long step points gather before they are sent together.
 GATHER_SECONDS = 0.5
-#: Step points in memory before they are written: many at once cost less, and mostly no step.
+#: Step points in memory before they are written: batches cost less, and rarely delay a step.
 FRESH_POINTS = 256
-#: The longest silence of a rank that has nothing to say; also how soon it hears of a stop.
+#: The longest silence of a rank that has nothing to report; also how soon it learns of a stop.
 HEARTBEAT_SECONDS = 1.0
 #: Unacknowledged bytes after which step points are thinned; everything else is always kept.
 SPOOL_BYTES = 256 << 20
@@ -60,9 +60,9 @@ class EventApi(Protocol):
 
 @dataclass(frozen=True)
 class Heard:
-    """What the service wants, as last heard. ``is_fenced``: this attempt is over; leave.
+    """What the service wants, as of its last reply. ``is_fenced``: this attempt is over; leave.
 
-    ``budget``: None before the service has said it; then that of the specification holds.
+    ``budget``: None until the service has sent one; until then the specification's applies.
     """
 
     desired: Desired = Desired.RUN
@@ -73,10 +73,10 @@ class Heard:
 
 
 class Outbox:
-    """One rank's events. ``say`` returns at once and never raises.
+    """One rank's events. ``say`` returns immediately and never raises.
 
-    ``changed``: the lock of all that is said and heard, notified whenever something was heard or
-    delivered; who takes it may say several things as one.
+    ``changed``: the lock around everything sent and received, notified whenever something was
+    received or delivered; whoever holds it can say several things atomically.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Outbox:
         self._spool = Spool(folder / f"spool-{rank}")
         self._dead_letters = folder / f"refused-{rank}.jsonl"
         self._spool_bytes = spool_bytes
-        #: Step points that the loop has said, and that the sending thread has yet to write: a step
-        #: waits for neither JSON nor disk.
+        #: Step points from the loop that the sending thread has yet to write: a step waits for
+        #: neither JSON nor disk.
         self._fresh: deque[StepMetrics] = deque()
         self._last_seq = 0
         self._steps_said = 0
         self._is_thinning = False
-        #: By a service of an earlier release, which would refuse each in turn.
+        #: By a service of an older release, which would refuse every one.
         self._is_usage_refused = False
         self._has_lost_steps = False
         self._is_closing = False
@@ -113,12 +113,12 @@ class Outbox:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that was said is acknowledged."""
+        """Whether everything said is acknowledged."""
         return not (self._fresh or len(self._spool))
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more shall be sent."""
+        """Whether nothing more is to be sent."""
         return self._is_closing or self.heard.is_fenced
 
     def set_desired_state(self, desired: Desired) -> None:
@@ -127,7 +127,7 @@ class Outbox:
             self.heard = replace(self.heard, desired=desired)
 
     def say(self, event: Event) -> None:
-        """Put an event in line. Beyond the bound step points and usage are thinned."""
+        """Queue an event. Beyond the bound, step points and usage are thinned."""
         with self.changed:
             if isinstance(event, StepMetrics):
                 self._say_step(event)
@@ -138,7 +138,7 @@ class Outbox:
                 self.hurry()
 
     def hurry(self) -> None:
-        """Send what there is now."""
+        """Send what is pending now."""
         self._urgent.set()
 
     def become_fenced(self) -> None:
@@ -155,7 +155,7 @@ class Outbox:
         self.hurry()
 
     def join(self, *, deadline: float) -> None:
-        """Wait until nothing is being sent any more, and drop what is left."""
+        """Wait for sending to end, and drop what is left."""
         self._thread.join(max(0.0, deadline - time.monotonic()) + retry.LONGEST_SECONDS)
         with self.changed:
             self._spool.close()
@@ -248,7 +248,7 @@ class Outbox:
                 time.sleep(retry.LONGEST_SECONDS)
 
     def _wait_for_something(self) -> None:
-        """Until something urgent, a full report, a little that has gathered, or the heartbeat."""
+        """Wait for something urgent, a full report, a few gathered events, or the heartbeat."""
         heartbeat_at = time.monotonic() + HEARTBEAT_SECONDS
         while not self._has_full_report() and not self._urgent.wait(GATHER_SECONDS):
             if not self.is_empty or time.monotonic() >= heartbeat_at:
@@ -269,7 +269,7 @@ class Outbox:
             self._send_singly(lines, error)
 
     def _send_singly(self, lines: Sequence[bytes], error: Refused) -> None:
-        """One of these is refused: find it, keep it aside, and say so in its place."""
+        """One of these is refused: find it, set it aside, and send a notice in its place."""
         if not lines:
             raise error
         for line in lines:
@@ -297,7 +297,7 @@ class Outbox:
         with self.changed:
             first_seq = self._last_seq - len(self._spool) + 1
             self._spool.drop(max(0, reply.ack_seq - first_seq + 1))
-            # The other thread may have heard of the end by now.
+            # The other thread may have been fenced by now.
             self.heard = replace(
                 self.heard,
                 desired=reply.desired,

@@ -1,7 +1,7 @@
-"""The Reporter: what a rank says reaches the service once and in order, or waits on disk.
+"""The Reporter: what a rank reports reaches the service once and in order, or waits on disk.
 
 It never raises into the training loop and never makes it wait: a service that is away costs nothing
-but disk, up to a stated bound. Each answer carries what the user wants; the loop reads it from
+but disk, up to a stated bound. Each reply carries what the user wants; the loop reads it from
 ``heard``.
 """
 
@@ -22,10 +22,10 @@ class ReportApi(EventApi, FileApi, Protocol):
 
 
 class Reporter:
-    """What one rank says. ``say`` and ``publish`` return at once; ``close`` waits for the rest.
+    """One rank's reports. ``say`` and ``publish`` return immediately; ``close`` waits for the rest.
 
-    Events are said in the order of their calls. A checkpoint is announced once it is validated and
-    uploaded, so behind everything that was said before it; and ``end`` speaks behind all of them.
+    Events are sent in the order of their calls. A checkpoint is announced once it is validated and
+    uploaded, so after everything said before it; and the event of ``end`` comes after all of them.
     """
 
     def __init__(
@@ -43,15 +43,20 @@ class Reporter:
 
     @property
     def heard(self) -> Heard:
-        """What the service wants, as last heard."""
+        """What the service wants, as of its last reply."""
         return self._outbox.heard
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all that was said is acknowledged, and all that was published is announced."""
+        return self._publisher.is_empty and self._outbox.is_empty
 
     def set_desired_state(self, desired: Desired) -> None:
         """Start from what the user wanted when this rank fetched its specification."""
         self._outbox.set_desired_state(desired)
 
     def say(self, event: Event) -> None:
-        """Put an event in line. Never raises; beyond the bound step points are thinned."""
+        """Queue an event. Never raises; beyond the bound, step points are thinned."""
         self._outbox.say(event)
 
     def publish(self, staged: Staged) -> None:
@@ -59,7 +64,7 @@ class Reporter:
         self._publisher.publish(staged)
 
     def end(self, event: Event) -> None:
-        """Say the last event, once every checkpoint published before is announced."""
+        """Send the last event, once every checkpoint published before it is announced."""
         self._publisher.end(event)
 
     def close(self, *, timeout_seconds: float) -> bool:
@@ -68,12 +73,9 @@ class Reporter:
         outbox = self._outbox
         outbox.hurry()
         with outbox.changed:
-            outbox.changed.wait_for(lambda: self._is_delivered() or outbox.is_over, timeout_seconds)
-            is_delivered = self._is_delivered()
+            outbox.changed.wait_for(lambda: self.is_delivered or outbox.is_over, timeout_seconds)
+            is_delivered = self.is_delivered
             outbox.stop()
         self._publisher.join(deadline=deadline)
         outbox.join(deadline=deadline)
         return is_delivered
-
-    def _is_delivered(self) -> bool:
-        return self._publisher.is_empty and self._outbox.is_empty

@@ -1,8 +1,8 @@
 """A first-in, first-out queue of lines on disk, in segments that are removed once consumed.
 
 It holds what the service has not acknowledged, so memory stays flat while the service is away. It
-does not outlive its rank: after a crash the next attempt says everything since the last training
-state anew. The files therefore have no name, and a killed rank leaves none behind.
+does not outlive its rank: after a crash the next attempt reports everything since the last training
+state again. The files therefore have no name, and a killed rank leaves none behind.
 """
 
 import io
@@ -41,13 +41,13 @@ class Spool:
     def append(self, *lines: bytes) -> None:
         """Add lines at the end; raises OSError, and adds none of them, when the disk is full."""
         if not self._segments or self._segments[-1].written >= self._segments[-1].capacity:
-            # Unbuffered: a buffer would offer a refused line to the disk again at the next read.
+            # Unbuffered: a buffer would retry a failed write at the next read.
             file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115  _Segment's
             self._segments.append(_Segment(file, SEGMENT_BYTES))
         self._write(lines, self._segments[-1])
 
     def append_in_memory(self, line: bytes) -> None:
-        """Add one line at the end without the disk: for what must not be lost when it is full."""
+        """Add one line at the end, in memory: for what must not be lost when the disk is full."""
         self._segments.append(_Segment(io.BytesIO(), capacity=0))
         self._write((line,), self._segments[-1])
 
@@ -91,7 +91,7 @@ class Spool:
 
 
 def _lines_in(segment: _Segment, lengths: Iterator[int]) -> Iterator[bytes]:
-    """Read the next lines, as many as the segment has, at once: most of the cost is the call's."""
+    """Read the segment's share of the next lines in one call, which is most of the cost."""
     ends = list(_ends_in(segment, lengths))
     segment.file.seek(segment.read)
     content = segment.file.read(ends[-1]) if ends else b""

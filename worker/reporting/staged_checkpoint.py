@@ -1,6 +1,6 @@
-"""Checkpoints on local disk, on their way to the service, and which of them need not wait.
+"""Checkpoints on local disk that wait for upload, and which of them need not wait.
 
-Those are the ones that retention would not keep beside the others; a full line drops them.
+Those are the ones that retention would not keep beside the others; a full queue drops them.
 """
 
 import math
@@ -15,31 +15,32 @@ from roadless.service.contract.checkpoint.manifest import CheckpointFile, Checkp
 from roadless.service.contract.checkpoint.retention import Stored, superfluous_evals
 from roadless.service.contract.job.evaluation import CheckpointsSpec
 
-#: The manifest of a checkpoint whose files were checked, with what the check saw.
+#: The manifest of a checkpoint whose files were checked, with what the check found.
 ValidatedManifest = NewType("ValidatedManifest", Manifest)
-#: Age is for the service to judge: here nothing grows old.
+#: Age is for the service to judge: here nothing ages.
 _NOW = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Peers(Protocol):
-    """The other ranks that write files of the same checkpoint
-    (``roadless.worker.distributed.store_peers.StorePeers``).
+    """The other ranks that write files of the same checkpoint.
+
+    Implemented by ``roadless.worker.distributed.store_peers.StorePeers``.
     """
 
     is_lead: bool
 
     def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
-        """Say that this rank's files are uploaded, or with None that they never will be."""
+        """Report that this rank's files are uploaded or, with None, that they never will be."""
 
     def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
-        """Return what each of the others has said; None until all have. For the lead."""
+        """Return what each of the others has reported; None until all have. For the lead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
     """An eval checkpoint that is announced, or will be. ``loss``: None when not known yet.
 
-    ``is_pinned``: a user has asked for it. ``is_validated``: its files were checked.
+    ``is_pinned``: a user requested it. ``is_validated``: its files were checked.
     """
 
     id: str
@@ -53,9 +54,9 @@ class Waiting:
 class Staged:
     """A checkpoint written to local disk, to be uploaded and then announced.
 
-    ``peers``: who else uploads files of it; the lead announces when all have. None: nobody.
-    ``validated``: the manifest to announce it with, once its files were checked; a result of None:
-    it is never listed. None itself: nobody needs to check it. ``keep``: the job's rule of what
+    ``peers``: the ranks that upload its other files; the lead announces it when all have. None: no
+    others. ``validated``: the manifest to announce it with, once its files were checked; a result
+    of None: it is never listed. None itself: no check is needed. ``keep``: the job's rule for what
     need not wait.
     """
 
@@ -82,7 +83,7 @@ class Staged:
         return validated.result() is None
 
     def as_waiting(self) -> Waiting:
-        """What retention asks about it."""
+        """What retention needs to know about it."""
         evaluation = self.manifest.evaluation
         return Waiting(
             id=self.manifest.checkpoint_id,
@@ -93,17 +94,17 @@ class Staged:
         )
 
     def let_go(self) -> bool:
-        """Return whether nobody is checking its files or will; an evaluation is never given up."""
+        """Return whether its check is over or cancelled now; an evaluation is never cancelled."""
         if self.validated is None or self.validated.done():
             return True
         return self.manifest.evaluation is not None and self.validated.cancel()
 
 
 def superfluous(known: Iterable[Waiting], policy: CheckpointsSpec) -> set[str]:
-    """Return the ids of those that need not wait.
+    """Return the ids of the checkpoints that need not wait.
 
-    One that was checked makes room only for others that were: whether the rest will be listed is
-    not known yet.
+    A checked one is dropped only in favour of other checked ones: whether the rest will be listed
+    is not known yet.
     """
     every = list(known)
     sure = [one for one in every if one.is_validated]

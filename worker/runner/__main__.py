@@ -28,7 +28,7 @@ def _serve(settings: RunnerSettings) -> NoReturn:
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
-    # After ray.init, which puts a handler of its own there.
+    # After ray.init, which installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gangs = Gangs(
         agents=Agents(scratch=settings.scratch),

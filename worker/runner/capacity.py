@@ -1,6 +1,6 @@
-"""What a cluster has, and how much of it is free: the runner's own account, pure.
+"""What a cluster has and how much of it is free: the runner's own accounting, without I/O.
 
-Ray's view of free resources lags behind its placement groups, so the runner counts for itself.
+Ray's view of free resources lags behind its placement groups, so the runner keeps its own count.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ class Bundle:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """A bundle, and the node it lies on; None while Ray has not placed it."""
+    """A bundle, and the node it is on; None while Ray has not placed it."""
 
     bundle: Bundle
     node_id: str | None
@@ -33,7 +33,7 @@ def account(nodes: Sequence[Node], held: Iterable[Held]) -> list[Node]:
     """Return ``nodes`` with what ``held`` leaves free, never below 0.
 
     Bundles without a node count against the first node with room, so that nothing is promised
-    twice while a placement is on its way.
+    twice while a placement is pending.
     """
     left = {node.node_id: node for node in nodes}
     for item in sorted(held, key=lambda item: item.node_id is None):

@@ -1,7 +1,7 @@
 """One attempt's seats on a Ray cluster, and the ranks that take them.
 
-Everything here is detached and named by the attempt, so that any runner of the cluster can find it
-and let it go, whoever made it.
+Everything here is detached and named after the attempt, so that any runner of the cluster can find
+and release it, whichever runner created it.
 """
 
 import logging
@@ -43,8 +43,8 @@ _PLACE_SECONDS = 10.0
 _SEAT_SECONDS = 30.0
 _REMOVE_SECONDS = 10.0
 _POLL_SECONDS = 0.005
-#: Ray counts freed seats as free up to 0.1 s later, and a group that is asked for before that
-#: waits up to a second for its next try.
+#: Ray counts freed seats as free up to 0.1 s late, and a group requested before that waits up to a
+#: second for its next try.
 _SETTLE_SECONDS = 0.12
 
 
@@ -57,7 +57,7 @@ class StartFailed(Exception):
 
 
 class NotReleased(Exception):
-    """Something of the attempt may still be held; try again."""
+    """Some of the attempt's resources may still be held; try again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +69,13 @@ class Group:
 
     @property
     def node_ids(self) -> frozenset[str | None]:
-        """The nodes it lies on; None among them while Ray seeks a place for a bundle."""
+        """The nodes it is on; includes None while Ray is placing a bundle."""
         return frozenset(item.node_id for item in self.held)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """A cluster at one moment. ``nodes``: live ones that can start ranks, all of each free."""
+    """A cluster at one moment. ``nodes``: live ones that can start ranks, shown as all free."""
 
     nodes: list[Node]
     groups: list[Group]
@@ -95,7 +95,7 @@ class _GpuHolder:
     """An actor that holds a bundle's GPUs, since only Ray knows which ones they are."""
 
     def gpu_ids(self) -> tuple[str, ...]:
-        """Return the ids as CUDA_VISIBLE_DEVICES wants them."""
+        """Return the ids as CUDA_VISIBLE_DEVICES expects them."""
         return tuple(str(gpu_id) for gpu_id in ray.get_gpu_ids())
 
 
@@ -103,7 +103,7 @@ class Gangs:
     """Starts and releases gangs.
 
     Seats of CPU ranks are bundles of the placement group and nothing more: the group itself holds
-    the CPUs, ranks are forked by the node agents, and an actor a seat would cost 0.14-0.47 s.
+    the CPUs, ranks are forked by the node agents, and an actor per seat would cost 0.14-0.47 s.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Gangs:
         self._method = method
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Return once every node starts ranks without a cold import, or after that time."""
+        """Return once every node can start ranks without a cold import, or after the timeout."""
         self._agents.ensure(_live_nodes())
         self._agents.wait_ready(timeout_seconds)
 
     def look(self) -> View:
-        """Return what the cluster has, holds and runs, with an agent on every live node."""
+        """Return what the cluster has, holds and runs; first ensure an agent on every live node."""
         nodes = _live_nodes()
         self._agents.ensure(nodes)
         ranks = self._agents.attempts()
@@ -138,9 +138,9 @@ class Gangs:
         )
 
     def start(self, assignment: Assignment) -> None:
-        """Reserve the seats and launch the ranks; raise StartFailed when that does not work.
+        """Reserve the seats and launch the ranks; raise StartFailed when that fails.
 
-        Started twice, by one runner or by two, launches once.
+        Idempotent: starting twice, from one runner or two, launches once.
         """
         if assignment.wheel is not None and not self._model_sources.allow_wheels:
             raise StartFailed(
@@ -169,14 +169,14 @@ class Gangs:
         attempts = self._agents.attempts()
         running = {node_id for node_id in node_ids if attempt_id in attempts.get(node_id, [])}
         if running and running != node_ids:
-            # The other ranks would wait for another rendezvous than these.
+            # The other ranks would wait at another rendezvous than these.
             raise StartFailed("an earlier runner has started only some of its ranks")
         return bool(running)
 
     def _launches(
         self, assignment: Assignment, seats: Sequence[_Seat]
     ) -> dict[str, list[RankLaunch]]:
-        """Number the ranks node by node, rank 0 where bundle 0 lies."""
+        """Number the ranks node by node, rank 0 where bundle 0 is."""
         address, port = self._rendezvous(seats)
         by_node: dict[str, list[RankLaunch]] = {seat.node_id: [] for seat in seats}
         for rank, seat in enumerate(_by_node(seats)):

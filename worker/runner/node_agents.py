@@ -1,6 +1,6 @@
-"""The node agents of a Ray cluster, as detached actors that outlive whoever made them.
+"""The node agents of a Ray cluster, as detached actors that outlive their creator.
 
-Translates between Ray's futures and plain values; what an agent does is in
+Translates between Ray's futures and plain values; the agent itself is in
 ``worker/agent/node_agent.py``.
 """
 
@@ -28,7 +28,7 @@ _CALLS_AT_ONCE = 16
 
 
 class Agents:
-    """One agent a node, made when the node appears and dropped when it goes."""
+    """One agent per node, created when the node appears and dropped when it disappears."""
 
     def __init__(
         self, *, scratch: str, entry: str = RANK_ENTRY, preload: tuple[str, ...] = PRELOAD
@@ -36,10 +36,10 @@ class Agents:
         self._scratch = scratch
         self._make_launcher = partial(NodeLauncher, entry=entry, preload=preload)
         self._handles: dict[str, Any] = {}  #: by node id; an actor handle answers to any method
-        self._attempts: dict[str, list[str]] = {}  #: by node id, as last heard
+        self._attempts: dict[str, list[str]] = {}  #: by node id, as last reported
 
     def ensure(self, node_ids: Iterable[str]) -> None:
-        """Have one agent on each of these nodes, the cluster's live ones, and on no other."""
+        """Ensure one agent on each of these nodes, the cluster's live ones, and on no other."""
         live = set(node_ids)
         self._handles = {
             node_id: self._handles.get(node_id) or self._get_or_create(node_id) for node_id in live
@@ -47,10 +47,10 @@ class Agents:
         self._attempts = {node: ids for node, ids in self._attempts.items() if node in live}
 
     def wait_ready(self, timeout_seconds: float) -> None:
-        """Return once all agents are warm and heard, or after that time; a bad node is logged.
+        """Return once all agents are warm and have answered, or after the timeout; log bad nodes.
 
-        Before its first ``attempts`` a new runner must have heard every agent: it has no
-        earlier answer to fall back on.
+        A new runner needs an answer from every agent before its first ``attempts``: it has no
+        earlier one to fall back on.
         """
         calls = {handle.ready.remote(): node for node, handle in self._handles.items()}
         done, late = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_seconds)
@@ -66,7 +66,7 @@ class Agents:
     def attempts(self) -> dict[str, list[str]]:
         """Return the attempts with live ranks, by node id; only nodes whose agent has answered.
 
-        An agent that does not answer for a moment counts with what it said last: to call its ranks
+        For an agent that does not answer for a moment, its last answer counts: declaring its ranks
         dead would end their attempts.
         """
         self._hear(_ANSWER_SECONDS)
@@ -88,7 +88,7 @@ class Agents:
             self._attempts.setdefault(node_id, []).append(attempt_id)
 
     def kill(self, attempt_id: str) -> bool:
-        """Kill the attempt's ranks on all nodes; return whether every agent says none is left."""
+        """Kill the attempt's ranks on all nodes; return whether every agent confirms it."""
         calls = [handle.kill.remote(attempt_id) for handle in self._handles.values()]
         try:
             return all(ray.get(calls, timeout=_KILL_SECONDS))
@@ -122,7 +122,7 @@ class Agents:
         try:
             self._attempts[node_id] = ray.get(call)
         except ActorDiedError:
-            # Its ranks died with it, and it never answers again; the next round makes another.
+            # Its ranks died with it, and it never answers again; the next round creates another.
             _log.exception("the agent of node %s is dead", node_id)
             self._attempts.pop(node_id, None)
             del self._handles[node_id]

@@ -1,7 +1,7 @@
-"""A private Ray head as processes of our own, for one machine: ``roadless up``, the demo, tests.
+"""A private Ray head for one machine, run as child processes: ``roadless up``, the demo, tests.
 
-Clusters of several machines are started by their operators; see ``deploy/``. One that is started
-here is protected by a token, and stopping it ends exactly the processes that it consists of.
+Clusters of several machines are started by their operators; see ``deploy/``. A cluster started here
+is protected by a token, and stopping it ends exactly the processes that it consists of.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 from roadless.worker.processes import read_tail, wait_pidfd
 
-#: Ray puts Unix sockets below its temporary folder, and their paths end at 107 bytes.
+#: Ray puts Unix sockets below its temporary folder, and their paths are limited to 107 bytes.
 _TEMP_ROOT = "/tmp"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -28,9 +28,9 @@ _POLL_SECONDS = 0.05
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LOCAL_NAMES = frozenset({"auto", "local"})
 
-#: A dead node is noticed within 3 s. Draining a head that is told to leave would take 30 s. Ranks
-#: have their own place with the kernel's memory killer, and Ray's would kill their agent.
-_RAY_ENVIRONMENT = {
+#: A dead node is noticed within 3 s. Draining a head that is stopped would take 30 s. The kernel's
+#: out-of-memory killer picks ranks first, and Ray's memory monitor would kill their agent.
+RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "1000",
@@ -45,7 +45,7 @@ class RayStartError(Exception):
 
 
 class UnauthenticatedRay(Exception):
-    """The Ray cluster is remote and lets in anybody who reaches it."""
+    """The Ray cluster is remote and accepts anybody who can reach it."""
 
 
 class Head:
@@ -54,12 +54,12 @@ class Head:
     def __init__(self, *, token_file: Path, folder: Path) -> None:
         self.address = ""  #: host:port; empty until the first node is up
         self._token_file = token_file
-        self._folder = folder
+        self.folder = folder  #: what the nodes write; gone once they are stopped
         self._nodes: list[subprocess.Popen[bytes]] = []
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to connect."""
+        """Environment variables that a process needs to connect."""
         return {"RAY_ADDRESS": self.address, **_authentication(self._token_file)}
 
     def join(self, *, num_cpus: int, num_gpus: int = 0) -> subprocess.Popen[bytes]:
@@ -68,18 +68,18 @@ class Head:
 
     def start_node(self, options: Sequence[str]) -> subprocess.Popen[bytes]:
         """Run ``ray start`` with these options, and wait until the node is up."""
-        folder = self._folder / str(len(self._nodes))
+        folder = self.folder / str(len(self._nodes))
         process = _ray_start(options, folder=folder, token_file=self._token_file)
         self._nodes.append(process)
         self.address = _wait_for_address(process, folder=folder)
         return process
 
     def stop(self) -> None:
-        """End all nodes with every process below them, and wait until they are gone."""
+        """End all nodes and every process below them, and wait until they are gone."""
         stop_trees([node.pid for node in self._nodes])
         for node in self._nodes:
             node.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def start_head(
@@ -90,10 +90,10 @@ def start_head(
     port: int = 0,
     node_ip: str | None = None,
 ) -> Head:
-    """Start a Ray head whose token lies in ``home``; raise RayStartError when it does not start.
+    """Start a Ray head whose token is in ``home``; raise RayStartError when it does not start.
 
     ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
-    address that other nodes reach; None: the one that Ray finds.
+    address at which other nodes reach it; None: the one that Ray detects.
     """
     token_file = home / "ray.token"
     _ensure_token(token_file)
@@ -124,7 +124,7 @@ def require_authentication(
 def stop_trees(pids: Iterable[int]) -> None:
     """End these processes and all their descendants: SIGTERM to the roots, then SIGKILL to all."""
     roots = list(pids)
-    # Listed before the first signal: who loses its parent cannot be found afterwards.
+    # Listed before the first signal: a process that loses its parent cannot be found afterwards.
     everyone = [pid for root in roots for pid in (root, *_descendants(root))]
     pidfds = [fd for pid in everyone if (fd := _open_pid(pid)) is not None]
     for pid in roots:
@@ -152,7 +152,7 @@ def _ray_start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **_RAY_ENVIRONMENT, **_authentication(token_file)},
+            env={**os.environ, **RAY_ENVIRONMENT, **_authentication(token_file)},
             start_new_session=True,
         )
 
@@ -168,7 +168,7 @@ def _wait_for_address(process: subprocess.Popen[bytes], *, folder: Path) -> str:
 
 
 def _sizes(num_cpus: int | None, num_gpus: int | None) -> list[str]:
-    """The resources that Ray counts with; it detects what is left out."""
+    """Options for the resources that Ray schedules; it detects what is left out."""
     sizes = {"--num-cpus": num_cpus, "--num-gpus": num_gpus}
     return [f"{name}={number}" for name, number in sizes.items() if number is not None]
 
@@ -197,7 +197,7 @@ def _is_local(address: str) -> bool:
 
 
 def _is_own(family: int, name: Any) -> bool:
-    """Only an address of this machine can be bound to."""
+    """Only this machine's own addresses can be bound."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
             probe.bind(name)

@@ -1,7 +1,7 @@
 """The driver of one Ray cluster: reports to the service, and starts and releases gangs.
 
-It holds nothing: agents, seats and placement groups are detached, so a runner may die and the next
-one finds all of it again. Training does not notice. Run it with ``python -m
+It owns nothing: agents, seats and placement groups are detached, so when a runner dies the next one
+finds all of them again, and training is not affected. Run it with ``python -m
 roadless.worker.runner``.
 """
 
@@ -25,7 +25,7 @@ from roadless.worker.runner.gang import Group, NotReleased, StartFailed, View, b
 _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 10.0
-#: The same while attempts run: a lost node is seen by looking, and nobody else tells.
+#: The same while attempts run: only polling reveals a lost node.
 _WATCH_SECONDS = 1.0
 #: How long a round waits for its own work before it asks the service again.
 _BUSY_SECONDS = 0.2
@@ -36,10 +36,10 @@ _AGENTS_SECONDS = 60.0
 
 
 class Cluster(Protocol):
-    """What a runner asks of its cluster; ``roadless.worker.runner.gang.Gangs`` on Ray."""
+    """What a runner needs from its cluster; ``roadless.worker.runner.gang.Gangs`` on Ray."""
 
     def look(self) -> View:
-        """Return what is there."""
+        """Return the current state of the cluster."""
 
     def start(self, assignment: Assignment) -> None:
         """Start a gang; raise StartFailed."""
@@ -67,7 +67,7 @@ class Runner:
         self._lock = threading.Lock()
         self._starting: dict[str, _Start] = {}
         self._releasing: set[str] = set()
-        self._released: set[str] = set()  #: until the service has heard it
+        self._released: set[str] = set()  #: until the service has received it
         self._homes: dict[str, frozenset[str | None]] = {}  #: attempt -> nodes it started on
 
     def run(self) -> NoReturn:
@@ -89,7 +89,7 @@ class Runner:
             time.sleep(next(pauses))
 
     def round(self, runner_id: str) -> None:
-        """Report what there is, and start what the service asks for."""
+        """Report the cluster's state, and start and release what the service requests."""
         self._changed.clear()
         seen = self._look()
         reply = self._api.sync(runner_id, seen=seen)
@@ -109,7 +109,7 @@ class Runner:
         return registered.runner_id
 
     def _look(self) -> Sync:
-        # In this order: a gang that comes up in between is then seen twice and not never.
+        # In this order, a gang that comes up in between is seen twice rather than never.
         with self._lock:
             starting = {key: start.assignment for key, start in self._starting.items()}
             released = sorted(self._released)
@@ -130,7 +130,7 @@ class Runner:
     def _whole(self, view: View) -> set[str]:
         """Return the attempts with live ranks that have lost no node.
 
-        The ranks that outlive a lost node wait for the others, and would wait for ever.
+        Ranks that outlive a lost node would wait for the others forever.
         """
         with_ranks = {attempt_id for ids in view.ranks.values() for attempt_id in ids}
         now = {group.attempt_id: group.node_ids for group in view.groups}
@@ -180,7 +180,7 @@ class Runner:
             self._changed.set()
 
     def _release(self, attempt_id: str) -> None:
-        """Release once; while it fails, the service keeps asking for it."""
+        """Release once; as long as that fails, the service keeps requesting it."""
         try:
             self._cluster.release(attempt_id)
         except NotReleased as error:
@@ -205,7 +205,7 @@ class Runner:
 
 
 def _held(groups: Iterable[Group], starting: Iterable[Assignment]) -> list[Held]:
-    """Everything held, with what is about to be: starts that have no group yet."""
+    """Everything held, and what starts without a group yet are about to hold."""
     by_attempt = {group.attempt_id: group.held for group in groups}
     for assignment in starting:
         seat = Held(bundle=bundle_of(assignment), node_id=None)

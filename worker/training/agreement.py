@@ -1,6 +1,6 @@
-"""What all ranks agree on after a step: losses added up, and what the lead rank wants of them.
+"""What all ranks agree on after a step: the sum of their losses, and the lead's orders.
 
-One small all-reduce carries both, so that all take the same decision after the same step.
+One small all-reduce carries both, so that all make the same decision after the same step.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from roadless.worker.distributed.process_group import Cluster
 
 
 class Signals(NamedTuple):
-    """What the user and the service ask of the attempt."""
+    """What the user and the service want of the attempt."""
 
     stop: bool = False
     pause: bool = False
-    leave: bool = False  #: the attempt is over: say nothing more
+    leave: bool = False  #: the attempt is over: exit without a report
     evaluate: bool = False
     resize: bool = False  #: leave with the next training state, to continue with more ranks
 
@@ -35,12 +35,12 @@ class Ending(NamedTuple):
     """What ends the job without a signal: its budget is used up, or it stops early."""
 
     budget_reached: bool = False
-    good_enough: bool = False  #: an evaluation has found the metric that the job is to reach
+    good_enough: bool = False  #: an evaluation has reached the job's goal
     no_better: bool = False  #: the last evaluations were no better
 
 
 class Orders(NamedTuple):
-    """What the lead rank wants of all of them after this step. Tuples, for each step makes some."""
+    """What the lead wants of all ranks after this step. Tuples, since each step creates some."""
 
     signals: Signals = Signals()
     due: Due = Due()
@@ -48,13 +48,13 @@ class Orders(NamedTuple):
 
     @property
     def is_end(self) -> bool:
-        """Whether no further step shall be taken."""
+        """Whether no further step is to be taken."""
         signals = self.signals
         return any(self.ending) or signals.stop or signals.pause or signals.leave
 
     @property
     def evaluates(self) -> bool:
-        """Whether there is an evaluation after this step, of the plan or for a user."""
+        """Whether there is an evaluation after this step, planned or requested by a user."""
         return self.signals.evaluate or self.due.evaluation
 
     @property
@@ -90,7 +90,7 @@ class Orders(NamedTuple):
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know after the small sum. ``loss``: mean over ``count`` targets of all."""
+    """What all ranks know after the all-reduce. ``loss``: mean over ``count`` targets of all."""
 
     loss: float
     count: int
@@ -98,7 +98,7 @@ class Agreement:
 
 
 def agree(cluster: Cluster, orders: Orders, *, loss_sum: float = 0.0, count: int = 0) -> Agreement:
-    """Add losses up and hear the lead's orders, in the one small sum that every step has.
+    """Sum the losses and receive the lead's orders, in the one small all-reduce of every step.
 
     ``count``: targets of this rank that ``loss_sum`` is the sum over. A sum of non-finite losses is
     non-finite, so every rank sees that it is.

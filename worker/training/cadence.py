@@ -1,8 +1,8 @@
 """When the plan of a job asks for an evaluation: by cost, steps, geometric steps or seconds.
 
-And when for a training state: by seconds or by steps. Pure. By seconds the lead's clock decides,
-else the number of the step, so that every attempt agrees. Either way the ranks hear of it with the
-step's small sum.
+The same for a training state: by seconds or by steps. Pure. By seconds, the lead's clock decides;
+otherwise the step number, so that every attempt agrees. Either way the ranks receive it with the
+step's all-reduce.
 """
 
 import math
@@ -12,16 +12,16 @@ from typing import Final
 from roadless.service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
 from roadless.worker.position import Position
 
-#: Says whether to evaluate or save at the first position. The second: where it was asked before, or
-#: where the evaluation that followed has ended.
+#: Whether to evaluate or save at the first position. The second: where it was last asked, or where
+#: the evaluation after that ended.
 Cadence = Callable[[Position, Position], bool]
 
-#: Geometric steps are known up to here, which no job reaches.
+#: Geometric steps are listed up to this one, which no job reaches.
 _LAST_STEP: Final = 2**53
-#: By share, the first evaluation comes after this step: soon, so that what is wrong with it shows.
+#: By share, the first evaluation is after this step: early, so that a fault in it shows soon.
 FIRST_STEP: Final = 10
-#: Passes of an evaluation that cost as much as training on one sample: by arithmetic three, as
-#: measured two, since scores are taken too and in another batch size.
+#: Evaluation passes that cost as much as training on one sample: three by arithmetic, two as
+#: measured, since scores are computed too, and at another batch size.
 _PASSES_OF_TRAINING: Final = 2
 
 
@@ -52,7 +52,7 @@ def build_state_cadence(spec: CheckpointsSpec) -> Cadence:
 def steps_of_share(share: float, *, batch_size: int, num_passes: int) -> int:
     """Return after how many steps an evaluation is due, so that it costs at most ``share``.
 
-    Rounded up to 1, 2 or 5 times a power of ten, for the sake of readers.
+    Rounded up to 1, 2 or 5 times a power of ten, for readability.
     """
     steps = num_passes / (_PASSES_OF_TRAINING * share * batch_size)
     power = int(10 ** max(0, math.ceil(math.log10(max(steps, 1.0))) - 1))
@@ -60,25 +60,25 @@ def steps_of_share(share: float, *, batch_size: int, num_passes: int) -> int:
 
 
 def by_share(every: int) -> Cadence:
-    """After step :data:`FIRST_STEP`, and with each multiple of ``every`` steps."""
+    """After step :data:`FIRST_STEP`, and at each multiple of ``every`` steps."""
     return lambda now, _: now.step == FIRST_STEP or now.step % every == 0
 
 
 def by_steps(every: int) -> Cadence:
-    """With each multiple of ``every`` steps."""
+    """At each multiple of ``every`` steps."""
     return lambda now, _: now.step % every == 0
 
 
 def at_steps(steps: frozenset[int]) -> Cadence:
-    """With each of these steps."""
+    """At each of these steps."""
     return lambda now, _: now.step in steps
 
 
 def by_seconds(every: float) -> Cadence:
-    """With the first step past each multiple of ``every`` seconds in RUNNING.
+    """At the first step past each multiple of ``every`` seconds in RUNNING.
 
-    Needs no memory beside the clock that the training state keeps. A multiple that passes during an
-    evaluation is left out, so that slow evaluations leave time to train.
+    Needs no state beyond the clock that the training state keeps. A multiple that passes during an
+    evaluation is skipped, so that slow evaluations leave time to train.
     """
     return lambda now, since: now.wall_seconds // every > since.wall_seconds // every
 
@@ -86,11 +86,11 @@ def by_seconds(every: float) -> Cadence:
 def geometric_steps(first: int, *, factor: float) -> frozenset[int]:
     """Return ``first`` and all that follow, each ``factor`` times the one before.
 
-    ``factor``: above 1. Rounded to whole steps, and at least one step on.
+    ``factor``: above 1. Rounded to whole steps, each at least one after the last.
     """
     steps, step = [], first
     while step <= _LAST_STEP:
         steps.append(step)
-        # One product of two floats, which rounds alike on every machine; a power may not.
+        # A product of two floats rounds the same on every machine; a power may not.
         step = max(step + 1, round(step * factor))
     return frozenset(steps)

@@ -13,23 +13,23 @@ from roadless.optim.core.positions import Group, TwoPositions
 from roadless.optim.numerics.sharding import whole
 from roadless.service.contract.reports.events import Notice
 
-#: A loss at y below that at x by more than this share of it, in this many evaluations in a row.
+#: A loss at y below the loss at x by more than this share of it, in this many evaluations in a row.
 Y_BETTER_BY = 0.05
 Y_BETTER_EVALUATIONS = 3
-#: The first steps of a job that warmup is judged by, and how many of them are its start.
+#: The first steps of a job, which warmup is judged by, and how many of them are its start.
 WARMUP_STEPS = 200
 _START_STEPS = 20
-#: How many times the later median the largest gradient norm of the start is.
+#: Largest gradient norm of the start, as a multiple of the later median.
 LARGE_NORM = 10.0
-#: How many times the mean loss of the start's first half that of its second half is.
+#: Mean loss of the start's second half, as a multiple of that of its first half.
 RISING_LOSS = 1.1
 
 
 def diagnostics(optimizer: TwoPositions) -> dict[str, float]:
-    """Return the metrics of an optimizer whose parameters hold x; {} where nothing is averaged.
+    """Return the metrics of an optimizer whose parameters hold x; {} if nothing is averaged.
 
     ``schedulefree.distance``: the 2-norm of x - z over all parameters. ``schedulefree.weight``: c,
-    the share that the last step had in x, of the first group. Every rank calls this.
+    the share of the last step in x, for the first group. Every rank calls this.
     """
     distances = _distances(optimizer)
     if not distances:
@@ -51,7 +51,7 @@ def _distances(optimizer: TwoPositions) -> list[torch.Tensor]:
 
 
 def _weight(group: Group) -> float | None:
-    """c of the step before, from the counters that it left
+    """c of the previous step, from the counters that it left
     (``roadless.optim.averaging.advance``)."""
     prefix = "sf_" if "sf_k" in group else ""
     names = [f"{prefix}{name}" for name in ("k", "r", "weight_lr_power", "lr_max", "weight_sum")]
@@ -62,14 +62,14 @@ def _weight(group: Group) -> float | None:
 
 
 class LagHint:
-    """Says once that the average lags behind the point where training is."""
+    """Warns once that the average lags behind the training point."""
 
     def __init__(self) -> None:
         self._in_a_row = 0
         self._is_said = False
 
     def after(self, *, loss_at_x: float, loss_at_y: float) -> Notice | None:
-        """Take in one evaluation; return what there is to say, once."""
+        """Take in one evaluation; return the hint once, when it applies."""
         is_better = loss_at_x - loss_at_y > Y_BETTER_BY * abs(loss_at_x)
         self._in_a_row = self._in_a_row + 1 if is_better else 0
         if self._is_said or self._in_a_row < Y_BETTER_EVALUATIONS:
@@ -84,13 +84,13 @@ class LagHint:
 
 
 class WarmupHint:
-    """Says once, after a job's first steps, that its warmup looks too short."""
+    """Warns once, after a job's first steps, that its warmup looks too short."""
 
     def __init__(self) -> None:
         self._seen: list[tuple[float, float]] = []
 
     def after(self, step: int, *, loss: float, grad_norm: float) -> Notice | None:
-        """Take in one step; return what there is to say. Needs all steps from the first."""
+        """Take in one step; return the hint if it applies. Needs all steps from the first."""
         if step > WARMUP_STEPS or step != len(self._seen) + 1:
             return None
         self._seen.append((loss, grad_norm))

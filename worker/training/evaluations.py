@@ -19,6 +19,7 @@ from roadless.service.contract.checkpoint.manifest import (
 from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.events import EvalPoint, Notice
 from roadless.worker.checkpointing.model_files import help_to_gather, write_model
+from roadless.worker.distributed.shared_tensors import share_buffers
 from roadless.worker.evaluation.evaluate import (
     EvalResult,
     evaluate_all,
@@ -36,14 +37,14 @@ from roadless.worker.validation.checkpoint_validator import CheckpointValidator
 
 log = logging.getLogger(__name__)
 
-#: Evaluations beside training: one that takes place and one that waits.
+#: Evaluations beside training: one that runs and one that waits.
 MAX_UNDER_WAY = 2
-#: How long the lead waits for them at a time; then all ranks show that they live.
+#: How long the lead waits for them at a time; then all ranks show that they are alive.
 _WAIT_SECONDS = 0.5
 
 
 class EvaluationManager:
-    """Evaluates and saves for one rank of one attempt; only the lead writes and speaks."""
+    """Evaluates and saves for one rank of one attempt; only the lead writes and reports."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class EvaluationManager:
         self._staging = staging
         self._validator = validator
         self._beat = beat
-        #: The step whose evaluation beside training was lost last; none takes place there then.
+        #: The last step whose evaluation beside training was lost; none runs there after that.
         self.lost_step: int | None = None
         self._failure: OSError | None = None  #: of the last eval checkpoint that was written
         self._has_told_waiting = False
@@ -83,9 +84,10 @@ class EvaluationManager:
         """Evaluate the averaged point and publish it; the training point is left as it was.
 
         ``evaluations_served``: above 0, the checkpoint answers that many of the users' requests.
-        Every rank returns the same result, or None when it is found beside training, which is told
-        by :meth:`results`. The last one of an attempt is found here, where all ranks have time.
+        Every rank returns the same result, or None when it is evaluated beside training;
+        :meth:`results` has it later. The last one of an attempt runs here: all ranks have time.
         """
+        share_buffers(self._setup.model, cluster=self._cluster)  # each rank has changed its own
         if self._is_beside_training(is_last=is_last):
             self._begin_evaluation(position, evaluations_served)
             return None
@@ -99,9 +101,9 @@ class EvaluationManager:
             self._beat()
 
     def results(self) -> list[tuple[int, EvalResult]]:
-        """Return what evaluations beside training gave since the last call, by their step.
+        """Return the results of evaluations beside training since the last call, with their steps.
 
-        In order, and for the lead alone.
+        In order, and for the lead only.
         """
         return self._validator.results() if self._validator is not None else []
 
@@ -111,7 +113,7 @@ class EvaluationManager:
             raise self._failure
 
     def _is_beside_training(self, *, is_last: bool) -> bool:
-        """Make room for one more evaluation under way, or find that it must be made here."""
+        """Make room for one more evaluation under way, or decide that it must run here."""
         if self._brief.spec.evaluation.placement == "inline":
             return False
         if not is_last and self.lost_step is None:
@@ -123,7 +125,7 @@ class EvaluationManager:
         return False
 
     def _is_under_way(self, at_most: int) -> bool:
-        """Whether more than ``at_most`` evaluations are; the lead waits a moment and tells all."""
+        """Whether more than ``at_most`` are under way; the lead waits briefly and informs all."""
         told = torch.zeros(2, dtype=torch.float64)
         if self._validator is not None:
             is_done = self._validator.wait(at_most=at_most, seconds=_WAIT_SECONDS)
@@ -134,7 +136,7 @@ class EvaluationManager:
         return bool(is_under_way)
 
     def _tell_waiting(self) -> None:
-        """Say once that training waits for its evaluations, since they are slower."""
+        """Report once that training waits for its evaluations, since they are slower."""
         if self._validator is None or self._has_told_waiting:
             return
         if self._validator.wait(at_most=MAX_UNDER_WAY - 1, seconds=0):
@@ -172,7 +174,7 @@ class EvaluationManager:
         return result
 
     def _begin_evaluation(self, position: Position, evaluations_served: int) -> None:
-        """Write the averaged point to files, and have those evaluated while training goes on."""
+        """Write the averaged point to files, and have those evaluated while training continues."""
         checkpoint_id, model = new_id("ckpt"), self._setup.model
         at_x = at_average(self._setup.optimizer, model=model)
         with at_x, using_buffers(model, self._buffers()):
@@ -194,9 +196,9 @@ class EvaluationManager:
         self._publish(manifest, evaluations_served, validated)
 
     def _written(self, checkpoint_id: str) -> tuple[CheckpointFile, ...] | None:
-        """Write the model as it stands, by the lead; None: not done, or by none of this rank.
+        """Have the lead write the model as it is; None: not written, or this is not the lead.
 
-        A disk that fails costs this checkpoint and not the job, which continues to the next one.
+        A failing disk costs this checkpoint, not the job, which continues to the next one.
         """
         if not self._cluster.is_lead:
             help_to_gather(self._setup.model)
@@ -216,7 +218,7 @@ class EvaluationManager:
         return files
 
     def _buffers(self) -> dict[str, torch.Tensor]:
-        """Batch-norm statistics of the model as it stands, for one without batch norm none."""
+        """Batch-norm statistics of the model as it is; none without batch norm."""
         return recalibrated_buffers(
             self._setup.model,
             data=self._setup.datasets.train,
@@ -229,7 +231,7 @@ class EvaluationManager:
         )
 
     def _evaluate_y(self) -> EvalResult:
-        """On the main set alone: y is looked at to compare its loss with that of x."""
+        """On the main set alone: y is evaluated only to compare its loss with that of x."""
         return self._evaluate(self._setup.datasets.validation_only())
 
     def _evaluate(self, datasets: Datasets) -> EvalResult:

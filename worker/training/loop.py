@@ -1,4 +1,4 @@
-"""The training loop: step, say, evaluate at x, save, until a budget or a user ends it."""
+"""The training loop: step, report, evaluate at x, save, until a budget or a user ends it."""
 
 import random
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from roadless.worker.training.step import StepResult, StepSettings, train_step
 
 
 class Training:
-    """One attempt's run of one rank. All ranks take the same decisions after the same step."""
+    """One attempt's run of one rank. All ranks make the same decisions after the same step."""
 
     def __init__(
         self,
@@ -37,8 +37,12 @@ class Training:
         position: Position,
         evaluated_step: int | None,
         beat: Callable[[], None] = noop,
+        usage: UsageMeter | None = None,
     ) -> None:
-        """``beat``: called after each step, as a sign of progress."""
+        """``beat``: called after each step, as a sign of progress.
+
+        ``usage``: measures what the rank uses; None for the usual meter of its device.
+        """
         brief, cluster, training = context.brief, context.cluster, context.brief.spec.training
         parallelism = brief.spec.parallelism
         self._setup = context.setup
@@ -51,8 +55,8 @@ class Training:
         self._evaluated_step = evaluated_step
         self._beat = beat
         self._warmup_hint = WarmupHint()
-        self._usage = UsageMeter(cluster.device)
-        #: Step and evaluated step of the training state that was saved last.
+        self._usage = usage or UsageMeter(cluster.device)
+        #: Step and evaluated step of the last saved training state.
         self._saved = (position.step, evaluated_step) if brief.resume else None
         self._evaluations_served = brief.evaluations_served
         self._budget = BudgetNow(limits=brief.spec.budget)
@@ -63,9 +67,9 @@ class Training:
         )
         #: Steps of planned evaluations that are under way beside training; for the lead.
         self._unjudged: set[int] = set()
-        self._asked = position  #: where the cadence was asked last, or an evaluation ended
+        self._asked = position  #: where the cadence was last asked, or an evaluation ended
         self._state_cadence = build_state_cadence(brief.spec.checkpoints)
-        self._state_asked = position  #: where that one was asked last
+        self._state_asked = position  #: where the state cadence was last asked
         self._lr_schedule = build_lr_schedule(brief.spec)
         sampler = Sampler(
             context.setup.datasets.train,
@@ -86,21 +90,26 @@ class Training:
         self._stopwatch = Stopwatch(position, gpus=cluster.world_size * parallelism.gpus_per_worker)
 
     @property
+    def position(self) -> Position:
+        """How far training is, with the record of its planned evaluations."""
+        return self._position
+
+    @property
     def step(self) -> int:
         """Optimizer steps completed."""
         return self._position.step
 
     @property
     def budget(self) -> BudgetNow:
-        """The budget that the lead rank last held training to."""
+        """The budget that the lead rank last applied."""
         return self._budget
 
     def run(self) -> Reason | None:
-        """Train to the end; return why it ended, or None when the attempt is over already."""
+        """Train to the end; return why it ended, or None when the attempt is already over."""
         orders = agree(self._cluster, self._orders(self._position)).orders
         first_step, is_moving = self.step + 1, False
         while not (orders.is_end or is_moving):
-            orders = self._step()
+            orders = self.take_step()
             if self.step == first_step:
                 self._states.prepare()
             if not orders.is_end:
@@ -110,16 +119,17 @@ class Training:
         if orders.signals.leave:
             return None
         if not is_moving:
-            self._evaluate(orders)
+            self.evaluate(orders)
             self._save_state()
         self._states.settle()
         self._evaluations.require_written()
         return Reason.RESIZED if is_moving else _reason_of(orders)
 
-    def _step(self) -> Orders:
+    def take_step(self) -> Orders:
+        """Take one step and report it; return the orders of all ranks after it."""
         self._judge_results()
         step, spec = self._position.step, self._spec.training
-        _seed_step(
+        seed_step(
             spec.seed,
             step=step,
             rank=self._cluster.rank,
@@ -152,12 +162,38 @@ class Training:
         self._beat()
         return result.orders
 
+    def evaluate(self, orders: Orders) -> None:
+        """Evaluate at x, once per step; at the end, after all earlier evaluations.
+
+        ``orders``: of the last step, which say why: it is due, requested by a user, or final.
+        """
+        if orders.is_end:
+            self._settle_evaluations()
+        is_lost = self._evaluations.lost_step == self._position.step
+        if self._evaluated_step == self._position.step and not is_lost:
+            return
+        self._evaluated_step = self._position.step
+        if orders.signals.evaluate:
+            self._evaluations_served = self._reporter.heard.evaluations_requested
+        result = self._evaluations.evaluate(
+            self._position,
+            evaluations_served=self._evaluations_served if orders.signals.evaluate else 0,
+            is_last=orders.is_end,
+        )
+        self._position = self._asked = self._stopwatch.stamp(self._position)
+        if not orders.due.evaluation or not self._cluster.is_lead:
+            return
+        if result is None:
+            self._unjudged.add(self._position.step)
+        else:
+            self._position = self._judged(result)
+
     def _may_skip(self) -> bool:
         spec = self._spec.training
         return spec.on_non_finite == "skip" and self._position.skips_in_a_row < spec.max_skips
 
     def _set_lr(self) -> None:
-        """Set what the schedule says for the next step; without one the optimizer's rate stays."""
+        """Set the scheduled rate of the next step; without a schedule, keep the optimizer's."""
         if self._lr_schedule is None:
             return
         lr = self._lr_schedule.after(self._position.step)
@@ -167,7 +203,7 @@ class Training:
     def _orders(
         self, position: Position, *, evaluation_due: bool = False, state_due: bool = False
     ) -> Orders:
-        """What the lead rank has heard, and whether the budget is used up at ``position``."""
+        """The lead's orders: the service's signals, what is due, and endings at ``position``."""
         heard = self._reporter.heard
         self._budget = heard.budget or self._budget
         signals = Signals(
@@ -192,7 +228,7 @@ class Training:
         return limits is not None and bool(limits.until or limits.patience)
 
     def _early_ending(self) -> Ending:
-        """Whether planned evaluations end the job, and which way."""
+        """Whether planned evaluations end the job, and why."""
         reason = reached(self._position.early_stopping, self._budget.limits)
         return Ending(
             good_enough=reason is Reason.GOAL_REACHED, no_better=reason is Reason.NO_BETTER
@@ -218,7 +254,7 @@ class Training:
             self._reporter.say(_skip_notice(position, result))
 
     def _say_usage(self) -> None:
-        """Every rank reports what it uses, every few seconds."""
+        """Report this rank's usage every few seconds."""
         values = self._usage.due()
         if values:
             self._reporter.say(Usage(step=self._position.step, values=values))
@@ -237,13 +273,13 @@ class Training:
     def _evaluate_and_save(self, orders: Orders) -> Orders:
         """Evaluate and save as often as the specification says, in this order.
 
-        So a state knows of the evaluation of its own step, and no later attempt repeats it; where a
-        job may stop early, it also knows whether that evaluation ended it. Returns the orders with
+        So a state includes the evaluation of its own step, and no later attempt repeats it; if a
+        job may stop early, the state also records whether it ended the job. Returns the orders with
         what the evaluation adds to them.
         """
         due = orders.due
         if orders.evaluates:
-            self._evaluate(orders)
+            self.evaluate(orders)
         if due.state and due.judgement:
             self._settle_evaluations()
         if due.evaluation or (due.state and due.judgement):
@@ -253,7 +289,7 @@ class Training:
         return orders
 
     def _with_early_ending(self, orders: Orders) -> Orders:
-        """The orders with what the lead has decided, since only it hears of a changed budget."""
+        """The orders with the lead's endings, since only the lead receives a changed budget."""
         agreed = agree(self._cluster, Orders(ending=self._early_ending())).orders.ending
         ending = agreed._replace(budget_reached=orders.ending.budget_reached)
         return orders._replace(ending=ending)
@@ -264,34 +300,11 @@ class Training:
         self._judge_results()
 
     def _judge_results(self) -> None:
-        """Judge what planned evaluations beside training have found, in their order."""
+        """Judge the results of planned evaluations beside training, in their order."""
         for step, result in self._evaluations.results():
             if step in self._unjudged:
                 self._unjudged.remove(step)
                 self._position = self._judged(result)
-
-    def _evaluate(self, orders: Orders) -> None:
-        """Evaluate at x, once per step; at the end when all before it is done."""
-        if orders.is_end:
-            self._settle_evaluations()
-        is_lost = self._evaluations.lost_step == self._position.step
-        if self._evaluated_step == self._position.step and not is_lost:
-            return
-        self._evaluated_step = self._position.step
-        if orders.signals.evaluate:
-            self._evaluations_served = self._reporter.heard.evaluations_requested
-        result = self._evaluations.evaluate(
-            self._position,
-            evaluations_served=self._evaluations_served if orders.signals.evaluate else 0,
-            is_last=orders.is_end,
-        )
-        self._position = self._asked = self._stopwatch.stamp(self._position)
-        if not orders.due.evaluation or not self._cluster.is_lead:
-            return
-        if result is None:
-            self._unjudged.add(self._position.step)
-        else:
-            self._position = self._judged(result)
 
     def _judged(self, result: EvalResult) -> Position:
         """The position with one more planned evaluation in its record."""
@@ -300,7 +313,7 @@ class Training:
         return self._position._replace(early_stopping=record)
 
     def _save_state(self) -> None:
-        """Save the training state, unless this very one is saved already."""
+        """Save the training state, unless this one is already saved."""
         if self._saved == (self._position.step, self._evaluated_step):
             return
         self._saved = (self._position.step, self._evaluated_step)
@@ -319,7 +332,7 @@ def _reason_of(orders: Orders) -> Reason:
 
 
 def _skip_notice(position: Position, result: StepResult) -> Notice:
-    """Told of the first skip and whenever their number has doubled, so that lines stay few."""
+    """For the first skip and each doubling of their number, so that lines stay few."""
     return Notice(
         code="train.skipped",
         message=f"step {position.step} made no update (skipped steps so far: {position.skips}): "
@@ -331,13 +344,13 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _seed_step(seed: int, *, step: int, rank: int, device: torch.device, is_foreign: bool) -> None:
+def seed_step(seed: int, *, step: int, rank: int, device: torch.device, is_foreign: bool) -> None:
     """Make the step's random numbers (dropout) a function of seed, step and rank.
 
     So there is no random state to save, and a resumed run draws what an uninterrupted one draws.
     Other people's models (``is_foreign``) may draw from numpy and random too. Not by
-    ``torch.manual_seed``: it notes the stack of each call for devices that may be used later, which
-    takes a fast model's tenth.
+    ``torch.manual_seed``: it records the stack of each call for devices that may be used later,
+    which takes a tenth of a fast model's time.
     """
     number = (seed * 1_000_003 + step) * 65_537 + rank
     torch.default_generator.manual_seed(number & 0x7FFF_FFFF_FFFF_FFFF)

@@ -20,7 +20,7 @@ from roadless.service.contract.job.optimizers import ScheduleFreeWrapperSpec
 from roadless.service.contract.job.schedules import ScheduleSpec, has_cooldown_length, has_horizon
 from roadless.service.contract.job.spec import JobSpec
 
-#: Rates that are made at once for a schedule without a horizon; doubled as often as needed.
+#: Rates computed at first for a schedule without a horizon; doubled as often as needed.
 _FIRST_STEPS = 1024
 
 _Floats = NDArray[np.float64]
@@ -30,9 +30,9 @@ class LrSchedule:
     """Learning rates by step; a function of the specification alone, so nothing is saved."""
 
     def __init__(self, first: _Floats, *, longer: Callable[[int], _Floats] | None) -> None:
-        """``first``: rates of the first steps. ``longer``: makes more; None: there is an end.
+        """``first``: rates of the first steps. ``longer``: computes more; None: the rates end.
 
-        Past the end, where a job goes on only by a plan of its own, the last rate stays.
+        Past the end, where a job continues only by an extension's plan, the last rate stays.
         """
         self._rates = first
         self._longer = longer
@@ -46,7 +46,7 @@ class LrSchedule:
 
 @dataclass(frozen=True)
 class _Curve:
-    """A schedule over its number of steps, and the rates that came of it and of what was before."""
+    """A schedule, and its rates by step, with those of the schedules before it."""
 
     schedule: ScheduleSpec
     base_lr: float
@@ -57,7 +57,7 @@ class _Curve:
         return rates(self.schedule.name, steps=steps, base_lr=self.base_lr, **self._arguments)
 
     def extended(self, step: tuple[ScheduleExtension, int]) -> "_Curve":
-        """The curve over more steps; up to where the extension was made it is as it was."""
+        """The curve over more steps, unchanged up to where the extension was made."""
         extension, steps = step
         match extension.plan:
             case CooldownPlan(cooldown_len=cooldown_len):
@@ -79,7 +79,7 @@ class _Curve:
 
     @property
     def _cooldown_start(self) -> int:
-        """How many steps go before the cooldown; 0 where all of the schedule is one."""
+        """How many steps precede the cooldown; 0 if the whole schedule is one."""
         if not has_cooldown_length(self.schedule):
             return 0
         steps = self.rates.size
@@ -104,7 +104,7 @@ def build_lr_schedule(spec: JobSpec) -> LrSchedule | None:
 
 
 def _extended(curve: _Curve, extensions: Sequence[ScheduleExtension], max_steps: int) -> _Floats:
-    """The rates of a schedule with a horizon, with all that became of it."""
+    """The rates of a schedule with a horizon, with its extensions applied."""
     first = extensions[0].horizon if extensions else max_steps
     began = replace(curve, rates=curve.over(first))
     return reduce(_Curve.extended, with_new_horizons(extensions, max_steps=max_steps), began).rates

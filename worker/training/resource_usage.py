@@ -1,8 +1,8 @@
-"""What a rank uses of its machine, measured now and then: memory, processor time, the GPU.
+"""What a rank uses of its machine, measured periodically: memory, processor time, the GPU.
 
 Measured by the training loop between two steps, not by a thread: the step that a sample belongs to
 is then known without a lock, and it takes less than a tenth of a millisecond every few seconds.
-How busy the GPU is comes from the driver's library, where there is one.
+GPU utilization comes from the driver's library, where there is one.
 """
 
 import ctypes
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _SUCCESS: Final = 0
-#: How far two looks are apart at least.
+#: The least time between two measurements.
 USAGE_SECONDS: Final = 5.0
 _STATM: Final = Path("/proc/self/statm")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
 class UsageMeter:
-    """Looks at this process and its device, the first time as soon as it is asked."""
+    """Measures this process and its device, for the first time at the first call."""
 
     def __init__(
         self,
@@ -44,11 +44,11 @@ class UsageMeter:
         self._due_at = self._looked_at
 
     def due(self) -> dict[str, float]:
-        """Return what is used now, or {} when the last look was a moment ago.
+        """Return the current usage, or {} when the last measurement is too recent.
 
-        ``rss_bytes``: memory of this process; ``cpu_percent``: since the last look, 100 being one
-        core. On a GPU ``gpu_allocated_bytes`` and ``gpu_reserved_bytes`` of PyTorch, and where the
-        driver tells, ``gpu_percent``: for how much of the time the GPU was busy.
+        ``rss_bytes``: memory of this process; ``cpu_percent``: since the last measurement; 100 is
+        one core. On a GPU also ``gpu_allocated_bytes`` and ``gpu_reserved_bytes`` of PyTorch and,
+        if the driver reports it, ``gpu_percent``: the share of time that the GPU was busy.
         """
         now = self._clock()
         if now < self._due_at:
@@ -61,7 +61,7 @@ class UsageMeter:
         }
 
     def _cpu_percent(self, now: float) -> float:
-        """Over the time since the last look; over none, 0."""
+        """Since the last measurement; 0 if no time has passed."""
         seconds, cpu_seconds = now - self._looked_at, time.process_time()
         used, self._looked_at, self._cpu_seconds = cpu_seconds - self._cpu_seconds, now, cpu_seconds
         return 100.0 * used / seconds if seconds > 0 else 0.0
@@ -78,11 +78,11 @@ class UsageMeter:
 
 
 def busy_meter(device: torch.device) -> Callable[[], float | None] | None:
-    """Return what tells for how many percent of the time the GPU was busy of late, all users of it.
+    """Return a meter of the percentage of recent time that the GPU was busy, with any user.
 
-    By the GPU's UUID: the driver counts devices otherwise than a process that sees some of them.
-    None without the library, or when it does not know the device; the meter says None where the
-    driver does not tell, as for a part of a GPU (MIG).
+    By the GPU's UUID: the driver numbers devices differently from a process that sees some of them.
+    None without the library, or when it does not know the device; the meter returns None if the
+    driver reports nothing, as for a part of a GPU (MIG).
     """
     try:
         library = ctypes.CDLL(_LIBRARY)

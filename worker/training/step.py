@@ -17,6 +17,7 @@ from roadless.worker.distributed.precision import computing_in
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import NonFiniteLoss
 from roadless.worker.evaluation.task import num_counted, training_loss
+from roadless.worker.model.faults import run
 from roadless.worker.training.agreement import Orders, agree
 
 #: As in torch: keeps the division defined for a gradient of zero.
@@ -30,7 +31,7 @@ class StepResult:
     loss: float
     grad_norm: float
     orders: Orders
-    is_skipped: bool = False  #: not finite, and left without an update on every rank
+    is_skipped: bool = False  #: not finite, so no rank made an update
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def train_step(
 ) -> StepResult:
     """Forward, backward, agree, update. ``model``: as ``TrainingSetup.wrapped`` holds it.
 
-    The optimizer gets all but the update as a closure, since some evaluate it at a point of their
-    own. A loss or gradient norm that is not finite leaves model and optimizer as they were on every
+    The optimizer gets all but the update as a closure, since some evaluate it at their own point.
+    A loss or gradient norm that is not finite leaves model and optimizer as they were on every
     rank: with ``may_skip`` the result says so, otherwise NonFiniteLoss is raised.
     """
     results: list[StepResult] = []
@@ -87,16 +88,16 @@ def train_step(
 
 
 def zero_grad(optimizer: torch.optim.Optimizer) -> None:
-    """Drop all gradients: torch's own spends most of its time on notes to profilers."""
+    """Drop all gradients; torch's own method spends most of its time on profiler annotations."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
 
 
 def global_norm(optimizer: torch.optim.Optimizer) -> float:
-    """Return the 2-norm of all gradients, sharded ones whole; every rank gets the same number.
+    """Return the 2-norm of all gradients, over all shards; every rank gets the same number.
 
-    Of narrow gradients the squares are added in float32. Parameters without a gradient count 0.
+    Squares of narrow gradients are summed in float32. Parameters without a gradient count as 0.
     """
     gradients = _gradients(optimizer)
     if not gradients:
@@ -107,7 +108,7 @@ def global_norm(optimizer: torch.optim.Optimizer) -> float:
 
 
 def clip(optimizer: torch.optim.Optimizer, *, norm: float, most: float) -> None:
-    """Scale all gradients so that their norm, which is ``norm``, is at most ``most``, in place."""
+    """Scale all gradients in place so that their norm, now ``norm``, is at most ``most``."""
     factor = torch.clamp(most / (torch.tensor(norm) + _EPSILON), max=1.0)
     scale(optimizer, float(factor))
 
@@ -120,9 +121,9 @@ def scale(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def _backward(model: nn.Module, batch: Batch, settings: StepSettings) -> tuple[float, int]:
-    """Fill the gradients of the losses' sum over the number of all targets of the global batch.
+    """Compute gradients of the sum of losses divided by the number of targets of the global batch.
 
-    That is their mean where all targets count, which only all ranks together know. Returns the sum
+    That is the mean loss if all targets count, which only all ranks together know. Returns the sum
     of this rank's losses and how many of its targets count.
     """
     num_targets = batch.targets.numel()
@@ -150,7 +151,7 @@ def _backward_microbatch(
     ``num_targets``: of the whole batch.
     """
     with computing_in(settings.precision, microbatch.inputs.device):
-        outputs = model(microbatch.inputs)
+        outputs = run(model, microbatch.inputs)
     if outputs.dtype is not torch.float32:
         outputs = outputs.float()
     loss = training_loss(outputs, microbatch.targets, task=settings.task, count=count)
@@ -160,7 +161,7 @@ def _backward_microbatch(
 
 
 def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Replicas exchange gradients with the last microbatch; shards with each, to save memory."""
+    """Replicas exchange gradients in the last microbatch; shards in each, to save memory."""
     if is_last or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()

@@ -1,7 +1,7 @@
 """Whether a wheel fits this node: its platform and Python, what it requires, what it would shadow.
 
-Nothing is fetched for a wheel: what it requires is on the node, or the job fails and is told what
-is not.
+Nothing is fetched for a wheel: what it requires is on the node, or the job fails and names what is
+missing.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ from roadless.worker.errors import ModelInvalid
 
 
 def require_fit(file: Path) -> None:
-    """Raise ModelInvalid unless the wheel can be installed here, with all that it requires."""
+    """Raise ModelInvalid unless the wheel can be installed here, with everything it requires."""
     _require_platform(file)
     with zipfile.ZipFile(file) as archive:
         wheel = _distribution(archive)
@@ -31,7 +31,7 @@ def require_fit(file: Path) -> None:
 def require_no_shadow(packages: Path, *, distribution: str) -> None:
     """Raise ModelInvalid if what is installed in ``packages`` would hide a package of the node.
 
-    ``distribution``: the wheel's own name; another version of it on the node gives way.
+    ``distribution``: the wheel's own name; another version of it on the node may be hidden.
     """
     names = set(_top_level(packages))
     owners = importlib.metadata.packages_distributions()
@@ -59,7 +59,7 @@ def _require_platform(file: Path) -> None:
 
 
 def _distribution(archive: zipfile.ZipFile) -> importlib.metadata.Distribution:
-    """What the service has checked: there is one such folder."""
+    """The wheel's metadata; the service has checked that there is one such folder."""
     (folder,) = {
         name.partition("/")[0]
         for name in archive.namelist()
@@ -85,7 +85,7 @@ def _require_requirements(file: Path, wheel: importlib.metadata.Distribution) ->
 
 
 def _missing(requirements: Iterable[str]) -> Iterator[str]:
-    """Each requirement that does not hold here, with what is there instead."""
+    """Each unmet requirement, with what is installed instead."""
     for line in requirements:
         wanted = Requirement(line)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
@@ -105,7 +105,7 @@ def _version(name: str) -> str | None:
 
 
 def _top_level(packages: Path) -> Iterator[str]:
-    """Names that can be imported from the folder; not of folders that merely add to a namespace."""
+    """Names that can be imported from the folder, except folders that only add to a namespace."""
     for path in packages.iterdir():
         if path.is_dir():
             if any(path.glob("__init__.*")):

@@ -1,4 +1,4 @@
-"""What a rank does first when its model comes from an uploaded wheel: find the wheel's environment.
+"""The first step of a rank whose model comes from an uploaded wheel: get the wheel's environment.
 
 Then it executes the environment's interpreter, and stays the same process to whoever watches it.
 """
@@ -30,7 +30,7 @@ _TELL_SECONDS = 600.0
 def main(launch: RankLaunch) -> None:
     """Run the launch's rank in the environment of its wheel.
 
-    Leaves with 0 where the job fails and the service knows why.
+    Exits with 0 when the job fails and the service knows why.
     """
     configure_logging()
     wheel = launch.wheel

@@ -1,12 +1,12 @@
 """Environments of uploaded wheels, kept on a node: the node's packages, and those of one wheel.
 
-An environment is a venv whose interpreter is the node's, in which the wheel alone is installed and
-the node's packages come behind it. It is an environment, not a sandbox: what runs in it may do all
-that the node's user may.
+An environment is a venv on the node's interpreter in which only the wheel is installed; the node's
+packages come after it. It is an environment, not a sandbox: code in it may do everything that the
+node's user may.
 
-It is made where it stays, since a venv cannot be moved, and its marker is written last. One lock a
-wheel: shared by ranks for as long as they live, exclusive for who makes or removes it. The kernel
-lets go of a lock with its process.
+It is created in place, since a venv cannot be moved, and its marker is written last. One lock per
+wheel: shared by ranks while they live, exclusive to create or remove the environment. The kernel
+releases a lock when its process ends.
 """
 
 import fcntl
@@ -43,19 +43,19 @@ _POLL_SECONDS = 0.05
 _SAID_LENGTH = 2000
 _NODE_PACKAGES = "node_packages.pth"
 
-#: Brings the wheel into a folder, and returns where it lies.
+#: Puts the wheel into a folder, and returns its path.
 Fetch = Callable[[Path], Path]
 
 
 class EnvironmentFailed(JobFailed):
-    """The node cannot make an environment; another try, or another node, may."""
+    """The node cannot create an environment; another try, or another node, may."""
 
     reason = Reason.START_FAILED
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An environment that is kept while ``lock`` is open, here or in what this process executes."""
+    """An environment that is kept while ``lock`` is open, here or after this process's exec."""
 
     folder: Path
     lock: int
@@ -66,17 +66,17 @@ class Environment:
         return _interpreter(self.folder)
 
     def release(self) -> None:
-        """Release it, once nothing of it is in use here."""
+        """Release it, once this process no longer uses it."""
         os.close(self.lock)
 
 
 def hold_environment(root: Path, wheel: WheelFile, *, fetch: Fetch) -> Environment:
-    """Return the wheel's environment, which is made if it is not there.
+    """Return the wheel's environment, and create it if needed.
 
     Args:
         root: the node's folder of environments.
-        wheel: what is installed.
-        fetch: called with a folder of the environment when it has to be made.
+        wheel: the wheel to install.
+        fetch: called with the environment's folder when it has to be created.
 
     Raises:
         ModelInvalid: the wheel does not fit the node.
@@ -99,7 +99,7 @@ def hold_environment(root: Path, wheel: WheelFile, *, fetch: Fetch) -> Environme
 
 
 def run_with_wheel(wheel: Path, *, root: Path, module: str, arguments: Sequence[str]) -> NoReturn:
-    """Run a module of ours in the wheel's environment, in the place of this process.
+    """Replace this process with a module of ours, run in the wheel's environment.
 
     ``root``: the node's folder of environments. Raises as ``hold_environment`` does.
     """
@@ -148,7 +148,7 @@ def _make(folder: Path, wheel: WheelFile, *, fetch: Fetch) -> None:
 
 
 def _install(folder: Path, file: Path) -> None:
-    """Have the node's pip install the wheel and nothing else, ignoring every setting of pip."""
+    """Install the wheel and nothing else with the node's pip, ignoring all configuration of pip."""
     if importlib.util.find_spec("pip") is None:
         raise EnvironmentFailed(f"expected pip beside {sys.executable} on this node, saw none")
     command = [
@@ -186,7 +186,7 @@ def _node_packages() -> list[str]:
 
 
 def _add_folders(paths: list[str]) -> str:
-    """Lines for a ``.pth`` file: the folders come last, and their own ``.pth`` files count."""
+    """Lines for a ``.pth`` file: the folders come last, and their own ``.pth`` files apply."""
     return "".join(f"import site; site.addsitedir({path!r})\n" for path in paths)
 
 
@@ -197,10 +197,10 @@ def _mark(folder: Path, wheel: WheelFile) -> None:
 
 
 def _node_id() -> str:
-    """What an environment depends on: interpreter, packages, and this run of the machine.
+    """What an environment depends on: interpreter, packages, and this boot of the machine.
 
-    An environment of another is made anew: packages may have gone since, and files that were not
-    on the disk before the power failed are empty.
+    An environment with other values is not reused: packages may be gone since, and files that were
+    not on disk before a power failure are empty.
     """
     facts = [sys.executable, sys.version, Path("/proc/sys/kernel/random/boot_id").read_text()]
     facts += [f"{path} {os.stat(path).st_mtime_ns}" for path in _node_packages()]
@@ -227,7 +227,7 @@ def _try_lock(folder: Path, kind: int) -> int | None:
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), path.stat()):  # else it was removed meanwhile
+        if os.path.samestat(os.fstat(lock), path.stat()):  # else it was removed in between
             return lock
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -260,5 +260,5 @@ def _remove_oldest(root: Path) -> None:
 def _used_at(folder: Path) -> float:
     try:
         return folder.stat().st_mtime
-    except FileNotFoundError:  # another process removes it, too
+    except FileNotFoundError:  # another process is removing it too
         return 0.0

@@ -82,7 +82,7 @@ def test_a_job_with_few_evaluations_says_why_there_is_no_fit(service, roadless):
     code, out, _ = roadless("theory", job)
     assert code == 0
     assert "expected at least 3 evaluations with a bound, saw 1" in out
-    assert "anew" in out
+    assert "from scratch" in out
 
 
 def test_theory_as_json_is_the_answer(service, roadless, client):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from training_bench import Bench, bits, make_brief
 
 from roadless.worker.data.prefetch import BLOCK_STEPS, QUICK_IN_A_ROW, Prefetch
+from roadless.worker.data.sampler import Sampler
 from roadless.worker.errors import DataUnreadable
 
 
@@ -204,9 +205,11 @@ def test_data_that_fails_in_the_thread_fails_the_step_that_needs_it(
 
 def test_making_batches_draws_no_random_numbers(tmp_path: Path) -> None:
     """They are made at a time of their own; the step's dropout must not notice."""
-    bench = Bench(make_brief(), tmp_path)
+    train = Bench(make_brief(), tmp_path).setup.datasets.train
+    batches = Prefetch(Sampler(train, batch_size=8, seed=5, rank=0, world_size=1))
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    bench.training._batches(5)
+    batches(5)
     assert torch.equal(torch.rand(3), expected)
+    batches.close()

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks_in_turn import over_ranks
 from torch import nn
-from training_bench import Bench, bits, make_brief, make_spec
+from training_bench import START, Bench, bits, make_brief, make_spec
 
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.job.spec import JobSpec
@@ -222,14 +222,19 @@ NOT_A_NUMBER = {"name": "nan", "entry_point": f"{METRICS}:not_a_number"}
 
 def test_y_is_evaluated_on_the_main_set_alone(tmp_path: Path) -> None:
     """Its loss is all that is asked for: four batches at x, two on each set, and two at y."""
-    beats = []
-    evaluation = {"at_y": True, "sets": [{"name": "a", "data": DIGITS, "max_batches": 2}]}
-    bench = Bench(make_brief(evaluation=evaluation), tmp_path)
-    bench.evaluations._beat = lambda: beats.append(1)
-    bench.evaluations._evaluate_y()
-    assert len(beats) == 2
-    bench.evaluations._evaluate(bench.setup.datasets)
-    assert len(beats) == 2 + 4
+    at_x = num_beats(tmp_path / "x", at_y=False)
+    at_both = num_beats(tmp_path / "both", at_y=True)
+    assert at_x == 4 + 1  # one more once files are written
+    assert at_both - at_x == 2
+
+
+def num_beats(folder: Path, *, at_y: bool) -> int:
+    """Of one evaluation: one a batch, and one for its files."""
+    beats: list[int] = []
+    evaluation = {"at_y": at_y, "sets": [{"name": "a", "data": DIGITS, "max_batches": 2}]}
+    bench = Bench(make_brief(evaluation=evaluation), folder, beat=lambda: beats.append(1))
+    bench.evaluations.evaluate(START, evaluations_served=0)
+    return len(beats)
 
 
 @pytest.mark.parametrize("is_told_wrong", [False, True])

@@ -67,7 +67,7 @@ def test_training_begins_at_the_weights_of_the_checkpoint(
         fetch=fetch_from(staged, fetched),
     )
     bench = Bench(brief, tmp_path / "next", model=model)
-    bench.evaluations.evaluate(bench.training._position, evaluations_served=0)
+    bench.evaluations.evaluate(bench.training.position, evaluations_served=0)
     (point,) = bench.reporter.evals
     assert staged.manifest.evaluation is not None
     assert point.loss == staged.manifest.evaluation.loss

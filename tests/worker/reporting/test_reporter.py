@@ -71,7 +71,7 @@ def service() -> FakeAttemptService:
 def make_reporter(service: FakeAttemptService, tmp_path: Path) -> Iterator[MakeReporter]:
     made: list[Reporter] = []
 
-    def make(api: object = service, **options: int) -> Reporter:
+    def make(api: object = service, **options: Any) -> Reporter:
         reporter = Reporter(api, rank=0, folder=tmp_path / "scratch", **options)
         made.append(reporter)
         return reporter
@@ -79,6 +79,22 @@ def make_reporter(service: FakeAttemptService, tmp_path: Path) -> Iterator[MakeR
     yield make
     for reporter in made:
         reporter.close(timeout_seconds=0)
+
+
+class Kept:
+    """Redacts nothing, and remembers what a reporter was about to keep on disk."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> Event:
+        self.events.append(event)
+        return event
+
+
+@pytest.fixture
+def kept() -> Kept:
+    return Kept()
 
 
 @pytest.fixture
@@ -624,17 +640,17 @@ def test_close_ends_although_the_service_stays_away(
 
 
 def test_an_upload_given_up_at_the_end_is_not_announced(
-    service: FakeAttemptService, make_reporter: MakeReporter, tmp_path: Path
+    service: FakeAttemptService, make_reporter: MakeReporter, kept: Kept, tmp_path: Path
 ) -> None:
     """Nor is the ending said that waits behind it."""
     service.is_away = True
-    reporter = make_reporter()
+    reporter = make_reporter(redact=kept)
     reporter.publish(stage(tmp_path, 1))
     reporter.end(FINISHED)
     wait_until(lambda: bool(service.uploads))
     assert not reporter.close(timeout_seconds=0.05)
     wait_until(lambda: not threads_of_reporters())
-    assert reporter._outbox._last_seq == 0
+    assert kept.events == []
 
 
 # ---- refused ------------------------------------------------------------------------------------
@@ -717,18 +733,21 @@ def test_beyond_the_bound_only_steps_are_thinned(
 
 
 def test_a_step_is_written_by_another_thread_or_with_many(
-    service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
+    service: FakeAttemptService,
+    make_reporter: MakeReporter,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The loop waits for no disk, and what waits for one is bounded."""
     monkeypatch.setattr(outbox, "GATHER_SECONDS", 0.5)
-    reporter = make_reporter()
+    reporter = make_reporter(redact=kept)
     reporter.say(step_point(1))
     wait_until(lambda: service.said)
     for step in range(2, 2 + outbox.FRESH_POINTS - 1):
         reporter.say(step_point(step))
-    assert len(reporter._outbox._spool) == 0
+    assert steps_of(kept.events) == [1]
     reporter.say(step_point(outbox.FRESH_POINTS + 1))
-    assert len(reporter._outbox._spool) == outbox.FRESH_POINTS
+    assert steps_of(kept.events) == list(range(1, outbox.FRESH_POINTS + 2))
     reporter.end(FINISHED)
     reporter.close(timeout_seconds=10)
     assert steps_of(service.said) == list(range(1, outbox.FRESH_POINTS + 2))
@@ -776,7 +795,7 @@ def test_thinning_ends_with_the_backlog_and_is_told_again(
         for step in range(100):
             reporter.say(step_point(1000 * absence + step))
         service.is_away = False
-        wait_until(lambda: len(reporter._outbox._spool) == 0)
+        wait_until(lambda: reporter.is_delivered)
         reporter.say(step_point(1000 * absence + 500))
     assert reporter.close(timeout_seconds=10)
     assert [event.kind for event in service.said].count("notice") == 2
@@ -794,7 +813,7 @@ def test_a_full_disk_costs_step_points_and_nothing_else(
     service.is_away = True
     reporter = make_reporter()
     reporter.say(step_point(1))
-    wait_until(lambda: len(reporter._outbox._spool))
+    wait_until(lambda: any(report.events for report in service.reports))
     disk.room = 0
     for step in (2, 3):
         reporter.say(step_point(step))

@@ -50,7 +50,7 @@ def test_head_lets_in_who_has_the_token_and_nobody_else(ray_head: Head) -> None:
 
 def test_stopped_head_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     head = start_head(tmp_path, num_cpus=1)
-    folder = head._folder
+    folder = head.folder
     assert _processes_below(folder)
     head.stop()
     assert _processes_below(folder) == []

@@ -11,6 +11,7 @@ from training_bench import Bench, make_brief
 
 from roadless.optim import at_average, averaged_point
 from roadless.service.contract.reports.events import Notice
+from roadless.worker.evaluation.evaluate import reevaluate
 from roadless.worker.training.diagnostics import (
     WARMUP_STEPS,
     Y_BETTER_EVALUATIONS,
@@ -72,13 +73,15 @@ def test_most_averaging_optimizers_tell_their_weight() -> None:
 
 def test_evaluations_carry_the_diagnostics_and_receipts_do_not(tmp_path: Path) -> None:
     """A receipt is evaluated again by strangers, who have x alone."""
-    bench = Bench(make_brief(evaluation={"at_y": True}), tmp_path)
+    brief = make_brief(evaluation={"at_y": True})
+    bench = Bench(brief, tmp_path)
     bench.training.run()
     (point,) = bench.reporter.evals
     assert {"schedulefree.distance", "schedulefree.weight", "eval.loss_at_y"} <= set(point.metrics)
     receipt = bench.reporter.published[0].manifest.evaluation
     assert set(receipt.metrics) == {"eval.accuracy", "eval.top5_accuracy"} & set(point.metrics)
-    assert point.metrics["eval.loss_at_y"] == bench.evaluations._evaluate_y().loss
+    at_y = reevaluate(bench.setup.model, datasets=bench.setup.datasets, spec=brief.spec)
+    assert point.metrics["eval.loss_at_y"] == at_y.loss
     assert point.metrics["eval.loss_at_y"] != point.loss
 
 

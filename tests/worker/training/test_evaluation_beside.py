@@ -15,6 +15,7 @@ from worker_drills import wait_until
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.reports.events import Notice
 from roadless.service.contract.states import Reason
+from roadless.worker.evaluation.evaluate import noop
 from roadless.worker.reporting.outbox import Heard
 from roadless.worker.training import evaluations
 from roadless.worker.training.agreement import Due, Orders
@@ -31,11 +32,17 @@ class Beside:
     ) -> None:
         resume = changes.pop("resume", None)
         script = changes.pop("script", None)
+        beat = changes.pop("beat", noop)
         changes = {"evaluation": ASYNC, **changes}
         brief = make_brief(**changes)
         self.evaluator = InProcessEvaluator(brief.spec, fails=fails)
         self.bench = Bench(
-            brief, folder, script=script, make_validator=self._validator, resume=resume
+            brief,
+            folder,
+            script=script,
+            make_validator=self._validator,
+            resume=resume,
+            beat=beat,
         )
 
     def _validator(self, reporter: ScriptedReporter) -> CheckpointValidator:
@@ -108,7 +115,7 @@ def test_curve_state_and_end_are_those_of_a_job_that_waits(
     assert other.curve == inline.curve
     assert (other_reason, other.bench.training.step) == (reason, inline.bench.training.step)
     assert bits(other.bench.state) == bits(inline.bench.state)
-    records = [one.bench.training._position.early_stopping for one, _ in runs]
+    records = [one.bench.training.position.early_stopping for one, _ in runs]
     assert records[0] == records[1]
 
 
@@ -154,12 +161,11 @@ def test_training_goes_on_beside_two_evaluations_and_waits_with_the_third(tmp_pa
 
 
 def test_who_waits_shows_that_it_lives(tmp_path: Path) -> None:
-    beside = Beside(tmp_path, budget={"max_steps": 1})
     beats: list[int] = []
-    beside.bench.evaluations._beat = lambda: beats.append(1)
+    beside = Beside(tmp_path, budget={"max_steps": 1}, beat=lambda: beats.append(1))
     release = held(beside)
-    beside.bench.training._step()
-    beside.bench.evaluations.evaluate(beside.bench.training._position, evaluations_served=0)
+    beside.bench.training.take_step()
+    beside.bench.evaluations.evaluate(beside.bench.training.position, evaluations_served=0)
     before = len(beats)
     threading.Timer(0.3, release).start()
     beside.bench.evaluations.drain()
@@ -225,7 +231,7 @@ def test_no_evaluation_is_lost_with_an_attempt_that_dies_behind_a_state(tmp_path
         checkpoints={"state_every_steps": 3},
     )
     beside.run()
-    assert beside.bench.training._position.early_stopping.evaluations_since_best == 2
+    assert beside.bench.training.position.early_stopping.evaluations_since_best == 2
     state = beside.bench.last_state
     again = Beside(tmp_path / "2", budget={"max_steps": 50, "patience": patience}, resume=state)
     assert again.run() is Reason.NO_BETTER
@@ -284,11 +290,11 @@ def test_the_evaluation_of_the_last_step_is_made_again_when_it_was_lost(tmp_path
         fails=frozenset({3}),
         checkpoints={"state_every_steps": 3},
     )
-    beside.bench.training._step()
-    beside.bench.training._step()
-    orders = beside.bench.training._step()
-    beside.bench.training._evaluate(Orders(due=Due(evaluation=True)))
-    beside.bench.training._evaluate(orders)
+    beside.bench.training.take_step()
+    beside.bench.training.take_step()
+    orders = beside.bench.training.take_step()
+    beside.bench.training.evaluate(Orders(due=Due(evaluation=True)))
+    beside.bench.training.evaluate(orders)
     assert beside.notices == ["evaluation.lost"]
     assert [point.step for point in beside.bench.reporter.evals] == [3]
 
@@ -302,8 +308,8 @@ def test_files_that_cannot_be_written_cost_the_point_and_are_told(
     beside = Beside(tmp_path, budget={"max_steps": 3})
     with monkeypatch.context() as patch:
         patch.setattr(evaluations, "write_model", full)
-        beside.bench.training._step()
-        beside.bench.training._evaluate(Orders(due=Due(evaluation=True)))
+        beside.bench.training.take_step()
+        beside.bench.training.evaluate(Orders(due=Due(evaluation=True)))
     assert beside.notices == ["checkpoint.failed", "evaluation.lost"]
     beside.run()
     assert [point.step for point in beside.bench.reporter.evals] == [2, 3]

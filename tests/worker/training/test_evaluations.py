@@ -11,6 +11,7 @@ from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.worker.checkpointing.model_files import check_files, read_model
 from roadless.worker.checkpointing.training_state import read_state
 from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.evaluation.evaluate import recalibrated_buffers
 from roadless.worker.position import Position
 
 POSITION = Position(step=4, samples=32, tokens=0, wall_seconds=1.5, gpu_seconds=0.0)
@@ -21,7 +22,7 @@ def bench(tmp_path: Path) -> Bench:
     """A convnet after four steps."""
     bench = Bench(make_brief(model=CONVNET), tmp_path)
     for _ in range(4):
-        bench.training._step()
+        bench.training.take_step()
     return bench
 
 
@@ -61,12 +62,26 @@ def test_the_checkpoint_is_the_averaged_point_with_statistics_of_its_own(
     average = averaged_point(optimizer)
     expected = {name: average[parameter] for name, parameter in model.named_parameters()}
     with at_average(optimizer):
-        expected |= bench.evaluations._buffers()
+        expected |= statistics_of(bench)
     seen = fresh.state_dict()
     for name, value in expected.items():
         torch.testing.assert_close(seen[name], value.to(seen[name].dtype), rtol=0, atol=0)
     mean = "features.0.1.running_mean"
     assert not torch.equal(seen[mean], model.state_dict()[mean])
+
+
+def statistics_of(bench: Bench) -> dict[str, torch.Tensor]:
+    """Of the model's batch norms, as it stands."""
+    spec = make_brief(model=CONVNET).spec
+    return recalibrated_buffers(
+        bench.setup.model,
+        data=bench.setup.datasets.train,
+        spec=spec.evaluation,
+        seed=spec.training.seed,
+        rank=0,
+        world_size=1,
+        gather=lambda table: table,
+    )
 
 
 def test_an_evaluation_leaves_the_training_point_and_its_buffers_as_they_were(

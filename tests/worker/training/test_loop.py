@@ -18,9 +18,10 @@ from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manife
 from roadless.service.contract.reports.events import EvalPoint, Notice, StepMetrics
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker.errors import NonFiniteLoss
+from roadless.worker.evaluation.evaluate import reevaluate
 from roadless.worker.position import Position
 from roadless.worker.reporting.outbox import Heard
-from roadless.worker.training.loop import _seed_step
+from roadless.worker.training.loop import seed_step
 
 STOP = Heard(Desired.STOP)
 SGD = {"name": "sgd_schedulefree", "lr": 0.5, "weight_decay": 0.01}
@@ -128,7 +129,7 @@ def test_random_numbers_of_a_step_depend_on_seed_step_and_rank_alone() -> None:
 
 def drawn_after(seed: int, *, step: int, rank: int) -> tuple[float, ...]:
     """What torch, numpy and Python draw in a step."""
-    _seed_step(seed, step=step, rank=rank, device=torch.device("cpu"), is_foreign=True)
+    seed_step(seed, step=step, rank=rank, device=torch.device("cpu"), is_foreign=True)
     return (*torch.rand(4).tolist(), *np.random.rand(2).tolist(), random.random())
 
 
@@ -140,7 +141,7 @@ def test_a_step_on_a_cpu_seeds_no_other_device(monkeypatch: pytest.MonkeyPatch) 
 
     for devices in (torch.cuda, torch.xpu, torch.mtia):
         monkeypatch.setattr(devices, "manual_seed_all", refuse)
-    _seed_step(0, step=1, rank=0, device=torch.device("cpu"), is_foreign=True)
+    seed_step(0, step=1, rank=0, device=torch.device("cpu"), is_foreign=True)
 
 
 # ---- the end ------------------------------------------------------------------------------------
@@ -252,12 +253,13 @@ def evals_of(bench: Bench) -> list[Any]:
 
 
 def test_what_is_evaluated_is_the_averaged_point(tmp_path: Path) -> None:
-    bench = Bench(make_brief(), tmp_path)
+    brief = make_brief()
+    bench = Bench(brief, tmp_path)
     bench.training.run()
     average = averaged_point(bench.setup.optimizer)
     for parameter, value in average.items():
         parameter.data = value
-    result = bench.evaluations._evaluate(bench.setup.datasets)
+    result = reevaluate(bench.setup.model, datasets=bench.setup.datasets, spec=brief.spec)
     assert bench.reporter.evals[-1].loss.hex() == result.loss.hex()
 
 
@@ -312,9 +314,8 @@ def test_a_state_without_the_evaluation_of_its_step_is_saved_again_with_it(tmp_p
 
 
 def test_a_step_says_where_it_stands_and_how_it_went(tmp_path: Path) -> None:
-    bench = Bench(make_brief(), tmp_path)
-    bench.training._position = Position(step=10, samples=90, tokens=0)
-    bench.training._step()
+    bench = Bench(make_brief(), tmp_path, position=Position(step=10, samples=90, tokens=0))
+    bench.training.take_step()
     (point,) = bench.reporter.steps
     assert (point.step, point.samples, point.tokens) == (11, 98, 0)
     assert point.values.keys() == {"train.loss", "grad.norm", "optimizer.lr"}

@@ -164,8 +164,7 @@ def test_a_node_without_the_driver_is_no_fault(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_training_says_it_from_the_first_step_on(tmp_path: Path) -> None:
-    bench = Bench(make_brief(), tmp_path)
-    bench.training._usage = UsageMeter(CPU, every_seconds=0)
+    bench = Bench(make_brief(), tmp_path, usage=UsageMeter(CPU, every_seconds=0))
     bench.training.run()
     said = [event for event in bench.reporter.said if isinstance(event, Usage)]
     assert [event.step for event in said] == [1, 2, 3, 4, 5, 6]

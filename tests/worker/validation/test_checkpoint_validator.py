@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from roadless.worker.validation.checkpoint_validator import (
     CheckpointValidator,
     tolerance_on,
 )
-from roadless.worker.validation.evaluator import EvaluatorFailed
+from roadless.worker.validation.evaluator import Evaluates, EvaluatorFailed
 
 NAN = math.nan
 
@@ -69,18 +69,17 @@ def events() -> Sink:
 
 
 @pytest.fixture
-def make(events: Sink) -> Iterator[Make]:
-    made: list[CheckpointValidator] = []
-
+def make(events: Sink) -> Make:
     def validator(*answers: EvalResult | Exception, tolerance: float = 0.0) -> CheckpointValidator:
-        made.append(
-            CheckpointValidator(Oracle(*answers), events=events, batch_size=10, tolerance=tolerance)
-        )
-        return made[-1]
+        return validator_of(Oracle(*answers), events, tolerance=tolerance)
 
-    yield validator
-    for one in made:
-        one._pool.shutdown(cancel_futures=True)
+    return validator
+
+
+def validator_of(
+    evaluator: Evaluates, events: Sink, *, tolerance: float = 0.0
+) -> CheckpointValidator:
+    return CheckpointValidator(evaluator, events=events, batch_size=10, tolerance=tolerance)
 
 
 def result(loss: float, num_examples: int = 25) -> EvalResult:
@@ -145,10 +144,10 @@ def test_a_loss_over_other_examples_is_refused(make: Make, events: Sink, tmp_pat
     assert "over 24" in events.notices[0].message
 
 
-def test_just_as_many_batches_are_computed_as_it_takes(make: Make, tmp_path: Path) -> None:
-    validator = make(result(0.5))
-    check(validator, tmp_path, 0.5)
-    assert validator._evaluator.asked == [3]  # type: ignore[attr-defined]  25 examples by 10
+def test_just_as_many_batches_are_computed_as_it_takes(events: Sink, tmp_path: Path) -> None:
+    oracle = Oracle(result(0.5))
+    check(validator_of(oracle, events), tmp_path, 0.5)
+    assert oracle.asked == [3]  # 25 examples by 10
 
 
 @pytest.mark.parametrize(
@@ -232,22 +231,31 @@ def test_a_lost_evaluation_is_told_and_does_not_hold_up_the_next(
     assert validator.wait(at_most=0, seconds=0)
 
 
-def test_a_check_that_waits_can_be_called_off(make: Make, events: Sink, tmp_path: Path) -> None:
+class Slow(Oracle):
+    """Shows that it is asked, and answers when it may."""
+
+    def __init__(self, *answers: EvalResult | Exception) -> None:
+        super().__init__(*answers)
+        self.is_asked, self.may_answer = threading.Event(), threading.Event()
+
+    def evaluate(
+        self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
+    ) -> EvalResult:
+        self.is_asked.set()
+        assert self.may_answer.wait(10)
+        return super().evaluate(folder, manifest, max_batches=max_batches)
+
+
+def test_a_check_that_waits_can_be_called_off(events: Sink, tmp_path: Path) -> None:
     """And the one that takes place cannot, since its files are being read."""
-    validator, is_asked, may_answer = make(), threading.Event(), threading.Event()
-
-    def slow(folder: Path, manifest: Manifest, *, max_batches: int | None = None) -> EvalResult:
-        is_asked.set()
-        assert may_answer.wait(10)
-        return result(0.5)
-
-    validator._evaluator.evaluate = slow  # type: ignore[method-assign]
+    slow = Slow(result(0.5))
+    validator = validator_of(slow, events)
     first, second = (
         validator.check(*evaluated(tmp_path, 0.5, step), checked=Checked(25, 0.5))
         for step in (1, 2)
     )
-    assert is_asked.wait(10)
+    assert slow.is_asked.wait(10)
     assert (first.cancel(), second.cancel()) == (False, True)
-    may_answer.set()
+    slow.may_answer.set()
     assert first.result(10) is not None
     assert events.said == []

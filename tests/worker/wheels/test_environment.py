@@ -1,9 +1,11 @@
 """Environments of wheels: made once, held by whoever uses them, beside the node's packages."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import site
 import subprocess
 import sys
 import threading
@@ -110,13 +112,20 @@ def test_one_that_another_has_made_meanwhile_is_not_made_again(
 ) -> None:
     """Between the look and the lock."""
     shelf = Shelf(make_wheel(tmp_path))
+    marker = hold(root, shelf).parent.parent / wheel_environment.WHEEL_MARKER
+    marked, flock, num_made = marker.read_text(), fcntl.flock, 0
+    marker.unlink()
+
+    def made_before_the_lock(lock: int, kind: int) -> None:
+        nonlocal num_made
+        if kind & fcntl.LOCK_EX and not marker.exists():
+            marker.write_text(marked)
+            num_made += 1
+        flock(lock, kind)
+
+    monkeypatch.setattr(fcntl, "flock", made_before_the_lock)
     hold(root, shelf)
-    first_look = iter([False])
-    ready = wheel_environment._is_ready
-    monkeypatch.setattr(
-        wheel_environment, "_is_ready", lambda folder: next(first_look, True) and ready(folder)
-    )
-    hold(root, shelf)
+    assert num_made == 1
     assert shelf.num_fetched == 1
 
 
@@ -137,8 +146,8 @@ def test_another_set_of_packages_on_the_node_is_another_environment(
     before = hold(root, shelf)
     packages = tmp_path / "more"
     packages.mkdir()
-    known = wheel_environment._node_packages()
-    monkeypatch.setattr(wheel_environment, "_node_packages", lambda: [*known, str(packages)])
+    known = site.getsitepackages()
+    monkeypatch.setattr(site, "getsitepackages", lambda: [*known, str(packages)])
     second = hold(root, shelf)
     assert second != before
     os.utime(packages, (1, 1))
@@ -184,8 +193,8 @@ def test_another_version_of_its_own_package_on_the_node_gives_way(
     node.mkdir()
     old = make_wheel(tmp_path, files={"our_models/__init__.py": "NUMBER = 1\n"})
     shutil.unpack_archive(old, node, "zip")
-    known = wheel_environment._node_packages()
-    monkeypatch.setattr(wheel_environment, "_node_packages", lambda: [*known, str(node)])
+    known = site.getsitepackages()
+    monkeypatch.setattr(site, "getsitepackages", lambda: [*known, str(node)])
     monkeypatch.syspath_prepend(node)
     new = make_wheel(tmp_path, version="2.0", files={"our_models/__init__.py": "NUMBER = 2\n"})
     assert run(hold(root, Shelf(new)), "import our_models; print(our_models.NUMBER)") == "2"

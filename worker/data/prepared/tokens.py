@@ -22,7 +22,7 @@ from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Records, Split, require_all_filled, splits_of
 
 _TOKENS, _TEXTS, _FACTS = "tokens.bin", "texts.bin", "tokens.json"
-#: What is tokenised in one call, by all cores of the rank.
+#: How much is tokenised in one call, by all cores of the rank.
 _BATCH_BYTES = 8 * 2**20
 _BATCH_TEXTS = 10_000
 
@@ -48,7 +48,7 @@ def prepare(
     """Write the tokens of all texts into the folder ``work``.
 
     ``fraction``: of the tokens to hold out, or None when the records have a split for that.
-    ``tell`` hears now and then how far it is. Raises the JobFailed errors named ``Data...``.
+    ``tell`` receives the progress periodically. Raises the JobFailed errors named ``Data...``.
     """
     ends: dict[Split, int] = {}
     with _Writer(work, tokenizer, is_raw=records.is_raw) as writer:
@@ -62,7 +62,7 @@ def prepare(
     texts = np.fromfile(work / _TEXTS, dtype=np.int64).reshape(-1, 2)
     num_train = ends["train"]
     if fraction is not None:
-        num_train = _boundary(texts[:, 0], num_tokens=num_train, fraction=fraction)
+        num_train = boundary(texts[:, 0], num_tokens=num_train, fraction=fraction)
     facts = _Facts(
         dtype=narrowest(tokenizer.vocabulary).str,
         vocabulary=tokenizer.vocabulary,
@@ -87,10 +87,10 @@ def load(folder: Path) -> TokenString:
     )
 
 
-def _boundary(starts: NDArray[np.int64], *, num_tokens: int, fraction: float) -> int:
-    """Where the last ``fraction`` of the tokens begins: with a text, if its first half has one.
+def boundary(starts: NDArray[np.int64], *, num_tokens: int, fraction: float) -> int:
+    """Return where the held-out tokens begin: with a text, if their first half has one.
 
-    ``starts``: where each text begins.
+    ``starts``: where each text begins. ``fraction``: of all tokens, to hold out.
     """
     num_eval = max(1, int(num_tokens * Fraction(str(fraction))))
     cut = num_tokens - num_eval
@@ -113,7 +113,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 class _Writer:
-    """Appends tokens and the places of texts, and hashes what it writes."""
+    """Appends tokens and the positions of texts, and hashes what it writes."""
 
     def __init__(self, work: Path, tokenizer: Tokenizer, *, is_raw: bool) -> None:
         self._tokenizer = tokenizer
@@ -140,7 +140,7 @@ class _Writer:
         return self._digest.hexdigest()
 
     def begin_text(self) -> None:
-        """The next piece belongs to another text."""
+        """Mark the next piece as the beginning of another text."""
         self._begins_text = True
 
     def write(self, pieces: Sequence[Piece]) -> None:
@@ -163,7 +163,7 @@ class _Writer:
         self.num_bytes += len(piece.content)
 
     def bytes_per_token(self, texts: NDArray[np.int64], *, since: int) -> float:
-        """Of the tokens from number ``since`` on; within a text, bytes are spread evenly."""
+        """Average from token ``since`` on; within a text, bytes are spread evenly."""
         places = np.vstack([texts, [self.num_tokens, self.num_bytes]])
         before = float(np.interp(since, places[:, 0], places[:, 1]))
         held_out = self.num_tokens - since
