@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -81,11 +80,25 @@ def _column(values: pa.Array) -> Column:
         return _column(values.storage)
     if pa.types.is_dictionary(values.type):
         return _column(values.dictionary_decode())
-    if pa.types.is_struct(values.type) and values.type.get_field_index("bytes") >= 0:
-        return _column(pc.struct_field(values, "bytes"))  # an image, as Hugging Face stores them
+    if _is_image(values.type):
+        return _encoded(values)
     if values.null_count or not _is_numeric(values.type):
         return _objects(values)
     return _dense(values)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether it is how Hugging Face stores an image: its content, or where that lies."""
+    at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return at >= 0 and kind.field(at).type in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def _encoded(values: pa.StructArray) -> list[Any]:
+    """The content of each image; where there is none, what there is, for a message."""
+    return [
+        cell if cell is None or cell["bytes"] is None else cell["bytes"]
+        for cell in values.to_pylist()
+    ]
 
 
 class _Unreadable:

@@ -1,67 +1,121 @@
-"""Encoded images to arrays. Imported by ranks that need it: Pillow may be absent elsewhere."""
+"""Decodes images to arrays. Imported only by ranks that need it, since Pillow may be absent.
 
-import io
-from collections.abc import Sequence
+``pixels.py`` says what one image shows; this module makes those of a column alike.
+"""
+
+from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from roadless.worker.data.formats import pixels
 from roadless.worker.data.formats.chunk import Chunk, shown
+from roadless.worker.data.formats.pixels import NotShowable, Pixels
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_GREY_MODES = ("1", "L")
-#: What one image may unpack to; a file of a few bytes can claim to be larger than the memory.
+#: The most pixels of one image; a file of a few bytes can claim more than fit in memory.
 _MAX_PIXELS = 64 * 2**20
 Image.MAX_IMAGE_PIXELS = _MAX_PIXELS // 2  # Pillow warns at this and refuses at twice as many
+#: From 8 bits a sample to 16: 255 becomes 65535.
+_TO_DEEP = 257
 
 
 class Decoder:
-    """Decodes images alike: the first one says whether they are grey, and how large.
+    """Decodes images alike: the first one determines size, depth and whether they are grey.
+
+    A later one is fitted to it where that loses nothing: grey to colour and 8 bits to 16, and the
+    other way where no pixel has a colour, or none more than 8 bits.
 
     ``size``: height and width to resize to, or None.
     """
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self._resized_to = size
-        self._mode: str | None = None
-        self._first_size: tuple[int, ...] | None = None
+        self._first: Pixels | None = None
 
-    def decode(self, chunk: Chunk, name: str) -> NDArray[np.uint8]:
-        """Return uint8 of shape (rows, channels, height, width).
+    def decode(self, chunk: Chunk, name: str) -> Pixels:
+        """Return uint8 or uint16 of shape (rows, channels, height, width).
 
-        Raises DataInvalid for the first row that is no image, or unlike the first one.
+        Raises DataInvalid for the first row that is not an image, or unlike the first one.
         """
         return np.stack(
             [self._image(chunk, name, row, value) for row, value in enumerate(chunk.columns[name])]
         )
 
-    def _image(self, chunk: Chunk, name: str, row: int, value: object) -> NDArray[np.uint8]:
+    def _image(self, chunk: Chunk, name: str, row: int, value: object) -> Pixels:
         if not isinstance(value, bytes):
-            chunk.refuse(row, name, expected="the bytes of an image", seen=shown(value))
+            _refuse_unencoded(chunk, name, row, value)
         try:
-            with Image.open(io.BytesIO(value), formats=_FORMATS) as image:
-                pixels = self._pixels(image)
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
-            chunk.refuse(row, name, expected=f"a {' or '.join(_FORMATS)} image", seen=str(error))
-        self._first_size = self._first_size or pixels.shape[1:]
-        if pixels.shape[1:] != self._first_size:
-            expected = f"{_shown(self._first_size)} pixels like the first image, or an image_size"
-            chunk.refuse(row, name, expected=expected, seen=_shown(pixels.shape[1:]))
-        return pixels
+            return self._like_first(pixels.decode(value))
+        except NotShowable as error:
+            chunk.refuse(row, name, expected=error.expected, seen=error.seen, way_out=error.way_out)
+        except Exception as error:  # Pillow raises a dozen kinds over a broken file
+            expected = f"a whole {' or '.join(pixels.FORMATS)} image"
+            chunk.refuse(row, name, expected=expected, seen=str(error) or type(error).__name__)
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        is_grey = image.mode in _GREY_MODES
-        self._mode = self._mode or ("L" if is_grey else "RGB")
-        if self._mode == "L" and not is_grey:
-            raise ValueError("a colour image after a grey first one")
-        alike = image.convert(self._mode)
+    def _like_first(self, image: Pixels) -> Pixels:
         if self._resized_to is not None:
-            height, width = self._resized_to
-            alike = alike.resize((width, height), Image.Resampling.BILINEAR)
-        array = np.asarray(alike, dtype=np.uint8)
-        return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+            image = _resized(image, *self._resized_to)
+        if self._first is None:
+            self._first = image
+        first = self._first
+        if image.shape[1:] != first.shape[1:]:
+            raise NotShowable(
+                expected=f"{_size(first)} pixels like the first image, or an image_size",
+                seen=_size(image),
+            )
+        return _with_depth_of(first, _with_channels_of(first, image))
 
 
-def _shown(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
+def _refuse_unencoded(chunk: Chunk, name: str, row: int, value: object) -> NoReturn:
+    way_out = "leave such rows out"
+    if isinstance(value, str | dict):
+        way_out = "store the content of the file in the column, not its path or another text"
+    if isinstance(value, np.ndarray | list):
+        way_out = "name arrays of pixels in `columns`, not as `image`"
+        value = f"an array of shape {np.shape(value)}" if isinstance(value, np.ndarray) else value
+    chunk.refuse(row, name, expected="the bytes of an image", seen=shown(value), way_out=way_out)
+
+
+def _resized(image: Pixels, height: int, width: int) -> Pixels:
+    """The pixels, resized in the precision of their own depth."""
+    return np.stack([_resized_channel(channel, height, width) for channel in image])
+
+
+def _resized_channel(channel: Pixels, height: int, width: int) -> Pixels:
+    # In float32 for 16 bits, whose every number it holds.
+    source = Image.fromarray(channel if channel.dtype == np.uint8 else channel.astype(np.float32))
+    resized = np.asarray(source.resize((width, height), Image.Resampling.BILINEAR))
+    return resized if channel.dtype == np.uint8 else np.rint(resized).astype(channel.dtype)
+
+
+def _with_channels_of(first: Pixels, image: Pixels) -> Pixels:
+    if len(image) < len(first):
+        return np.repeat(image, len(first), axis=0)
+    if len(image) > len(first):
+        if (image != image[:1]).any():
+            raise NotShowable(
+                expected="a grey image like the first one",
+                seen="a colour image",
+                way_out="convert all to one kind, or put one in colour first: grey ones are then "
+                "read as colour",
+            )
+        return image[:1]
+    return image
+
+
+def _with_depth_of(first: Pixels, image: Pixels) -> Pixels:
+    if image.dtype == first.dtype:
+        return image
+    if first.dtype == np.uint16:
+        return image.astype(np.uint16) * np.uint16(_TO_DEEP)
+    if (image % _TO_DEEP).any():
+        raise NotShowable(
+            expected="8 bits a sample like the first image",
+            seen="16 bits a sample",
+            way_out="convert all to one depth, or put one of 16 bits first",
+        )
+    return (image // _TO_DEEP).astype(np.uint8)
+
+
+def _size(image: Pixels) -> str:
+    return "x".join(map(str, image.shape[1:]))

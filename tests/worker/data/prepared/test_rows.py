@@ -217,7 +217,7 @@ def test_what_is_no_image_like_the_first_is_named_with_its_row(node, value, prob
 def test_a_colour_image_behind_a_grey_one_is_refused(node):
     said = fault(node, lambda: images(node, [encoded(1, mode="L"), encoded(1)]))
     assert "row 2, column 'picture'" in said
-    assert "a colour image after a grey first one" in said
+    assert "a grey image like the first one, saw a colour image" in said
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(node, monkeypatch):
