@@ -1,7 +1,7 @@
-"""Files of the node that data may be read from, by path or pattern.
+"""Files on the node that data may be read from, by path or pattern.
 
-The path comes from a user. It is resolved before it is judged, so that neither ``..`` nor a link
-leads out of the opened folders, and it is judged before the disk is looked at, so that nobody
+The path comes from a user. It is resolved before it is checked, so that neither ``..`` nor a link
+leads out of the allowed folders, and it is checked before the disk is accessed, so that nobody
 learns what exists elsewhere.
 """
 
@@ -13,22 +13,28 @@ from itertools import islice
 from pathlib import Path
 
 from roadless.worker.data.sources.access import DATA_ROOTS_VARIABLE, is_below
-from roadless.worker.data.sources.patterns import before_magic, has_magic
+from roadless.worker.data.sources.patterns import (
+    before_magic,
+    has_magic,
+    only_reading,
+    readings,
+)
 from roadless.worker.data.sources.source_file import MAX_FILES, Identity, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
 from roadless.worker.rank_launch import DataSources
 
 
 def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
-    """Return the regular files that the path or pattern names, by name; at least one.
+    """Return the regular files that the path or pattern names, sorted by name; at least one.
 
-    Raises DataForbidden outside the opened folders, DataNotFound, and DataUnreadable for anything
+    Raises DataForbidden outside the allowed folders, DataNotFound, and DataUnreadable for anything
     but a regular file.
     """
     if not has_magic(pattern):
         return [_source_file(pattern, sources=sources)]
     _require_opened(before_magic(pattern) or ".", sources=sources, shown=pattern)
-    names = sorted(islice(_regular(pattern), MAX_FILES + 1))
+    found = [sorted(islice(_regular(one), MAX_FILES + 1)) for one in readings(pattern)]
+    names = only_reading(found, pattern=pattern)
     if not names:
         raise DataNotFound(f"expected files that match {pattern}, saw none")
     if len(names) > MAX_FILES:
@@ -37,7 +43,7 @@ def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
 
 
 def allowed_path(path: str, *, sources: DataSources) -> Path:
-    """Return the path with every link followed; raises DataForbidden outside the opened folders."""
+    """Return the path with all links resolved; raises DataForbidden outside the allowed folders."""
     if "\0" in path:
         raise DataNotFound("expected a path, saw one with a null byte")
     _require_opened(path, sources=sources, shown=path)

@@ -1,4 +1,4 @@
-"""From the paths of a specification to files: the one ``match`` over where data can lie."""
+"""Finds the files of a specification's paths: the one ``match`` over where data can be."""
 
 from collections.abc import Iterable
 from urllib.parse import urlsplit
@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources import http_files, local_files
-from roadless.worker.data.sources.patterns import has_magic
 from roadless.worker.data.sources.source_file import MAX_FILES, SourceFile
 from roadless.worker.errors import DataInvalid
 from roadless.worker.rank_launch import DataSources
@@ -19,7 +18,7 @@ def find_files(
     tell: Tell,
     bearer: str | None = None,
 ) -> list[SourceFile]:
-    """Return the files that the paths name, in the order of the paths, those of a pattern by name.
+    """Return the files that the paths name, in the order of the paths, sorted within a pattern.
 
     ``bearer``: which of the job's secrets is sent to https:// URLs. Raises the JobFailed errors
     named ``Data...``, or SourceAway.
@@ -45,6 +44,6 @@ def _find(path: str, *, sources: DataSources, bearer: str | None) -> list[Source
             )
             return found
         case _:
-            if has_magic(urlsplit(path).path):
+            if "*" in urlsplit(path).path:
                 raise DataInvalid(f"expected the URL of one file, saw a pattern: {path}")
             return [http_files.find(path, sources=sources, bearer=bearer)]

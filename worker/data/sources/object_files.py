@@ -1,9 +1,9 @@
 """Files in S3-compatible and Google stores.
 
-With credentials of its own, which are among its secrets, a job reads what they open. Those of the
-node are the operator's, so with them only what the operator lists is read. Endpoint, region and
-credentials are found as the stores' own tools find them (``AWS_...``, ``GOOGLE_...``, the
-instance's role); the endpoint is never the job's to choose.
+With its own credentials, which are among its secrets, a job reads whatever they give access to.
+Those of the node are the operator's, so with them only what the operator lists is read. Endpoint,
+region and credentials are found as the stores' own tools find them (``AWS_...``, ``GOOGLE_...``,
+the instance's role); a job can never choose the endpoint.
 """
 
 import json
@@ -29,7 +29,13 @@ from obstore.store import from_url
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources.access import DATA_URLS_VARIABLE
 from roadless.worker.data.sources.addresses import is_listed
-from roadless.worker.data.sources.patterns import before_magic, has_magic, matcher
+from roadless.worker.data.sources.patterns import (
+    before_magic,
+    has_magic,
+    matcher,
+    only_reading,
+    readings,
+)
 from roadless.worker.data.sources.source_file import MAX_FILES, SourceAway, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
 from roadless.worker.rank_launch import DataSources
@@ -47,7 +53,7 @@ _CLIENT: Any = {
 
 
 def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
-    """Return the objects that the URL or pattern names, by name; at least one.
+    """Return the objects that the URL or pattern names, sorted by name; at least one.
 
     Raises the JobFailed errors named ``Data...``, or SourceAway.
     """
@@ -79,7 +85,7 @@ def _opens_itself(url: SplitResult, sources: DataSources) -> bool:
 
 
 def _require_plain_key(text: str) -> None:
-    """A key may name another server to talk to, which a user cannot choose."""
+    """A key may name another server to talk to, which a user must not choose."""
     try:
         fields = set(json.loads(text))
     except (ValueError, TypeError, RecursionError):
@@ -92,15 +98,17 @@ def _require_plain_key(text: str) -> None:
 
 
 def _listed(store: Any, key: str) -> list[Any]:
-    """What the store says of each object, by name."""
+    """The store's metadata of each object, sorted by name."""
     if not has_magic(key):
         return [obstore.head(store, key)]
     found: list[Any] = []
-    matches = matcher(key)
+    matches = [matcher(one) for one in readings(key)]
     for batch in obstore.list(store, prefix=before_magic(key) or None):
-        found += [about for about in batch if matches.fullmatch(about["path"])]
+        found += [about for about in batch if any(one.fullmatch(about["path"]) for one in matches)]
         if len(found) > MAX_FILES:
             raise DataInvalid(f"expected at most {MAX_FILES} objects for {key}, saw more")
+    paths = sorted(str(about["path"]) for about in found)
+    only_reading(([path for path in paths if one.fullmatch(path)] for one in matches), pattern=key)
     return sorted(found, key=lambda about: str(about["path"]))
 
 
@@ -141,7 +149,7 @@ def _translated(name: str) -> Iterator[None]:
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise DataUnreadable(f"expected to read {name}, saw: {_first_line(error)}") from error
     except BaseError as error:
-        if _REFUSED.search(str(error)):  # a list that is refused has no error of its own
+        if _REFUSED.search(str(error)):  # a refused list has no error class
             raise DataUnreadable(f"expected to list {name}, saw: {_first_line(error)}") from error
         raise SourceAway(f"expected {name} to be read, saw: {_first_line(error)}") from error
 

@@ -1,8 +1,12 @@
 """Patterns over paths: ``*`` and ``?`` within a folder, ``**`` across folders, ``[...]``."""
 
+import fnmatch
 import glob
 import os
 import re
+from collections.abc import Iterable, Sequence
+
+from roadless.worker.errors import DataInvalid
 
 
 def has_magic(pattern: str) -> bool:
@@ -11,27 +15,53 @@ def has_magic(pattern: str) -> bool:
 
 
 def before_magic(pattern: str) -> str:
-    """Return the folder that every match lies in; a path without magic is returned as it is."""
+    """Return the folder that contains every match; a path without magic is returned as it is."""
     if not glob.has_magic(pattern):
         return pattern
     first = min(pattern.find(sign) for sign in "*?[" if sign in pattern)
     return os.path.dirname(pattern[:first])
 
 
+def readings(pattern: str) -> tuple[str, ...]:
+    """Return the pattern, and how it is written if its brackets are meant as they are.
+
+    Files are called ``data[v2].csv``, and folders ``run[1]``.
+
+    >>> readings("run[1]/*.csv")
+    ('run[1]/*.csv', 'run[[]1]/*.csv')
+    """
+    return (pattern, pattern.replace("[", "[[]")) if "[" in pattern else (pattern,)
+
+
+def only_reading(found: Iterable[Sequence[str]], *, pattern: str) -> Sequence[str]:
+    """Return what the one reading of the pattern that matches anything matches.
+
+    Raises DataInvalid when both of its readings match files, and not the same ones.
+    """
+    matched = [names for names in found if names]
+    if any(names != matched[0] for names in matched):
+        raise DataInvalid(
+            f"expected {pattern} to have one meaning, saw {matched[0][0]}, which it matches, and "
+            f"{matched[-1][0]}, whose name has these brackets; write [[] for a bracket, or name "
+            "the files"
+        )
+    return matched[0] if matched else ()
+
+
 def matcher(pattern: str) -> re.Pattern[str]:
-    """Return what matches the whole of a path.
+    """Return a regular expression for whole paths.
 
     >>> bool(matcher("a/**/*.csv").fullmatch("a/b/c/d.csv"))
     True
     >>> bool(matcher("a/*.csv").fullmatch("a/b/d.csv"))
     False
     """
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
     return re.compile("".join(map(_translated, parts)))
 
 
 def _translated(part: str) -> str:
-    if part.startswith("[") and part.endswith("]") and len(part) > 2:
-        return f"[{part[1:-1].replace('!', '^', 1) if part[1] == '!' else part[1:-1]}]"
+    if part.startswith("[") and part.endswith("]"):
+        return re.sub(r"^\(\?s:|\)\\[Zz]$", "", fnmatch.translate(part))
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return known.get(part) or re.escape(part)
