@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from roadless.service.client import Client, Datasets
+from roadless.service.client import Client, Datasets, require_names
 from roadless.service.contract.job.data import Format
 from roadless.service.contract.uploads.datasets import Dataset
 
@@ -31,6 +31,7 @@ def upload(
 
     To resume an interrupted upload, run the command again with the same name and files.
     """
+    require_names(files)
     with Client() as client:
         datasets = Datasets(client)
         dataset = datasets.create(name, format=format)

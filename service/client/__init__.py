@@ -9,7 +9,7 @@ from roadless.service.client.client import (
     WaitTimeout,
     find_token,
 )
-from roadless.service.client.datasets import Datasets, part_size
+from roadless.service.client.datasets import Datasets, part_size, require_names
 from roadless.service.client.secrets import Secrets
 from roadless.service.client.wheels import Wheels
 
@@ -25,4 +25,5 @@ __all__ = [
     "Wheels",
     "find_token",
     "part_size",
+    "require_names",
 ]

@@ -12,7 +12,14 @@ import pytest
 from played import Service
 from pydantic import TypeAdapter
 
-from roadless.service.client import ApiError, Client, ClientError, Datasets, part_size
+from roadless.service.client import (
+    ApiError,
+    Client,
+    ClientError,
+    Datasets,
+    part_size,
+    require_names,
+)
 from roadless.service.client import datasets as data_client
 from roadless.service.contract.job.data import DataSpec
 from roadless.service.contract.job.models import GptPreset
@@ -108,6 +115,60 @@ def test_a_part_that_changed_on_disk_is_sent_again(datasets, tmp_path):
     for content in (CONTENT, b"!" + CONTENT[1:]):
         datasets.upload(dataset.id, write(tmp_path, content=content), on_progress=silent)
     assert datasets.seal(dataset.id).total_bytes == len(CONTENT)
+
+
+def test_a_second_file_of_one_name_is_refused_not_put_in_the_place_of_the_first(datasets, tmp_path):
+    dataset = datasets.create("corpus", format="bytes")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, "part.bin", folder.encode() * 10)
+    datasets.upload(dataset.id, tmp_path / "a" / "part.bin", on_progress=silent)
+    with pytest.raises(ClientError, match=r"one file 'part.bin' in the data set, saw .*a/part.bin"):
+        datasets.upload(dataset.id, tmp_path / "b" / "part.bin", on_progress=silent)
+    with pytest.raises(ClientError, match="rename one of them"):
+        require_names([tmp_path / "a" / "part.bin", tmp_path / "b" / "part.bin"])
+    datasets.upload(dataset.id, tmp_path / "b" / "part.bin", name="b.bin", on_progress=silent)
+    assert [file.name for file in datasets.seal(dataset.id).files] == ["b.bin", "part.bin"]
+
+
+def test_a_shorter_file_does_not_keep_the_end_of_the_one_that_was_there(url, token, tmp_path):
+    """Two runs of the command with files of one name: parts of both would be sealed as one file."""
+    long, short = write(tmp_path), write(tmp_path, "short.bin", CONTENT[::-1][:1000])
+    with Client(url, token) as client:
+        dataset = Datasets(client).create("corpus", format="bytes")
+        Datasets(client).upload(dataset.id, long, on_progress=silent)
+        with pytest.raises(ClientError, match=r"the 1 parts of .*short.bin alone .*, saw 6"):
+            Datasets(client).upload(dataset.id, short, name="a.bin", on_progress=silent)
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b#c.csv", "a#b.csv", "50%.csv", "a b.csv", "été.csv", ".a", "a\n"]
+)
+def test_a_name_that_no_url_or_data_set_takes_is_refused_not_cut(datasets, tmp_path, name):
+    dataset = datasets.create("corpus", format="bytes")
+    path = write(tmp_path, name)
+    for refused in (
+        lambda: datasets.upload(dataset.id, path, on_progress=silent),
+        lambda: require_names([path]),
+    ):
+        with pytest.raises(ClientError) as caught:
+            refused()
+        assert f"saw {name!r}; rename the file" in str(caught.value)
+    assert datasets.get(dataset.id).files == []
+    datasets.upload(dataset.id, path, name="plain.csv", on_progress=silent)
+
+
+@pytest.mark.parametrize("changed", [CONTENT[:-1], CONTENT + b"!", CONTENT[:500]])
+def test_a_file_that_changes_its_size_meanwhile_is_refused(datasets, tmp_path, changed):
+    dataset = datasets.create("corpus", format="bytes")
+    path = write(tmp_path)
+
+    def change(num_bytes: int) -> None:
+        if num_bytes == 1000:
+            path.write_bytes(changed)
+
+    with pytest.raises(ClientError, match="to keep its 5120 bytes, saw it change"):
+        datasets.upload(dataset.id, path, on_progress=change)
 
 
 def test_an_empty_file_is_refused_before_anything_is_sent(datasets, tmp_path):
@@ -234,6 +295,17 @@ def test_the_command_line_uploads_lists_and_deletes(url, token, service, tmp_pat
         "sealed",
         "2 files, 10240 bytes",
     ]
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other")
+    for names, said in (
+        (("a.bin", "other/a.bin"), "expected files of distinct names"),
+        (("a.bin", "a.bin"), "expected files of distinct names"),
+        (("a?b#c.bin",), "rename the file"),
+    ):
+        write(tmp_path, "a?b#c.bin")
+        code, _, err = roadless("upload", "refused", *names, "--format", "bytes")
+        assert (code, said in err) == (1, True)
+    assert "refused" not in roadless("list")[1]
     code, _, err = roadless("upload", "corpus", "a.bin", "--format", "bytes")
     assert code == 1
     assert "expected an unused name" in err
