@@ -1,4 +1,4 @@
-"""From a specification and a bare model to what is trained, and the values that a rank passes on.
+"""From a specification and a bare model to what is trained, and the context of a rank.
 
 A model gets its precision, its device, its ranks and its optimizer here. :class:`RankContext` is
 what everything above needs of its rank.
@@ -27,11 +27,15 @@ from roadless.worker.distributed.activation_checkpointing import recompute_activ
 from roadless.worker.distributed.parallel import replicate, shard
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.distributed.shared_tensors import share_start
+from roadless.worker.errors import ModelInvalid
 from roadless.worker.evaluation.sets import Datasets
+from roadless.worker.model.faults import blaming
+from roadless.worker.model.parameters import require_trainable
 from roadless.worker.position import Position
 from roadless.worker.reporting.reporter import Reporter
 
-#: The contract's short names; every other name is that of the class.
+#: The contract's short names; every other name is the class's own.
 _CLASS_OF_SHORT_NAME = {
     "sgd_schedulefree": "SGDScheduleFree",
     "adamw_schedulefree": "AdamWScheduleFree",
@@ -48,11 +52,11 @@ _CLASS_OF_SHORT_NAME = {
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a specification has become.
+    """A specification made ready to train.
 
     ``model``: the bare model, which is evaluated and saved. ``wrapped``: the same parameters in the
-    form that is trained: a replica, compiled, or the model itself. ``datasets``: what is trained on
-    and all that is evaluated.
+    form that is trained: a replica, compiled, or the model itself. ``datasets``: those for training
+    and for evaluation.
     """
 
     model: nn.Module
@@ -63,7 +67,7 @@ class TrainingSetup:
 
 @dataclass(frozen=True)
 class RankContext:
-    """One rank of one attempt: what it trains, among which peers, and whom it reports to."""
+    """One rank of one attempt: what it trains, its peers, and where it reports."""
 
     brief: AttemptBrief
     cluster: Cluster
@@ -94,7 +98,7 @@ class RankContext:
 
 
 def build_optimizer(spec: OptimizerSpec, *, params: Iterable[nn.Parameter]) -> TwoPositions:
-    """Return the optimizer. The spec's fields are the optimizer's arguments, under their names."""
+    """Return the optimizer. The spec's fields are the optimizer's arguments by name."""
     make = optimizer_class(spec.name)
     if isinstance(spec, ScheduleFreeWrapperSpec):
         make_base = getattr(torch.optim, spec.base.name)
@@ -104,7 +108,7 @@ def build_optimizer(spec: OptimizerSpec, *, params: Iterable[nn.Parameter]) -> T
 
 
 def optimizer_class(name: str) -> Callable[..., TwoPositions]:
-    """The class of ``optim`` that a name of the contract means."""
+    """The class of ``optim`` that a name of the contract refers to."""
     make: Callable[..., TwoPositions] = getattr(optim, _CLASS_OF_SHORT_NAME.get(name, name))
     return make
 
@@ -112,20 +116,23 @@ def optimizer_class(name: str) -> Callable[..., TwoPositions]:
 def set_up_training(
     model: nn.Module, *, spec: JobSpec, datasets: Datasets, cluster: Cluster
 ) -> TrainingSetup:
-    """Bring a fresh float32 model of the CPU into its precision, onto its device and ranks.
+    """Convert a fresh float32 model on the CPU to its precision; move it to its device and ranks.
 
     Raises ModelInvalid for a model that cannot do what the specification asks for.
     """
     training, parallelism = spec.training, spec.parallelism
     if training.deterministic:
         require_determinism()
+    require_trainable(model)
+    share_start(model, cluster=cluster)
     set_precision(model, training.precision)
     if training.activation_checkpointing:
         recompute_activations(model, is_compiled=training.compile)
     is_sharded = parallelism.strategy == "fsdp" and cluster.world_size > 1
     if is_sharded:
         shard(model, cluster=cluster, parallelism=parallelism)
-    model.to(cluster.device)
+    with blaming(ModelInvalid, f"a model that can be moved to {cluster.device.type}"):
+        model.to(cluster.device)
     optimizer = build_optimizer(spec.optimizer, params=model.parameters())
     computing = _compiled(model) if training.compile else model
     is_replicated = cluster.world_size > 1 and not is_sharded
@@ -134,8 +141,8 @@ def set_up_training(
 
 
 def require_determinism() -> None:
-    """Have torch compute the same bits again, on a GPU too, or refuse; for this process."""
-    # Read when cuBLAS first computes; without it its own sums are not deterministic.
+    """Make torch deterministic to the bit in this process, on a GPU too, or fail."""
+    # Read when cuBLAS first computes; without it, cuBLAS is not deterministic.
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = True
@@ -143,5 +150,5 @@ def require_determinism() -> None:
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    """Only training is compiled: an evaluation gives the same bits to a stranger without it."""
+    """Compile for training only: a stranger's evaluation gives the same bits without it."""
     return cast(nn.Module, torch.compile(model))

@@ -1,7 +1,10 @@
 """One model over several ranks: a replica on each, a shard on each, or replicas made of shards."""
 
 from collections import Counter
+from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -9,19 +12,37 @@ from torch.nn.parallel import DistributedDataParallel
 
 from roadless.service.contract.job.training import ParallelismSpec
 from roadless.worker.distributed.process_group import Cluster
+from roadless.worker.distributed.shared_tensors import share_buffers
+from roadless.worker.errors import ModelInvalid
 from roadless.worker.model.base import blocks_of
+from roadless.worker.model.faults import told
 
 
 def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -> None:
-    """Leave this rank its shard of every parameter, in place; the same model on all ranks.
+    """Keep only this rank's shard of every parameter, in place; all ranks have the same model.
 
     Parameters move to the device unit by unit, so the whole model need not fit there. Optimizers
-    are made afterwards, since parameters become other tensors.
+    must be made afterwards, since parameters become other tensors. Raises ModelInvalid for a model
+    that torch cannot shard.
     """
     mesh = _mesh(cluster, parallelism)
-    for unit in _units(model):
-        fully_shard(unit, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    _make_shardable(model)
+    ties = _ties(model)
+    # torch's replicas take the lead's buffers before each pass; its shards keep their own.
+    model.register_forward_pre_hook(partial(_take_buffers, cluster))
+    try:
+        for unit in (*_units(model), model):
+            fully_shard(unit, mesh=mesh)
+    except (AssertionError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
+        raise ModelInvalid(
+            f"expected a model that torch can shard, saw {told(error)}; use strategy ddp"
+        ) from error
+    if _ties(model) != ties:
+        raise ModelInvalid(
+            "expected parameters that are shared within one block, saw some shared between blocks, "
+            "which torch shards one by one, as if they were not: "
+            f"{'; '.join(sorted(map(' = '.join, ties - _ties(model))))}; use strategy ddp"
+        )
 
 
 def replicate(model: nn.Module) -> DistributedDataParallel:
@@ -41,7 +62,34 @@ def _mesh(cluster: Cluster, parallelism: ParallelismSpec) -> DeviceMesh:
 
 def _units(model: nn.Module) -> list[nn.Module]:
     """What is gathered together: blocks; and modules of another dtype, since a unit has one."""
-    return [*_of_another_dtype(model), *blocks_of(model)]
+    units = dict.fromkeys([*_of_another_dtype(model), *blocks_of(model)])  # one may stand twice
+    return [unit for unit in units if unit is not model]
+
+
+def _make_shardable(model: nn.Module) -> None:
+    """Lay parameters out in their own order, and refuse what torch 2.13 has no shards of."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise ModelInvalid(
+                f"expected parameters of at least one dimension with strategy fsdp, saw the scalar "
+                f"{name}; give it the shape (1,), or use strategy ddp"
+            )
+        if not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
+
+
+def _ties(model: nn.Module) -> frozenset[tuple[str, ...]]:
+    """Names of each parameter that has more than one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return frozenset(tuple(found) for found in names.values() if len(found) > 1)
+
+
+@torch.no_grad()
+def _take_buffers(cluster: Cluster, model: nn.Module, _inputs: Any) -> None:
+    if model.training:
+        share_buffers(model, cluster=cluster, kept_only=True)
 
 
 def _of_another_dtype(model: nn.Module) -> list[nn.Module]:

@@ -1,7 +1,7 @@
-"""Metrics of a package on this node: one number for each held-out sample, from a function by name.
+"""Metrics of a package on this node: one number per held-out sample, from a named function.
 
-What such a function returns is checked every time it is called, since nothing is known of it. It is
-tried out before training starts, so that what does not fit fails at once and by name.
+What such a function returns is checked at every call, since nothing is known about it. It is tried
+out before training starts, so that a misfit fails immediately and by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +15,13 @@ from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import DataSet
 from roadless.worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
 from roadless.worker.model.entry_point import load
+from roadless.worker.model.faults import told
 from roadless.worker.rank_launch import ModelSources
 
 _FLOATS = (torch.float32, torch.float64)
-#: Two, since a function may forget that there is more than one.
+#: Two, since a function may wrongly assume a single one.
 _TRIAL_SAMPLES = 2
-#: The most outputs of a trial: 256 MiB. A model with more has its metrics tried by an evaluation.
+#: The most outputs of a trial: 256 MiB. For a model with more, an evaluation tries its metrics.
 _TRIAL_OUTPUTS = 2**26
 
 
@@ -37,15 +38,14 @@ class CustomMetric:
         """Return float64 of shape (samples,): what the function finds for each sample.
 
         Shapes as in ``roadless.worker.evaluation.task.training_loss``. Values may be NaN or
-        infinite. Raises MetricInvalid when the function fails, returns anything else than one float
-        a sample, or changes what it was given, which is the data set itself.
+        infinite. Raises MetricInvalid when the function fails, returns anything but one float per
+        sample, or modifies its inputs, which are the data set itself.
         """
         before = outputs._version, targets._version
         try:
             found = self.function(outputs, targets, **self.arguments)
-        except Exception as error:  # whatever a foreign function does with what it cannot read
-            seen = f"{type(error).__name__}: {error}"
-            raise self._refused("to score a batch", seen) from error
+        except (Exception, SystemExit) as error:  # a foreign function may raise anything
+            raise self._refused("to score a batch", told(error)) from error
         if (outputs._version, targets._version) != before:
             raise self._refused("to leave outputs and targets as they are", "a change in place")
         if not isinstance(found, torch.Tensor):
@@ -68,8 +68,8 @@ def load_metrics(
 ) -> tuple[CustomMetric, ...]:
     """Return the metrics that a job names, in its order.
 
-    Raises MetricForbidden unless the operator lists each function, by the list that models have
-    too, and MetricNotFound where one is not installed.
+    Raises MetricForbidden unless the operator lists each function, in the list that models use
+    too, and MetricNotFound if one is not installed.
     """
     return tuple(
         CustomMetric(
@@ -80,6 +80,7 @@ def load_metrics(
                 sources=sources,
                 forbidden=MetricForbidden,
                 not_found=MetricNotFound,
+                broken=MetricInvalid,
             ),
             spec.arguments,
         )
@@ -88,9 +89,9 @@ def load_metrics(
 
 
 def try_out(metrics: tuple[CustomMetric, ...], *, data: DataSet, task: Task) -> None:
-    """Call each metric with outputs of zeros and the first targets held out.
+    """Call each metric with outputs of zeros and the first held-out targets.
 
-    Raises MetricInvalid for one that fails, and for what no metric may return.
+    Raises MetricInvalid for one that fails, or returns what a metric must not.
     """
     targets = data.eval_batch(0, min(_TRIAL_SAMPLES, data.num_eval)).targets
     samples = targets.shape if task == "causal_lm" else targets.shape[:1]

@@ -1,6 +1,6 @@
 """Evaluation on held-out data, with a result that does not depend on the number of ranks.
 
-A batch is computed whole by one rank, what it found travels as float64, and sums are taken in the
+A batch is computed whole by one rank, its scores are sent as float64, and sums are taken in the
 order of the data. So one rank, many ranks and a stranger with the downloaded checkpoint get the
 same bits. Putting the averaged point x into the model is up to the caller.
 """
@@ -29,13 +29,14 @@ from roadless.worker.evaluation.sets import Datasets, naming
 from roadless.worker.evaluation.task import example_scores, score_names, widened
 from roadless.worker.evaluation.task import metrics as task_metrics
 from roadless.worker.model.base import evaluating
+from roadless.worker.model.faults import run
 
-#: Adds a float64 CPU tensor up over all ranks, element by element; for one rank, the identity.
+#: Sums a float64 CPU tensor over all ranks, element by element; for one rank, the identity.
 #: Each element is non-zero on one rank only, which makes the sum exact.
 Gather = Callable[[torch.Tensor], torch.Tensor]
 
 
-#: How many batches of an evaluation a fresh process computes again before a checkpoint is listed.
+#: How many batches of an evaluation a fresh process recomputes before a checkpoint is listed.
 CHECKED_BATCHES = 8
 
 
@@ -45,7 +46,7 @@ def noop() -> None:
 
 @dataclass(frozen=True)
 class Checked:
-    """The loss over the first examples of an evaluation: what is cheap to compute again."""
+    """The loss over the first examples of an evaluation, which is cheap to recompute."""
 
     num_examples: int
     loss: float
@@ -55,7 +56,7 @@ class Checked:
 class EvalResult:
     """What an evaluation found; all means over the counted targets of ``num_examples`` examples.
 
-    ``metrics``: by their full names, those of further sets among them.
+    ``metrics``: by full name, those of further sets included.
     """
 
     loss: float
@@ -74,9 +75,9 @@ def evaluate_all(
     gather: Gather,
     on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
-    """Score the model as it stands on the validation split, and then on each further set.
+    """Score the model as it is on the validation split, and then on each further set.
 
-    What a further set tells is among the metrics, under its name: ``eval.shifted.loss``. As with
+    Scores of a further set are among the metrics, under its name: ``eval.shifted.loss``. As with
     :func:`evaluate`, every rank calls this and gets the same result.
     """
     score = partial(
@@ -110,12 +111,11 @@ def evaluate(
     gather: Gather,
     on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
-    """Score the model as it stands on the first ``spec.max_batches`` held-out batches.
+    """Score the model as it is on the first ``spec.max_batches`` held-out batches.
 
     ``model`` is the bare module, not its DDP wrapper. ``metrics``: beside those of the task. Every
     rank calls this and gets the same result. Draws no random numbers and leaves every module in the
-    mode that it had. Raises DataInvalid when no target counts, and MetricInvalid for a metric that
-    is none.
+    mode it was in. Raises DataInvalid when no target counts, and MetricInvalid for a bad metric.
     """
     num_examples = num_evaluated(data, spec=spec)
     names = score_names(task, num_classes=data.description.num_classes)
@@ -127,10 +127,10 @@ def evaluate(
             start = number * spec.batch_size
             stop = min(start + spec.batch_size, num_examples)
             batch = data.eval_batch(start, stop).to(device)
-            outputs = model(batch.inputs)
+            outputs = run(model, batch.inputs)
             if is_mine:
                 found = _scores(outputs, batch.targets, names, metrics)
-                scores[:, start:stop] = found + 0.0  # a sum over ranks knows no negative zero
+                scores[:, start:stop] = found + 0.0  # a sum over ranks has no negative zero
             on_batch()
     scores = gather(scores)
     checked = _checked(scores, batch_size=spec.batch_size)
@@ -150,7 +150,7 @@ def _scores(
     counts = found[:1] > 0
     wide = widened(outputs)
     custom = torch.stack([metric.scores(wide, targets).cpu() for metric in metrics])
-    # Not multiplied: what a sample that does not count was given may be NaN.
+    # Not multiplied: the value of a sample that does not count may be NaN.
     return torch.cat([found, custom.where(counts, 0.0)])
 
 
@@ -163,7 +163,7 @@ def _result(
     description: Description,
     checked: Checked,
 ) -> EvalResult:
-    """Put the scores of all samples, of shape (1 + names + metrics, samples), into words."""
+    """Make a result of the scores of all samples, of shape (1 + names + metrics, samples)."""
     num_examples = scores.shape[1]
     num_targets, *sums = (_sum_in_order(row) for row in scores)
     if not num_targets:
@@ -180,7 +180,7 @@ def _result(
 
 
 def _under(name: str, result: EvalResult) -> dict[str, float]:
-    """What a further set tells, by full names."""
+    """The results of a further set, by full name."""
     told = {"eval.loss": result.loss, **result.metrics}
     return {key.replace("eval.", f"eval.{name}.", 1): value for key, value in told.items()}
 
@@ -192,7 +192,7 @@ def reevaluate(
     spec: JobSpec,
     on_batch: Callable[[], None] = noop,
 ) -> EvalResult:
-    """Evaluate on this process alone, as a receipt asks: the same function, the same bits."""
+    """Evaluate in this process alone, as a receipt requires: the same function, the same bits."""
     return evaluate_all(
         model,
         datasets=datasets,
@@ -214,7 +214,7 @@ def num_evaluated(data: EvalSplit, *, spec: EvaluationSpec) -> int:
 def num_passes(model: nn.Module, *, datasets: Datasets, spec: EvaluationSpec) -> int:
     """Return how many passes of one sample through the model an evaluation of x costs in all.
 
-    One that batch-norm statistics are taken of counts twice: they cost about as much as the pass.
+    A pass for batch-norm statistics counts twice: they cost about as much as the pass.
     """
     num_samples = num_evaluated(datasets.validation, spec=spec) * (2 if spec.at_y else 1)
     num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in datasets.named)
@@ -224,7 +224,7 @@ def num_passes(model: nn.Module, *, datasets: Datasets, spec: EvaluationSpec) ->
 
 
 def set_receipts(datasets: Datasets, *, spec: EvaluationSpec) -> dict[str, SetReceipt]:
-    """Return what a receipt says of each further set."""
+    """Return what a receipt records of each further set."""
     return {
         one.name: SetReceipt(
             num_examples=num_evaluated(one.data, spec=one.spec(spec)),
@@ -246,11 +246,10 @@ def recalibrated_buffers(
     gather: Gather,
     on_batch: Callable[[], None] = noop,
 ) -> dict[str, torch.Tensor]:
-    """Return batch-norm buffers for the parameters as they are, for
-    ``roadless.optim.using_buffers``.
+    """Return batch-norm buffers for the current parameters, for ``roadless.optim.using_buffers``.
 
     ``model`` is the bare module, not its DDP wrapper; ``seed`` is the job's, in [0, 2**63). Reads
-    ``spec.batchnorm_batches`` batches of ``spec.batch_size`` training samples, or of all there are,
+    ``spec.batchnorm_batches`` batches of ``spec.batch_size`` training samples, or of all if fewer,
     in an order that training never uses. Every rank calls this and gets the same float64 values; a
     model that tracks no statistics gets ``{}`` and nothing is exchanged.
     """
@@ -262,7 +261,7 @@ def recalibrated_buffers(
     turns = _turns(model, spec.batchnorm_batches, rank=rank, world_size=world_size)
     for row, is_mine in turns:
         batch = _recalibration_batch(row, data=data, spec=spec, seed=seed).to(_device(model))
-        found = _packed(batch_statistics(model, batch.inputs))
+        found = _packed(batch_statistics(model, batch.inputs, forward=partial(run, model)))
         if is_mine:
             table[row] = found
         on_batch()
@@ -274,8 +273,8 @@ def _turns(
 ) -> Iterator[tuple[int, bool]]:
     """Yield the batches that this rank computes, and whether they are its own.
 
-    Shards are gathered by all ranks together, so where the last round has no batch for a rank, it
-    computes the last one with the others, and for nothing.
+    Shards are gathered by all ranks together, so a rank without a batch in the last round
+    computes the last one with the others, and discards it.
     """
     is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     for first in range(0, num_batches, world_size):
@@ -285,7 +284,7 @@ def _turns(
 
 
 def _checked(scores: torch.Tensor, *, batch_size: int) -> Checked:
-    """The mean over the first batches, or over all where no target of those counts."""
+    """The mean over the first batches, or over all if no target of those counts."""
     first = scores[:2, : CHECKED_BATCHES * batch_size]
     if not first[0].any():
         first = scores[:2]

@@ -1,6 +1,6 @@
 """What a rank builds from: data sets of its node or of the service, and sources of models.
 
-The evaluator process builds the same from the same, so that both see the same samples.
+The evaluator process builds from the same inputs, so that both see the same samples.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ START_SECONDS = 60.0
 def datasets_of(
     launch: RankLaunch, brief: AttemptBrief, api: AttemptApi, *, say: Callable[[str], None]
 ) -> Datasets:
-    """Build the data set, and all else that is evaluated.
+    """Build the data set, and everything else that is evaluated.
 
-    ``say`` hears now and then how far a long preparation is.
+    ``say``: called periodically with the progress of a long preparation.
     """
     build = partial(
         build_data,
@@ -45,7 +45,7 @@ def datasets_of(
 
 
 def model_sources(launch: RankLaunch) -> ModelSources:
-    """Return what this node's operator allows models to be made of."""
+    """Return where this node's operator allows models to come from."""
     return replace(launch.model_sources, wheel_sha256=wheel_of_this_process())
 
 

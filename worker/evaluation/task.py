@@ -1,8 +1,8 @@
-"""What a task makes of outputs: the loss to train on, and the scores of each held-out example.
+"""What a task computes from outputs: the loss to train on, and the scores of each held-out example.
 
 Classification and language models are cross entropy over the last axis and differ in what one
 example is, an image or a window of tokens; regression is the squared error. A target of
-:data:`UNCOUNTED` is not learnt and not scored.
+:data:`UNCOUNTED` is neither learned nor scored.
 """
 
 import math
@@ -13,11 +13,10 @@ import torch
 from torch.nn import functional
 
 from roadless.service.contract.job.tasks import Task
+from roadless.worker.data.base import UNCOUNTED as UNCOUNTED
 from roadless.worker.data.base import Batch
 
-#: A target that does not count, such as the padding behind a short text.
-UNCOUNTED = -100
-#: Among five or fewer classes the right one is always among five guesses.
+#: With five or fewer classes the right one is always among five guesses.
 TOP5_CLASSES = 6
 _TOP = 5
 
@@ -49,7 +48,7 @@ def num_counted(batch: Batch, *, task: Task) -> int:
 
 
 def score_names(task: Task, *, num_classes: int) -> tuple[str, ...]:
-    """Return the rows of :func:`example_scores` after the first; the first of them is the loss."""
+    """Return names of the rows of :func:`example_scores` but the first; the loss comes first."""
     match task:
         case "classification":
             top5 = ("top5_accuracy",) if num_classes >= TOP5_CLASSES else ()
@@ -65,7 +64,7 @@ def score_names(task: Task, *, num_classes: int) -> tuple[str, ...]:
 def example_scores(
     outputs: torch.Tensor, targets: torch.Tensor, *, names: tuple[str, ...]
 ) -> torch.Tensor:
-    """Return float64 of shape (1 + names, samples): counted targets, then sums over them.
+    """Return float64 of shape (1 + names, samples): number of counted targets, then sums over them.
 
     ``names``: from :func:`score_names`. Shapes of the others as in :func:`training_loss`; outputs
     are :func:`widened` first.
@@ -91,13 +90,24 @@ def _guesses(
 ) -> torch.Tensor:
     flat = targets.flatten()
     losses = functional.cross_entropy(outputs, flat, ignore_index=UNCOUNTED, reduction="none")
-    is_number = ~losses.isnan()  # among outputs that are not, any guess comes first
+    is_number = ~losses.isnan()  # with NaN outputs, any guess comes first
     rows = [flat != UNCOUNTED, losses, (outputs.argmax(dim=-1) == flat) & is_number]
     if "top5_accuracy" in names:
-        guesses = outputs.topk(_TOP, dim=-1).indices
-        rows.append((guesses == flat[:, None]).any(dim=-1) & is_number)
+        rows.append((_places(outputs, flat) < _TOP) & rows[0] & is_number)
     scores = torch.stack([row.double() for row in rows])
     return scores.reshape(len(rows), len(targets), -1).sum(dim=-1)
+
+
+def _places(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return how many classes are guessed before each sample's own; of equal ones the lower first.
+
+    ``argmax`` breaks ties so, and ``topk`` in no order that it states: among equal outputs its five
+    may lack the class that ``argmax`` names (torch 2.13, CPU; narrow outputs are often equal).
+    """
+    own = targets.clamp(min=0)[:, None]
+    score = outputs.gather(-1, own)
+    is_lower = torch.arange(outputs.shape[-1], device=outputs.device) < own
+    return ((outputs > score) | ((outputs == score) & is_lower)).sum(dim=-1)
 
 
 def metrics(

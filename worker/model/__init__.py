@@ -1,1 +1,1 @@
-"""Model presets: one small module a file, built from its spec and the data's description."""
+"""Model presets: one small module per file, built from its spec and the data's description."""

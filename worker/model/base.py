@@ -1,8 +1,8 @@
-"""What the rest of the worker may ask of a model beside its outputs.
+"""What the rest of the worker needs from a model besides its outputs.
 
 A model is a torch module that maps a batch of inputs to logits, or to predictions in regression. An
-eval checkpoint is its ``state_dict`` and nothing more, unless it is of a library with a format of
-its own.
+eval checkpoint is its ``state_dict`` and nothing more, unless the model is from a library with its
+own format.
 """
 
 from abc import ABC, abstractmethod
@@ -19,27 +19,27 @@ class SelfSaving(nn.Module, ABC):
 
     @abstractmethod
     def save_folder(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write files that the library loads as they are into ``folder``, an empty one.
+        """Write files that the library loads as they are to ``folder``, which is empty.
 
-        ``tensors``: this module's state dict, whole and with the values to save.
+        ``tensors``: this module's complete state dict, with the values to save.
         """
 
     @abstractmethod
     def load_folder(self, folder: Path) -> None:
-        """Put the weights of a folder that ``save_folder`` wrote into this module."""
+        """Load the weights that ``save_folder`` wrote to ``folder`` into this module."""
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the repeated parts of the model in order: units to recompute or to shard.
 
-    A model lists them under the name ``blocks``; one that does not has none.
+    A model lists them as ``blocks``; a model without that attribute has none.
     """
     return list(getattr(model, "blocks", ()))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have every module in evaluation mode; each gets the mode back that it had."""
+    """Put every module in evaluation mode, and restore each one's mode after the block."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,10 +1,9 @@
-"""From the spec of a model to the model: one ``match``, and nothing else knows the names."""
+"""Builds a model from its spec: one ``match``, and no other code knows the names."""
 
 import importlib
 from pathlib import Path
 from typing import Any, assert_never
 
-import torch
 from torch import nn
 
 from roadless.service.contract.job.models import (
@@ -26,6 +25,7 @@ from roadless.worker.model.convnet import Convnet
 from roadless.worker.model.gpt import Gpt
 from roadless.worker.model.linear import Linear
 from roadless.worker.model.mlp import Mlp
+from roadless.worker.model.random_states import forked_random_states
 from roadless.worker.model.resnet import Resnet
 from roadless.worker.model.vit import Vit
 from roadless.worker.rank_launch import ModelSources
@@ -45,13 +45,12 @@ def build_model(
 ) -> nn.Module:
     """Return the model on the CPU. Its weights are a function of the arguments alone.
 
-    ``seed``: in [0, 2**63). ``sources``: what this node's operator allows beside presets. ``like``:
-    an eval checkpoint's folder, whose configuration goes before the spec's; its weights are for
-    ``roadless.worker.checkpointing.model_files.read_model``. The global random state is left as it
-    was. Raises the JobFailed errors named ``Model...``.
+    ``seed``: in [0, 2**63). ``sources``: what this node's operator allows besides presets.
+    ``like``: an eval checkpoint's folder, whose configuration overrides the spec's; its weights are
+    left to ``roadless.worker.checkpointing.model_files.read_model``. The global random states are
+    left as they were. Raises the JobFailed errors named ``Model...``.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with forked_random_states(seed=seed):
         return _build(spec, data=data, sources=sources, like=like)
 
 

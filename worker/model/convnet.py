@@ -38,6 +38,6 @@ class Convnet(nn.Module):
 
 
 def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:
-    # Batch norm takes the mean out, so the convolution needs no bias.
+    # Batch norm removes the mean, so the convolution needs no bias.
     convolution = nn.Conv2d(num_inputs, num_outputs, kernel_size=3, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(num_outputs), nn.ReLU())

@@ -1,5 +1,7 @@
-"""A model that a package makes: of this node, where the operator allows the factory by name, or of
-the wheel that this process has an environment for.
+"""Models made by a factory function of a package.
+
+The package is on this node, where the operator allows the factory by name, or is the wheel in whose
+environment this process runs.
 """
 
 import importlib
@@ -10,6 +12,7 @@ from torch import nn
 from roadless.service.contract.job.models import EntryPointModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
+from roadless.worker.model.faults import blaming, told
 from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
 from roadless.worker.model.trial import require_outputs
 from roadless.worker.rank_launch import ModelSources
@@ -18,20 +21,22 @@ from roadless.worker.rank_launch import ModelSources
 def make(spec: EntryPointModel, *, data: Description, sources: ModelSources) -> nn.Module:
     """Return what the factory makes.
 
-    Raises ModelForbidden unless the operator lists exactly this name, or in an environment of
-    another wheel than the specification's, ModelNotFound without the module or function, and
-    ModelInvalid when the factory fails or makes what does not fit the data.
+    Raises ModelForbidden unless the operator lists exactly this name, or in the environment of a
+    wheel other than the specification's; ModelNotFound without the module or function; and
+    ModelInvalid when the factory fails or its model does not fit the data.
     """
     _require_its_wheel(spec, sources)
-    factory = load(spec.factory, sources=sources, forbidden=ModelForbidden, not_found=ModelNotFound)
-    try:
+    factory = load(
+        spec.factory,
+        sources=sources,
+        forbidden=ModelForbidden,
+        not_found=ModelNotFound,
+        broken=ModelInvalid,
+    )
+    with blaming(ModelInvalid, f"{spec.factory} to make a model"):
         model = factory(
             input_shape=data.input_shape, num_outputs=data.num_outputs, **spec.arguments
         )
-    except Exception as error:
-        raise ModelInvalid(
-            f"expected {spec.factory} to make a model, saw {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(model, nn.Module):
         raise ModelInvalid(
             f"expected {spec.factory} to return a torch module, saw {type(model).__name__}"
@@ -56,12 +61,13 @@ def load(
     sources: ModelSources,
     forbidden: Callable[[str], JobFailed],
     not_found: Callable[[str], JobFailed],
+    broken: Callable[[str], JobFailed],
 ) -> Callable[..., object]:
-    """Return the function ``package.module:function``; nothing is imported that is not listed.
+    """Return the function ``package.module:function``; only listed names are imported.
 
-    In the environment of a wheel the list says nothing: the process runs its user's code anyway.
-    Raises ``forbidden`` unless the operator lists exactly this name, and ``not_found`` without the
-    module or function.
+    In the environment of a wheel the list does not apply: the process runs its user's code anyway.
+    Raises ``forbidden`` unless the operator lists exactly this name, ``not_found`` without the
+    module or function, and ``broken`` when importing the module fails in its own code.
     """
     if sources.wheel_sha256 is None and name not in sources.entry_points:
         raise forbidden(
@@ -74,5 +80,9 @@ def load(
             importlib.import_module(module_name), function_name
         )
     except (ImportError, AttributeError) as error:
-        raise not_found(f"expected {name} to be installed on this node, saw: {error}") from error
+        raise not_found(
+            f"expected {name} to be installed on this node, saw {told(error)}"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise broken(f"expected to import {module_name}, saw {told(error)}") from error
     return function

@@ -14,15 +14,15 @@ from roadless.worker.model.shapes import require_tokens
 ROTARY_BASE = 10_000.0
 MLP_FACTOR = 4
 
-#: Small beside log 256, so that the first guess is near the uniform one; larger learns faster.
+#: Small next to log 256, so that the first prediction is almost uniform; larger learns faster.
 _FIRST_LOGIT = 4.0
 
 
 class Gpt(nn.Module):
-    """Input (B, T) token numbers, T at most the spec's context.
+    """Input (B, T) token ids, T at most the spec's context.
 
-    A tied head is the embedding: fewer weights, and a lower loss in the trials made here. Rows of
-    embedding and head are padded to a multiple; the logits are cut to the vocabulary.
+    A tied head is the embedding: fewer weights, and a lower loss in our trials. Rows of embedding
+    and head are padded to a multiple; the logits are cut to the vocabulary.
     """
 
     #: Rotary tables (T, K); not part of the state, since the spec determines them.
@@ -54,7 +54,7 @@ class Gpt(nn.Module):
         return functional.linear(self.norm(stream_BTD), head.weight)[..., : self.num_tokens]
 
     def _initialise(self) -> None:
-        """Keep variances through each matrix; blocks and a head of its own add nothing at first."""
+        """Preserve variance through each matrix; blocks and an untied head add nothing at first."""
         for name, parameter in self.named_parameters():
             if name.endswith(("project.weight", "down.weight", "head.weight")):
                 nn.init.zeros_(parameter)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
     def forward(
         self, stream_BTD: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor
     ) -> torch.Tensor:
-        """Return (B, T, D): for each token a mix of what it and its past have to say."""
+        """Return (B, T, D): for each token a mix of its own value and those before it."""
         fused = self.queries_keys_values(stream_BTD).unflatten(-1, (3, self.num_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = fused.permute(2, 0, 3, 1, 4)
         mixed_BHTK = functional.scaled_dot_product_attention(

@@ -1,7 +1,7 @@
 """Residual networks with batch norm, of He et al., arXiv 1512.03385.
 
 The small stem is that of their networks for CIFAR; the bottleneck strides in its 3x3 convolution,
-as everybody's has since.
+as has become common since.
 """
 
 import torch
@@ -43,7 +43,7 @@ class Resnet(nn.Module):
         return outputs
 
     def _initialise(self) -> None:
-        """Keep variances backwards; blocks add nothing at first (arXiv 1706.02677)."""
+        """Preserve variance backwards; blocks add nothing at first (arXiv 1706.02677)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -118,7 +118,7 @@ def _large_stem(num_inputs: int, width: int) -> nn.Sequential:
 
 
 def _convolution(num_inputs: int, num_outputs: int, kernel_size: int, stride: int) -> nn.Conv2d:
-    # Batch norm takes the mean out, so the convolution needs no bias.
+    # Batch norm removes the mean, so the convolution needs no bias.
     return nn.Conv2d(
         *(num_inputs, num_outputs, kernel_size),
         stride=stride,

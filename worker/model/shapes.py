@@ -1,11 +1,11 @@
-"""What a model asks of the data's shapes, and what it says when they do not fit."""
+"""What models require of the data's shapes, and the errors when they do not fit."""
 
 from roadless.worker.data.base import Description
 from roadless.worker.errors import ModelInvalid
 
 
 def image_shape(data: Description, *, model: str) -> tuple[int, int, int]:
-    """Return channels, height and width; raise ModelInvalid for samples that are no images."""
+    """Return channels, height and width; raise ModelInvalid for samples that are not images."""
     require_numbers(data, model=model)
     if len(data.input_shape) != 3:
         raise ModelInvalid(

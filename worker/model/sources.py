@@ -1,4 +1,4 @@
-"""What an operator opens for models: the variables that say it, and what lies below a folder."""
+"""What an operator allows for models: the variables that set it, and how folders are checked."""
 
 import json
 import os
@@ -13,7 +13,7 @@ ALLOW_HUB_VARIABLE = "ROADLESS_ALLOW_HUB"
 ENTRY_POINTS_VARIABLE = "ROADLESS_ALLOWED_ENTRY_POINTS"
 ALLOW_WHEELS_VARIABLE = "ROADLESS_ALLOW_WHEELS"
 
-#: In an environment of a wheel, beside ``pyvenv.cfg``: written last, so that it is whole.
+#: In an environment of a wheel, beside ``pyvenv.cfg``: written last, so it marks a complete one.
 WHEEL_MARKER = "wheel.json"
 
 
@@ -29,9 +29,9 @@ def wheel_of_this_process() -> str | None:
 def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:
     """Return the folder at ``path``, resolved.
 
-    Resolved before it is judged, so that neither ``..`` nor a link leads out of the roots, and
-    judged before it is looked at, so that nobody learns what exists elsewhere. Its files are judged
-    likewise: a link among them would put another file into the job's checkpoints.
+    Resolved before it is checked, so that neither ``..`` nor a link leads out of the roots, and
+    checked before it is accessed, so that nobody learns what exists elsewhere. Its files are
+    checked too: a link among them would put another file into the job's checkpoints.
 
     Raises ModelForbidden, ModelNotFound or ModelUnreadable.
     """

@@ -49,7 +49,7 @@ class Vit(nn.Module):
         return outputs
 
     def _initialise(self) -> None:
-        """Keep variances through each matrix; the head guesses nothing at first."""
+        """Preserve variance through each matrix; the head starts at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self.project = nn.Linear(spec.width, spec.width)
 
     def forward(self, stream_BTD: torch.Tensor) -> torch.Tensor:
-        """Return (B, T, D): for each patch a mix of what all have to say."""
+        """Return (B, T, D): for each patch a mix of the values of all."""
         fused = self.queries_keys_values(stream_BTD).unflatten(-1, (3, self.num_heads, -1))
         q_BHTK, k_BHTK, v_BHTK = fused.permute(2, 0, 3, 1, 4)
         mixed_BHTK = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK)

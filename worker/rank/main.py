@@ -41,6 +41,7 @@ from roadless.worker.secrets import REDACTOR, install_secrets, redact_streams
 from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
 from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
+from roadless.worker.training.trial import try_out
 from roadless.worker.validation.checkpoint_validator import CheckpointValidator, tolerance_on
 from roadless.worker.validation.evaluator import Evaluator
 from roadless.worker.validation.evaluator_process import Setup
@@ -51,19 +52,19 @@ log = logging.getLogger(__name__)
 
 #: How long an ending rank keeps trying to deliver its last events.
 DRAIN_SECONDS = 3600.0
-#: How long a rank that hangs tries to say so, before it dies and its agent speaks for it.
+#: How long a rank that hangs tries to report it, before it dies and its agent reports instead.
 HANG_REPORT_SECONDS = 10.0
 
 
 def main(launch: RankLaunch) -> None:
-    """Run the rank; leaves the process with 0 once its ending is delivered or no longer wanted.
+    """Run the rank; exits with 0 once its ending is delivered or no longer wanted.
 
-    ``os._exit``: a plain exit would run gloo's destructors, which abort now and then.
+    ``os._exit``: a plain exit would run gloo's destructors, which abort occasionally.
     """
     redact_streams()
     configure_logging()
-    load_kernels()  # done before the fork, or now: what steps a model never depends on that
-    # Before there are threads, peers or a GPU in use: what it forks later knows none of them.
+    load_kernels()  # before the fork, or now: the kernels in use do not depend on that
+    # Before there are threads, peers or a GPU in use: what it forks later has none of them.
     zygote = Zygote(partial(evaluate_files, launch=launch)) if launch.rank == 0 else None
     with AttemptApi(launch.service_url, attempt_id=launch.attempt_id, token=launch.token) as api:
         reporter = Reporter(
@@ -119,7 +120,7 @@ def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
 
 
 def _fit(text: str) -> str:
-    """The text as an event takes it: bounded, and without what UTF-8 cannot say."""
+    """The text in a form for events: bounded, and without what UTF-8 cannot encode."""
     return REDACTOR.redact(text)[:MESSAGE_LENGTH].encode(errors="replace").decode()
 
 
@@ -133,6 +134,8 @@ def _run(
     _require_same_data(brief, datasets)
     cluster = join(launch)
     setup = _build(launch, brief, api, datasets=datasets, cluster=cluster)
+    if brief.resume is None:  # else an attempt before has begun with it
+        try_out(setup, spec=brief.spec, cluster=cluster)
     resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
     context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
     staging = Path(launch.scratch) / f"staging-{launch.rank}"
@@ -175,7 +178,7 @@ def _run(
 
 
 def _validator(zygote: Zygote, context: RankContext) -> CheckpointValidator:
-    """Who validates the lead's checkpoints before they are listed."""
+    """Build what validates the lead's checkpoints before they are listed."""
     spec, device = context.brief.spec, context.cluster.device
     setup = Setup(context.brief, threads=torch.get_num_threads(), device=device)
     evaluator = Evaluator(zygote, setup, silence_seconds=spec.retry.hang_seconds)
@@ -200,9 +203,9 @@ def _datasets(
 
 
 def _require_same_data(brief: AttemptBrief, datasets: Datasets) -> None:
-    """Other data under the same name would train on other samples, and nobody would notice.
+    """Refuse changed data: training on other samples under the same name would go unnoticed.
 
-    A further set that was there from the start is the same curve's, so that it holds for it too.
+    A further set that was there from the start belongs to the same curve, so it must not change.
     """
     _require_same(brief.data_fingerprint, datasets.description.fingerprint)
     for name, fingerprint in datasets.fingerprints.items():

@@ -143,7 +143,7 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max()) / largest if largest else 0.0
 
 
-def _any_rank(is_so: bool, cluster: Cluster) -> bool:  # noqa: FBT001  the question itself
+def _any_rank(is_so: bool, cluster: Cluster) -> bool:
     told = cluster.sum(torch.tensor([float(is_so)], dtype=torch.float64))
     return bool(told.item())
 

@@ -21,7 +21,8 @@ from roadless.worker.checkpointing.safetensors_file import (
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32),
-    *(torch.int16, torch.int8, torch.uint8, torch.bool),
+    *(torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint64),
+    *(torch.uint32, torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2),
 ]
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -69,9 +70,9 @@ def test_what_differs_from_its_form_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a: expected TensorForm"):
         write_tensors(tmp_path / "x", forms, [torch.zeros(3)])
     with pytest.raises(
-        TypeError, match=r"a: expected a dtype of safetensors, saw torch\.complex64"
+        TypeError, match=r"a: expected a dtype of safetensors, saw torch\.complex128"
     ):
-        write_tensors(tmp_path / "y", {"a": TensorForm(torch.complex64, ())}, [torch.zeros(())])
+        write_tensors(tmp_path / "y", {"a": TensorForm(torch.complex128, ())}, [torch.zeros(())])
 
 
 def test_a_file_is_never_written_over(tmp_path: Path) -> None:

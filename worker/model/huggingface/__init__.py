@@ -1,1 +1,1 @@
-"""Models of the transformers library: only this package imports it, and only when a job asks."""
+"""Models of the transformers library: only this package imports it, and only on demand."""

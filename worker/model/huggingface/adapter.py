@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from roadless.worker.model.base import SelfSaving
 
 _PREFIX = "model."
-#: What a training step has no use for, or would have to unpack.
+#: A training step has no use for a cache, and reads outputs by name.
 _OPTIONS = {"use_cache": False, "return_dict": True}
 _MASKED_CLASS = "ForSequenceClassification"
 
@@ -39,14 +39,14 @@ class TransformersAdapter(SelfSaving):
         return logits
 
     def save_folder(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Write what ``from_pretrained`` loads, the companions beside it."""
+        """Write what ``from_pretrained`` loads, with the companions beside it."""
         own = {name.removeprefix(_PREFIX): value.detach().cpu() for name, value in tensors.items()}
         self.model.save_pretrained(folder, state_dict=own)
         for name, content in self._companions.items():
             (folder / name).write_bytes(content)
 
     def load_folder(self, folder: Path) -> None:
-        """Load the weights; raises ValueError unless the folder has each of them and no other."""
+        """Load the weights; raises ValueError unless the folder has exactly the model's."""
         loaded, said = type(self.model).from_pretrained(
             folder,
             local_files_only=True,
@@ -67,7 +67,7 @@ class TransformersAdapter(SelfSaving):
 
 
 def _outermost(model: nn.Module, *, names: set[str]) -> Iterator[nn.Module]:
-    """The modules of these classes in order, but none that lies in another of them."""
+    """The modules of these classes in order, except those nested in another of them."""
     for child in model.children():
         if type(child).__name__ in names:
             yield child

@@ -1,6 +1,6 @@
 """A transformers model from a config, a saved folder or the hub.
 
-No code of a folder or a hub is ever run, and weights are safetensors only.
+Code from a folder or the hub is never run, and weights are safetensors only.
 """
 
 from pathlib import Path
@@ -9,21 +9,32 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from roadless.service.contract.job.models import TransformersModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
+from roadless.worker.model.faults import blaming
 from roadless.worker.model.huggingface import companions
 from roadless.worker.model.huggingface.adapter import TransformersAdapter
-from roadless.worker.model.huggingface.config import new_config, require_fit, require_plain
+from roadless.worker.model.huggingface.config import (
+    new_config,
+    require_fit,
+    require_plain,
+    require_positions,
+    require_task_loss,
+)
 from roadless.worker.model.sources import ALLOW_HUB_VARIABLE, allowed_folder
 from roadless.worker.model.trial import require_outputs
 from roadless.worker.rank_launch import ModelSources
 
-#: No pickles and no code are even fetched.
+#: Pickles and code are not even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)
 #: A short trial: positions are checked by number, and a whole context may take a CPU minutes.
 _TRIAL_TOKENS = 8
@@ -34,24 +45,36 @@ def build(
 ) -> TransformersAdapter:
     """Return the model in training mode and float32.
 
-    ``like``: an eval checkpoint of such a model; its config and companions are taken, its weights
+    ``like``: an eval checkpoint of such a model; its config and companions are used, its weights
     are left to ``load_folder``. Draws from torch's global random state. Raises the JobFailed errors
     named ``Model...``.
     """
     transformers_logging.disable_progress_bar()
     folder = like or _source(spec, sources=sources)
+    # Each architecture checks and fails in its own way, in its properties and methods too.
+    with blaming(ModelInvalid, "an architecture that transformers can make of this"):
+        model = _made(spec, folder, data=data, has_own_weights=like is None)
+        adapter = TransformersAdapter(
+            model.train(), companions=_companions(spec, folder, like, sources=sources)
+        )
+    require_outputs(adapter, data=data, num_tokens=_TRIAL_TOKENS)
+    return adapter
+
+
+def _made(
+    spec: TransformersModel, folder: Path | None, *, data: Description, has_own_weights: bool
+) -> PreTrainedModel:
+    """``has_own_weights``: whether those of ``folder``, if there is one, are to be loaded."""
     config = new_config(spec, data=data) if folder is None else _saved_config(folder)
     require_plain(config)
-    if folder is not None and like is None:
+    if folder is not None and has_own_weights:
+        require_task_loss(config)
         model = _pretrained(spec, folder, config=config, data=data)
     else:
         model = _fresh(spec, config)
     require_fit(model.config, spec=spec, data=data)
-    adapter = TransformersAdapter(
-        model.train(), companions=_companions(spec, folder, like, sources=sources)
-    )
-    require_outputs(adapter, data=data, num_tokens=_TRIAL_TOKENS)
-    return adapter
+    require_positions(model, spec=spec)
+    return model
 
 
 def _source(spec: TransformersModel, *, sources: ModelSources) -> Path | None:
@@ -68,7 +91,7 @@ def _source(spec: TransformersModel, *, sources: ModelSources) -> Path | None:
         return Path(
             snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=list(_HUB_FILES))
         )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         said = str(error).partition("\n")[0]
         raise ModelNotFound(f"expected {spec.hub_id} on the hub, saw: {said}") from error
 
@@ -100,7 +123,7 @@ def _fresh(spec: TransformersModel, config: PreTrainedConfig) -> PreTrainedModel
 def _pretrained(
     spec: TransformersModel, folder: Path, *, config: PreTrainedConfig, data: Description
 ) -> PreTrainedModel:
-    """Load the weights. A head for another number of labels is made anew, and nothing else is."""
+    """Load the weights. Only a head for another number of labels is initialised afresh."""
     auto_class: Any = getattr(transformers, spec.auto_class)
     is_language_model = spec.auto_class == "AutoModelForCausalLM"
     has_other_labels = not is_language_model and config.num_labels != data.num_outputs
@@ -118,7 +141,7 @@ def _pretrained(
         )
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.validate(strict=True)  # as it is when the model is saved
-    except Exception as error:  # many libraries read a folder, each with errors of its own
+    except Exception as error:  # many libraries read a folder, each with its own errors
         raise ModelUnreadable(
             f"expected {spec.auto_class} to load {spec.pretrained or spec.hub_id}, saw "
             f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """The small files beside a model's weights that its users need: tokenizers and image processors.
 
-Copied as they are: what is not parsed here cannot be changed here.
+Copied without parsing, so that nothing can change them here.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ MAX_BYTES = 128 << 20
 
 
 def read(folder: Path) -> dict[str, bytes]:
-    """Return those of the known files that the folder has; raise ModelUnreadable past the bound."""
+    """Return the known files that the folder has; raise ModelUnreadable above the limit."""
     paths = [folder / name for name in NAMES if (folder / name).is_file()]
     try:
         size = sum(path.stat().st_size for path in paths)

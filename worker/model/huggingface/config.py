@@ -1,9 +1,10 @@
-"""A transformers configuration from a job's specification, completed by what the data decides."""
+"""A transformers configuration from a job's specification, completed from the data."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from roadless.service.contract.job.models import TransformersModel
 from roadless.worker.data.base import Description
@@ -16,8 +17,15 @@ _REFUSED = frozenset(
         *{"use_kernels", "kernel_config", "dtype", "torch_dtype", "name_or_path"},
     }
 )
-#: Kinds of attention that torch has; a longer name would be a kernel to download.
+#: Implementations of attention in torch; a longer name would be a kernel to download.
 _ATTENTION = frozenset({None, "eager", "sdpa"})
+#: With it a mixture of experts of transformers (5.23) adds ``router_aux_loss_coef`` times a loss of
+#: its own to the one that it computes; without it none does, whatever the coefficient.
+_ROUTER_LOGITS = "output_router_logits"
+_TASK_LOSS = (
+    "the loss is that of the task alone, and what a model would add to it is not trained on; leave "
+    "the field out, or balance the experts in a model of your own"
+)
 _SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -32,6 +40,7 @@ def new_config(spec: TransformersModel, *, data: Description) -> PreTrainedConfi
         raise ModelInvalid(f"expected a model_type of transformers, saw {model_type!r}")
     default = _made(model_type, {})
     _require_known(fields, default, model_type=model_type)
+    _require_no_loss(fields)
     return _made(model_type, {**_from_data(spec, data, default, given=fields), **fields})
 
 
@@ -46,8 +55,37 @@ def require_plain(config: PreTrainedConfig) -> None:
             )
 
 
+def require_task_loss(config: PreTrainedConfig) -> None:
+    """Raise ModelInvalid for a saved configuration whose model would add to the loss by itself."""
+    for one in _with_parts(config):
+        if getattr(one, _ROUTER_LOGITS, False):
+            raise ModelInvalid(
+                f"expected {_ROUTER_LOGITS} = false in the folder's config.json, saw true: "
+                f"{_TASK_LOSS}"
+            )
+
+
+def require_positions(model: PreTrainedModel, *, spec: TransformersModel) -> None:
+    """Raise ModelInvalid where a table of positions is shorter than the context.
+
+    RoBERTa and its kin count positions from behind the padding's own, so that a table of
+    max_position_embeddings has two positions fewer (transformers 5.23).
+    """
+    for name, module in model.named_modules():
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if not (is_table and spec.context and module.padding_idx is not None):
+            continue
+        num_positions = module.num_embeddings - module.padding_idx - 1
+        if num_positions < spec.context:
+            raise ModelInvalid(
+                f"expected at least context = {spec.context} positions, saw {num_positions}: of "
+                f"{module.num_embeddings} in {name} the first {module.padding_idx + 1} are not for "
+                "tokens; raise max_position_embeddings, or lower context"
+            )
+
+
 def require_fit(config: PreTrainedConfig, *, spec: TransformersModel, data: Description) -> None:
-    """Raise ModelInvalid where labels, vocabulary or positions do not reach for the data."""
+    """Raise ModelInvalid where labels, vocabulary or positions do not fit the data."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     if spec.context and isinstance(positions, int) and 0 < positions < spec.context:
@@ -85,14 +123,25 @@ def _require_known(
             raise ModelInvalid(f"expected fields of {model_type}, saw {name!r}, which is none")
 
 
-def _names(value: Any) -> Iterator[str]:
+def _require_no_loss(value: Any) -> None:
+    """Refuse what a job asks for in vain, such as ``router_aux_loss_coef``, however deep."""
+    for name, number in _items(value):
+        is_asked = isinstance(number, int | float) and number != 0
+        if is_asked and (name == _ROUTER_LOGITS or "_loss" in name):
+            raise ModelInvalid(f"expected no {name} in the config, saw {number}: {_TASK_LOSS}")
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
-        yield from value
-        for item in value.values():
-            yield from _names(item)
-    if isinstance(value, list):
-        for item in value:
-            yield from _names(item)
+        yield from value.items()
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in parts:
+        yield from _items(part)
+
+
+def _names(value: Any) -> Iterator[str]:
+    for name, _ in _items(value):
+        yield name
 
 
 def _from_data(
@@ -102,7 +151,7 @@ def _from_data(
     *,
     given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the data decides, of the fields that this architecture has."""
+    """The fields of this architecture that the data determines."""
     found: dict[str, Any] = {}
     if _is_language_model(spec):
         found["vocab_size"] = data.num_classes
@@ -121,7 +170,7 @@ def _from_data(
 
 
 def _without_foreign_tokens(default: PreTrainedConfig, *, vocabulary: Any) -> dict[str, None]:
-    """Special tokens that an architecture has by default lie in its own vocabulary, not in ours."""
+    """Default special tokens of an architecture refer to its own vocabulary, not to ours."""
     numbers = {name: getattr(default, name, None) for name in _SPECIAL_TOKENS}
     return {
         name: None

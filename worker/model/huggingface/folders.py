@@ -1,4 +1,4 @@
-"""Folders of transformers for models that are trained here: written, and loaded as users do."""
+"""Folders of the transformers library for models trained here: written, and loaded as users do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ transformers_logging.disable_progress_bar()
 
 
 def load_folder(folder: Path, *, auto_class: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what ``from_pretrained`` makes of the folder, in float32: from inputs to logits."""
+    """Return the model that ``from_pretrained`` loads, in float32: from inputs to logits."""
     loader: Any = getattr(transformers, auto_class)
     model = loader.from_pretrained(
         folder,
@@ -32,9 +32,8 @@ def load_folder(folder: Path, *, auto_class: str) -> Callable[[torch.Tensor], to
 def write_gpt(model: Gpt, folder: Path, *, spec: GptPreset) -> None:
     """Write the preset as an Arcee model, whose layers are the same.
 
-    Its angles of rotary positions are made in float32, and ours in float64; nothing else differs,
-    but that it multiplies by three matrices of attention one by one, whose sums a library may order
-    otherwise.
+    Its rotary angles are computed in float32, ours in float64; it also multiplies by the three
+    attention matrices one by one, whose sums a library may order differently. Nothing else differs.
     Rows of the embedding beyond the vocabulary, which are there for speed, are left out.
     """
     with torch.device("meta"):

@@ -1,0 +1,122 @@
+"""What other people's code raises becomes an error that its owner can act on, in one place.
+
+The owner's own frames come first in the message, innermost first. What a machine or another rank
+has done wrong stays as it is, so that the attempt is tried again.
+"""
+
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import roadless
+from roadless.worker.errors import JobFailed, ModelInvalid
+
+#: Frames of the owner that a message shows.
+_MAX_FRAMES = 6
+#: The installed package consists of links in a checkout.
+_OURS = tuple(
+    os.path.realpath(path) + os.sep
+    for folder in roadless.__path__
+    for path in (folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir()))
+)
+_TORCH = os.path.realpath(os.path.dirname(torch.__file__)) + os.sep
+_STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
+#: Where ranks speak to each other: what fails there is no fault of the model.
+_PEERS = (_TORCH + "distributed" + os.sep, _TORCH + os.path.join("nn", "parallel", "distributed"))
+#: Each module's call in torch; inside of it the module's own code or a hook runs.
+_CALL = "_call_impl"
+_OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)
+#: In what CUDA says when a kernel was asked for nonsense, such as an index beyond a table.
+_ASSERTION = "device-side assert"
+
+
+@contextmanager
+def blaming(failure: Callable[[str], JobFailed], expected: str) -> Iterator[None]:
+    """Raise ``failure`` for what its owner's code in the block raises, ``SystemExit`` too.
+
+    ``expected``: what that code should have done, as in "a model for samples of shape (1, 8, 8)".
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not is_of_owner(error):
+            raise
+        raise failure(f"expected {expected}, saw {told(error)}") from error
+
+
+def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return ``model(inputs)``; raise ModelInvalid for what the model's own code raises."""
+    try:
+        outputs: torch.Tensor = model(inputs)
+    except (Exception, SystemExit) as error:
+        if not is_of_owner(error):
+            raise
+        raise ModelInvalid(
+            f"expected a model for a batch of shape {tuple(inputs.shape)}, saw {told(error)}"
+        ) from error
+    return outputs
+
+
+def is_of_owner(error: BaseException) -> bool:
+    """Return whether somebody's code raised this by itself, so that it would do so again.
+
+    Not so when memory ends, when an accelerator fails, or when another rank is gone: torch's
+    collectives (2.13) raise a plain RuntimeError then, in the midst of a forward pass.
+    """
+    if isinstance(error, (JobFailed, *_OF_THE_MACHINE)):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return _ASSERTION in str(error)
+    return not _is_of_peers(error)
+
+
+def told(error: BaseException) -> str:
+    """Return the error in words, and below them the frames of neither torch nor this product."""
+    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    return "\n".join([said, *foreign_frames(error)])
+
+
+def foreign_frames(error: BaseException) -> list[str]:
+    """Return a line for each frame of other people's code that raised it, innermost first."""
+    frames = [frame for frame in _frames(error) if _is_foreign(frame.filename)]
+    return [
+        f"  at {_short(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"
+        for frame in frames[: -_MAX_FRAMES - 1 : -1]
+    ]
+
+
+def _is_of_peers(error: BaseException) -> bool:
+    """Whether torch's distributed package raised it, called by no code of the model's."""
+    for frame in reversed(_frames(error)):
+        path = os.path.realpath(frame.filename)
+        if path.startswith(_PEERS):
+            return True
+        if not path.startswith(_TORCH) or frame.name == _CALL:
+            return False
+    return False
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__))
+
+
+def _is_foreign(filename: str) -> bool:
+    path = os.path.realpath(filename)
+    is_standard = path.startswith(_STDLIB) and "site-packages" not in path
+    is_library = is_standard or path.startswith((_TORCH, *_OURS))
+    return not (is_library or filename.startswith("<"))
+
+
+def _short(filename: str) -> str:
+    """The file as its module's name says it, whatever folder it is installed in."""
+    for folder in sys.path:
+        if folder and Path(filename).is_relative_to(folder):
+            return str(Path(filename).relative_to(folder))
+    return Path(filename).name

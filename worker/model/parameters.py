@@ -1,0 +1,61 @@
+"""What the worker asks of a model's parameters, whatever its forward pass does."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from roadless.worker.errors import ModelInvalid
+
+
+def require_trainable(model: nn.Module) -> None:
+    """Raise ModelInvalid unless the model has parameters that an optimizer can train."""
+    require_initialized(model)
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    if not trained:
+        raise ModelInvalid(
+            f"expected parameters to train, saw {sum(1 for _ in model.parameters())} parameters, "
+            "none of which requires a gradient"
+        )
+    for name, parameter in trained:
+        _require_plain(name, parameter)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ModelInvalid(
+                f"expected dense gradients, which the optimizers take, saw an embedding {name} "
+                "with sparse=True"
+            )
+
+
+def require_initialized(model: nn.Module) -> None:
+    """Raise ModelInvalid for lazy modules that no batch has given a shape."""
+    lazy = [name for name, one in _tensors(model) if isinstance(one, UninitializedTensorMixin)]
+    if lazy:
+        raise ModelInvalid(f"expected parameters with shapes, saw lazy ones: {', '.join(lazy)}")
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _require_plain(name: str, parameter: nn.Parameter) -> None:
+    if not parameter.is_floating_point():
+        raise ModelInvalid(
+            f"expected real floating-point parameters to train, saw {name} of {parameter.dtype}; "
+            "a complex one is kept as two real numbers, by torch.view_as_real"
+        )
+    if parameter.layout is not torch.strided or parameter.device.type == "meta":
+        raise ModelInvalid(
+            f"expected dense parameters with values, saw {name} with layout {parameter.layout} on "
+            f"the device {parameter.device}"
+        )
+    sides = zip(parameter.stride(), parameter.shape, strict=True)
+    if any(stride == 0 and size > 1 for stride, size in sides):
+        raise ModelInvalid(
+            f"expected each number of {name} in memory of its own, saw an expanded tensor; train "
+            "the one that it is expanded from, or clone it"
+        )
+    if not bool(parameter.detach().isfinite().all()):
+        raise ModelInvalid(f"expected finite numbers to start from, saw NaN or infinity in {name}")
