@@ -12,6 +12,7 @@
         KeyInUse                      409  the first request with this key is still running
       PreconditionFailed              412  the job has changed since it was read
       TooLarge                        413
+      UnsupportedEncoding             415  the body is compressed
       RangeNotSatisfiable             416
       PreconditionRequired            428  a change must say which version it means
       Unavailable                     503  database or blobs are away; try again
@@ -111,6 +112,13 @@ class TooLarge(ServiceError):
     """More bytes than this endpoint takes."""
 
     status, code, title = 413, "too_large", "Content too large"
+
+
+class UnsupportedEncoding(ServiceError):
+    """The body has a Content-Encoding; the service takes bodies as they are."""
+
+    status, code, title = 415, "unsupported_encoding", "Unsupported content encoding"
+    headers = {"Accept-Encoding": "identity"}
 
 
 class RangeNotSatisfiable(ServiceError):

@@ -11,7 +11,7 @@ from typing import cast
 import anyio
 import anyio.to_thread
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from roadless.service import dashboard
 from roadless.service.attempts.leases import LeaseKeeper
@@ -28,6 +28,7 @@ from roadless.service.events import routes as event_routes
 from roadless.service.http import health, problems
 from roadless.service.http.dependencies import AppState
 from roadless.service.http.middleware import RequestGuard
+from roadless.service.http.request_checks import check_request
 from roadless.service.ingest import routes as ingest_routes
 from roadless.service.jobs import routes as job_routes
 from roadless.service.metrics import routes as metric_routes
@@ -81,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
+        dependencies=[Depends(check_request)],
     )
     app.state = _compose(settings)
     app.add_middleware(RequestGuard, max_body_bytes=settings.max_body_bytes)

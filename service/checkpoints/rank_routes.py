@@ -14,6 +14,7 @@ from roadless.service.contract.ids import CHECKPOINT_ID_PATTERN
 from roadless.service.db.session import Database
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter, StoringLimiter
+from roadless.service.http.download import Download
 from roadless.service.storage.intake import Arrived, Intake, Target
 
 router = APIRouter(
@@ -99,7 +100,7 @@ def _told(arrived: Arrived) -> dict[str, str]:
 @router.get("", response_class=StreamingResponse)
 def fetch(
     checkpoint_id: CheckpointId, name: Name, token: AttemptToken, db: Db, blobs: Blobs
-) -> StreamingResponse:
+) -> Download:
     """One file of a checkpoint of the attempt's job, or of the one that its model starts from."""
     with db.read() as session:
         attempt = open_attempt(session, token)
@@ -108,8 +109,5 @@ def fetch(
     if file is None:
         raise NotFound(f"no file {name!r} of checkpoint {checkpoint_id!r} in this job")
     key = blob_key(row.project, row.job_id, row.id, name=file.name, sha256=file.sha256)
-    return StreamingResponse(
-        blobs.read(key, 0, file.size),
-        headers={"Content-Length": str(file.size)},
-        media_type="application/octet-stream",
-    )
+    chunks = blobs.read(key, 0, file.size)
+    return Download(chunks, size=file.size, close=chunks.close)

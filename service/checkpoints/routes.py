@@ -1,5 +1,7 @@
 """/v1/jobs/{id}/checkpoints and /v1/checkpoints: list, manifest, files, archive."""
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -19,7 +21,9 @@ from roadless.service.db.keyset import Place
 from roadless.service.db.session import Database
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Invalid, NotFound
+from roadless.service.http import conditions
 from roadless.service.http.dependencies import Blobs, Db
+from roadless.service.http.download import Download
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.storage.blobs import BlobStore
 
@@ -116,20 +120,21 @@ def _file_response(
     blobs: BlobStore, row: CheckpointRow, file: CheckpointFile, request: Request
 ) -> Response:
     headers = {"ETag": f'"{file.sha256}"', "Accept-Ranges": "bytes"}
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if conditions.is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     is_same = request.headers.get("if-range") in (None, headers["ETag"])
     span = parse_range(request.headers.get("range"), file.size) if is_same else None
     start, stop = span or (0, file.size)
-    headers["Content-Length"] = str(stop - start)
     if span is not None:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
     headers["Content-Disposition"] = f'attachment; filename="{file.name}"'
-    return StreamingResponse(
-        blobs.read(_key(row, file), start, stop),
+    chunks = blobs.read(_key(row, file), start, stop)
+    return Download(
+        chunks,
+        size=stop - start,
+        close=chunks.close,
         status_code=200 if span is None else 206,
         headers=headers,
-        media_type="application/octet-stream",
     )
 
 
@@ -138,16 +143,19 @@ def download(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> Resp
     """All files and ``manifest.json`` as one tar archive."""
     row, manifest = _load(db, checkpoint_id, project)
     text = manifest.model_dump_json(indent=2).encode()
-    files = [("manifest.json", len(text), iter([text]))]
-    files += [
-        (file.name, file.size, blobs.read(_key(row, file), 0, file.size)) for file in manifest.files
-    ]
-    headers = {
-        "Content-Length": str(tar_size(size for _, size, _ in files)),
-        "Content-Disposition": f'attachment; filename="{checkpoint_id}.tar"',
-    }
-    return StreamingResponse(
-        tar_stream(files, modified=row.created_at), headers=headers, media_type="application/x-tar"
+    files: list[tuple[str, int, Iterable[bytes]]] = [("manifest.json", len(text), [text])]
+    with ExitStack() as opened:  # so that a file that is missing is known before the answer begins
+        for file in manifest.files:
+            chunks = blobs.read(_key(row, file), 0, file.size)
+            opened.callback(chunks.close)
+            files.append((file.name, file.size, chunks))
+        close = opened.pop_all().close
+    return Download(
+        tar_stream(files, modified=row.created_at),
+        size=tar_size(size for _, size, _ in files),
+        close=close,
+        headers={"Content-Disposition": f'attachment; filename="{checkpoint_id}.tar"'},
+        media_type="application/x-tar",
     )
 
 

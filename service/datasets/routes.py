@@ -30,6 +30,7 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import DatasetRow
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, DatasetBlobs, Db
+from roadless.service.http.download import Download
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
 from roadless.service.storage.blobs import BlobStore
@@ -193,7 +194,7 @@ def get_part(
     token: AttemptToken,
     db: Db,
     blobs: DatasetBlobs,
-) -> StreamingResponse:
+) -> Download:
     """The bytes of one part of it."""
     row, files = _of_attempt(db, token, dataset_id, name=name)
     part = next((part for part in _file(files, name).parts if part.offset == offset), None)
@@ -202,13 +203,10 @@ def get_part(
     return _part_response(blobs, row, part)
 
 
-def _part_response(blobs: BlobStore, row: DatasetRow, part: DatasetPart) -> StreamingResponse:
+def _part_response(blobs: BlobStore, row: DatasetRow, part: DatasetPart) -> Download:
     key = part_key(row.project, row.id, sha256=part.sha256, size=part.size)
-    return StreamingResponse(
-        blobs.read(key, 0, part.size),
-        headers={"Content-Length": str(part.size)},
-        media_type="application/octet-stream",
-    )
+    chunks = blobs.read(key, 0, part.size)
+    return Download(chunks, size=part.size, close=chunks.close)
 
 
 def _of_attempt(

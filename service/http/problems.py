@@ -56,6 +56,8 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ServiceError):  # FastAPI wraps what ends the reading of a body
         return _answer(request, error.__cause__)
+    if isinstance(error.__cause__, ValueError | RecursionError):  # and what its parser raises
+        return _answer(request, Invalid(f"expected JSON in UTF-8, saw: {error.__cause__}"))
     problem = ServiceError(str(error.detail))
     problem.status, problem.code = error.status_code, f"http_{error.status_code}"
     problem.title, problem.headers = str(error.detail), error.headers or {}
@@ -81,6 +83,9 @@ def _on_bug(request: Request, error: Exception) -> Response:
 def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = tuple(_fault(one, error.body) for one in error.errors())
+    if isinstance(error.body, bytes):  # FastAPI (0.163) parses a body only if it is said to be JSON
+        kept = tuple(fault for fault in faults if ":" in fault.pointer)
+        faults = (*kept, ProblemError(pointer="", message=_explain_content_type(request)))
     detail = "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3])
     return _answer(request, Invalid(detail, errors=faults))
 
@@ -93,6 +98,15 @@ def _fault(error: Mapping[str, Any], body: Any) -> ProblemError:
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
     return ProblemError(pointer=pointer, message=_explain(error))
+
+
+def _explain_content_type(request: Request) -> str:
+    seen = request.headers.get("content-type")
+    return (
+        "expected the header Content-Type: application/json with this body, saw "
+        + ("none" if seen is None else _short(seen))
+        + "; curl needs -H 'Content-Type: application/json' beside -d"
+    )
 
 
 def _explain(error: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ from roadless.service.contract.states import Phase
 from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.db.tables import JobRow
-from roadless.service.errors import PreconditionFailed, PreconditionRequired, Unavailable
+from roadless.service.errors import PreconditionRequired, Unavailable
+from roadless.service.http import conditions
 from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
@@ -32,6 +33,9 @@ from roadless.service.wakeups import Wakeups
 log = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+#: Documented here, and read from the request, as it may come in several lines.
+IfMatch = Annotated[str | None, Header(description="ETag of the version to change, or *")]
 
 #: What an action does to a locked job.
 Change = Callable[[Transition, JobRow], None]
@@ -83,7 +87,7 @@ def get_job(job_id: str, project: Project, db: Db, request: Request) -> Response
         job = store.get(session, job_id, project)
         resource = job_resource(job, attempts.newest(session, job_id))
     etag = _etag(resource.version)
-    if request.headers.get("if-none-match") == etag:
+    if conditions.is_known(request, etag):
         return Response(status_code=304, headers={"ETag": etag})
     return Response(
         resource.model_dump_json(), media_type="application/json", headers={"ETag": etag}
@@ -97,29 +101,28 @@ def patch_job(
     project: Project,
     db: Db,
     settings: AppSettings,
-    if_match: Annotated[str | None, Header()] = None,
+    request: Request,
+    if_match: IfMatch = None,
 ) -> JSONResponse:
     """Change name, labels, priority or budget of the version that If-Match names."""
+    if if_match is None:
+        raise PreconditionRequired(
+            "expected the header If-Match with the job's ETag, saw none; read the job first"
+        )
     with db.write() as session:
         job = store.get(session, job_id, project, lock=True)
-        _require_version(job, if_match)
+        conditions.require_match(request, _etag(job.version))
         actions.patch(_transition(session, Deadlines.from_settings(settings)), job, asked)
         changed = _as_json(session, job)
     return _answer(changed, 200)
 
 
-def _require_version(job: JobRow, if_match: str | None) -> None:
-    if if_match is None:
-        raise PreconditionRequired("expected the header If-Match with the job's ETag, saw none")
-    if if_match not in ("*", _etag(job.version)):
-        raise PreconditionFailed(f"expected If-Match: {_etag(job.version)}, saw {if_match}")
-
-
 @router.delete("/{job_id}", status_code=204)
-def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs) -> None:
+def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, request: Request) -> None:
     """Delete a job that has ended, with its curves, events and checkpoints."""
     with db.write() as session:
         job = store.get(session, job_id, project, lock=True)
+        conditions.require_match(request, _etag(job.version))
         actions.delete(session, job)
     folder = job_folder(project, job_id)
     try:

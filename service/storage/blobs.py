@@ -4,7 +4,7 @@ A key names the content's hash (see ``keys.py``), so a blob that exists is compl
 real stores are ``local_blobs.py``, a folder, and ``s3_blobs.py``, a bucket.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,19 @@ LONGEST_PUT = timedelta(days=1)
 CHUNK_BYTES = 1 << 20
 
 
+class Content(Protocol):
+    """The bytes of a blob, chunk by chunk. At the end, or with ``close``, nothing stays open."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks, once."""
+
+    def __next__(self) -> bytes:
+        """The next one."""
+
+    def close(self) -> None:
+        """Let go of file or connection. Again: no change."""
+
+
 class BlobStore(Protocol):
     """Keys are ``/``-separated names that we made ourselves, never parts of a request.
 
@@ -32,7 +45,7 @@ class BlobStore(Protocol):
     def size(self, key: str) -> int | None:
         """Bytes of the blob, or None when there is none."""
 
-    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def read(self, key: str, start: int, stop: int) -> Content:
         """Bytes ``start`` to ``stop`` (exclusive); raises BlobMissing immediately if absent."""
 
     def delete(self, prefix: str) -> None:
@@ -63,11 +76,11 @@ class MemoryBlobs:
         blob = self._blobs.get(key)
         return None if blob is None else len(blob)
 
-    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def read(self, key: str, start: int, stop: int) -> Content:
         """One slice."""
         if key not in self._blobs:
             raise BlobMissing(f"{key} is not stored")
-        return iter([self._blobs[key][start:stop]])
+        return _one(self._blobs[key][start:stop])
 
     def delete(self, prefix: str) -> None:
         """Forget the keys below the prefix."""
@@ -82,3 +95,7 @@ class MemoryBlobs:
     def drop_unfinished(self, *, before: datetime) -> int:  # noqa: ARG002  nothing is unfinished
         """Every put is complete here."""
         return 0
+
+
+def _one(chunk: bytes) -> Generator[bytes]:
+    yield chunk

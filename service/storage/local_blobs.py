@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from roadless.service.errors import BlobMissing
-from roadless.service.storage.blobs import CHUNK_BYTES
+from roadless.service.storage.blobs import CHUNK_BYTES, Content
 from roadless.service.storage.disk import needing_room
 
 
@@ -40,13 +40,13 @@ class LocalBlobs:
         except FileNotFoundError:
             return None
 
-    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def read(self, key: str, start: int, stop: int) -> Content:
         """Open now, so that absence is known before the answer begins; then read lazily."""
         try:
             file = self._path(key).open("rb")
         except FileNotFoundError as error:
             raise BlobMissing(f"{key} is not stored") from error
-        return _chunks(file, start, stop)
+        return _FileContent(file, start, stop)
 
     def delete(self, prefix: str) -> None:
         """Remove the folder."""
@@ -77,12 +77,27 @@ class LocalBlobs:
         return path
 
 
-def _chunks(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
+class _FileContent:
+    """Bytes of an open file. No generator: one that never began would not close it."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self._file = file
+        self._left = stop - start
         file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
-            start += len(chunk)
-            yield chunk
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = b"" if self._file.closed else self._file.read(min(CHUNK_BYTES, self._left))
+        if not chunk:
+            self.close()
+            raise StopIteration
+        self._left -= len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _bring(source: Path, part: Path) -> None:

@@ -8,7 +8,7 @@ of such an upload, and ``drop_unfinished`` removes it.
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from boto3.s3.transfer import TransferConfig
 
 from roadless.service.errors import BlobMissing, Unavailable
-from roadless.service.storage.blobs import CHUNK_BYTES
+from roadless.service.storage.blobs import CHUNK_BYTES, Content
 from roadless.service.storage.s3_bucket import Bucket, Clients, require_header, translated
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class S3Blobs:
         require_header(head, has="ContentLength")
         return int(head["ContentLength"])
 
-    def read(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def read(self, key: str, start: int, stop: int) -> Content:
         """Check now that it exists; then read lazily, and resume where a connection breaks."""
         if self.size(key) is None:
             raise BlobMissing(f"{key} is not stored")
@@ -99,7 +99,7 @@ class S3Blobs:
         with contextlib.suppress(self._questions.exceptions.NoSuchUpload), translated():
             self._questions.abort_multipart_upload(Bucket=self._bucket.name, **what)
 
-    def _chunks(self, key: str, start: int, stop: int) -> Iterator[bytes]:
+    def _chunks(self, key: str, start: int, stop: int) -> Generator[bytes]:
         num_in_vain = 0
         while start < stop:
             begun_at = start

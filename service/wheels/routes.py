@@ -17,6 +17,7 @@ from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, Db, StoringLimiter, WheelBlobs
+from roadless.service.http.download import Download
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.wheels import actions, store
 from roadless.service.wheels.inspection import facts_of_name
@@ -100,15 +101,12 @@ def delete_wheel(wheel_id: WheelId, project: Project, db: Db, blobs: WheelBlobs)
 
 
 @rank_router.get("", response_class=StreamingResponse)
-def get_content(token: AttemptToken, db: Db, blobs: WheelBlobs) -> StreamingResponse:
+def get_content(token: AttemptToken, db: Db, blobs: WheelBlobs) -> Download:
     """The wheel that the model of the attempt's own job comes from."""
     with db.read() as session:
         attempt = open_attempt(session, token)
         row = store.of_job(session, attempt.job_id)
     if row is None or row.project != attempt.project:
         raise NotFound("the model of this job has no wheel, or the wheel was deleted")
-    return StreamingResponse(
-        blobs.read(key_of(row), 0, row.size),
-        headers={"Content-Length": str(row.size)},
-        media_type="application/octet-stream",
-    )
+    chunks = blobs.read(key_of(row), 0, row.size)
+    return Download(chunks, size=row.size, close=chunks.close)

@@ -1,9 +1,14 @@
 """Around every request: bounds that hold before the route, and headers that browsers heed."""
 
 import asyncio
+import gzip
+import hashlib
+import json
 
 import pytest
+from played import eval_event
 
+from roadless.service.contract.ids import new_id
 from roadless.service.errors import TooLarge
 from roadless.service.http.middleware import RequestGuard
 
@@ -86,3 +91,87 @@ def test_a_header_of_the_route_is_not_overridden():
     assert [value for name, value in sent[0]["headers"] if name == b"cache-control"] == [
         b"no-cache"
     ]
+
+
+# ---- HEAD --------------------------------------------------------------------------------------
+
+
+def get_routes(routes):
+    """Paths of GET routes that users and the public may ask."""
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from get_routes(route.original_router.routes)
+        elif "GET" in getattr(route, "methods", ()) and not route.path.startswith("/internal"):
+            yield route.path
+
+
+def test_head_is_get_without_its_body_on_every_route(service, digits_spec):
+    job_id, rank = service.running(digits_spec)
+    rank.report(eval_event(1))
+    names = {
+        "job_id": job_id,
+        "checkpoint_id": rank.save(1),
+        "name": "model.safetensors",
+        "dataset_id": new_id("ds"),
+        "wheel_id": new_id("whl"),
+    }
+    seen = set()
+    for path in get_routes(service.http.app.router.routes):
+        url = path.replace("/metrics/{name}", "/metrics/train.loss").format(**names)
+        get, head = (
+            service.http.request(method, url, headers=service.user, follow_redirects=False)
+            for method in ("GET", "HEAD")
+        )
+        assert (head.status_code, head.content) == (get.status_code, b""), url
+        told = [{**answer.headers, "x-request-id": ""} for answer in (get, head)]
+        assert told[0] == told[1], url
+        seen.add(get.status_code)
+    assert seen >= {200, 303, 404}
+
+
+def test_head_needs_what_get_needs(service):
+    for path, status in (("/v1/jobs", 401), ("/nowhere", 404), ("/logout", 405)):
+        assert service.http.head(path).status_code == status
+
+
+def test_a_head_of_its_own_goes_before_that_of_get(service, digits_spec):
+    """Of a file that ranks upload it tells how much has arrived."""
+    _, rank = service.running(digits_spec)
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    url = f"{rank.url}/checkpoints/{new_id('ckpt')}/files/a"
+    answer = service.http.head(url, headers={**rank.headers, "X-Content-SHA256": sha256})
+    assert (answer.status_code, answer.headers["upload-offset"]) == (204, "0")
+
+
+# ---- compressed bodies ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "identity, gzip", "GZIP"])
+def test_a_compressed_body_is_refused_by_name(service, digits_spec, coding):
+    packed = gzip.compress(json.dumps(digits_spec).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = service.post("/jobs", content=packed, headers=headers)
+    assert answer.status_code == 415
+    assert answer.headers["accept-encoding"] == "identity"
+    assert answer.json()["type"] == "urn:roadless:problem:unsupported_encoding"
+    assert coding.split(", ")[-1] in answer.json()["detail"]
+
+
+def test_so_is_a_compressed_upload_although_its_hash_is_right(service, digits_spec):
+    _, rank = service.running(digits_spec)
+    packed = gzip.compress(b"x")
+    headers = {
+        **rank.headers,
+        "X-Content-SHA256": hashlib.sha256(packed).hexdigest(),
+        "Content-Encoding": "gzip",
+    }
+    url = f"{rank.url}/checkpoints/{new_id('ckpt')}/files/a"
+    assert service.http.put(url, content=packed, headers=headers).status_code == 415
+    secret = {**service.user, "Content-Encoding": "gzip"}
+    answer = service.http.put("/v1/secrets/A_TOKEN", content=packed, headers=secret)
+    assert answer.status_code == 415
+
+
+def test_a_body_that_says_it_is_as_it_is_passes(service, digits_spec):
+    answer = service.post("/jobs", json=digits_spec, headers={"Content-Encoding": "identity"})
+    assert answer.status_code == 201
