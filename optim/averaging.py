@@ -6,7 +6,11 @@ coefficient c from here. No tensors, no torch.
 Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682, section 4.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+
+#: A learning rate that moves nothing; the square of a smaller one may be 0 without harm.
+_NEGLIGIBLE = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,13 @@ class Pace:
     lr: float
     #: c, the share of the new z in the new x, in [0, 1].
     c: float
+    #: Earlier steps of the group in which the parameters had no gradient.
+    missed: int = field(default=0, repr=False)
+
+    @property
+    def age(self) -> int:
+        """How many gradients the parameters have had, this step's included: what Adam calls t."""
+        return self.t - self.missed
 
 
 def advance(
@@ -61,6 +72,10 @@ def advance(
         weight_lr_power: power of the learning rate in the weight, >= 0; 0 ignores it.
         lr_factor: factor of the learning rate from the base rule in this step, >= 0.
 
+    Raises:
+        ValueError: powers so large that the weights leave the range of floats: x would stay where
+            it is for ever, whatever z does.
+
     >>> first, pace = advance(Counters(), lr=0.5, warmup_steps=2, r=0.0, weight_lr_power=2.0)
     >>> pace
     Pace(t=1, lr=0.25, c=1.0)
@@ -70,10 +85,22 @@ def advance(
     t = counters.k + 1
     gamma = warmed_up(lr, t, warmup_steps=warmup_steps) * lr_factor
     lr_max = max(gamma, counters.lr_max)
-    weight = t**r * lr_max**weight_lr_power
+    weight = _weight(t, lr_max, r=r, weight_lr_power=weight_lr_power)
     weight_sum = counters.weight_sum + weight
+    if not math.isfinite(weight_sum) or (gamma > _NEGLIGIBLE and not weight):
+        raise ValueError(
+            f"r, weight_lr_power: expected powers whose weights are finite and above 0, seen {r}, "
+            f"{weight_lr_power} in step {t} with a learning rate of {lr_max}; take smaller ones"
+        )
     c = weight / weight_sum if weight_sum else 0.0
     return Counters(k=t, weight_sum=weight_sum, lr_max=lr_max), Pace(t=t, lr=gamma, c=c)
+
+
+def _weight(t: int, lr_max: float, *, r: float, weight_lr_power: float) -> float:
+    try:
+        return float(t**r * lr_max**weight_lr_power)
+    except OverflowError:
+        return math.inf
 
 
 def warmed_up(lr: float, t: int, *, warmup_steps: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.checks import require_inside_unit_interval, require_pair
 from roadless.optim.core.descent import Descent
 from roadless.optim.rules.adam import Adam, check_palm
 from roadless.optim.rules.adopt import ADOPT
@@ -20,7 +21,7 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 
 
 class _FirstOrder(Descent):
-    """The signature shared by the three without averaging."""
+    """The signature shared by the two that have no settings of their own."""
 
     def __init__(
         self,
@@ -108,17 +109,35 @@ class ForeachLaProp(_FirstOrder):
     rule: ClassVar[Rule] = LaProp()
 
 
-class ForeachADOPT(_FirstOrder):
+class ForeachADOPT(Descent):
     """ADOPT: a gradient is normalised by those before it, never by itself.
 
-    A parameter's first gradient sets v = g² and moves nothing. Later, with γ, λ, β̂₁, β̂₂ and
-    arguments as in `ForeachAdamW`, in this order, which is the paper's::
+    A parameter's first gradient sets v = g² and moves nothing. At the t-th after it, with
+    (β₁, β₂) = ``betas``, and γ and λ as in `ForeachAdamW`, in this order, which is the paper's::
 
-        m ← β̂₁ m + (1 - β̂₁) g / max(√v, ε)
+        m ← β₁ m + (1 - β₁) clamp(g / max(√v, ε), -t^¼, t^¼)
         p ← p - γ (m + λ p)
-        v ← β̂₂ v + (1 - β̂₂) g²
+        v ← β₂ v + (1 - β₂) g²
 
-    0.7.4 applies each m one step late.
+    These are the steps of the authors' own code with ``decouple=True``
+    (github.com/iShohei220/adopt, whose default ``clip_lambda`` is t^¼). The clamp is for elements
+    whose first gradient is 0, as in LoRA, embeddings and dead units: without it, their next step is
+    g / ε long.
+
+    With ``clip=False`` the formula is HeavyBall 3.2.1's: no clamp, and in-place EMAs β̂₁, β̂₂
+    instead of constant betas. 0.7.4 has it too, but applies each m one step late.
+
+    Args:
+        params: parameters, or parameter-group dicts, each with its own settings.
+        lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
+        betas: β₁, > 0 and < 1; and β₂, >= 0 and < 1; the authors' default is (0.9, 0.9999).
+        eps: ε, the smallest denominator, >= 0; the authors' default is 1e-6.
+        weight_decay: λ, >= 0, multiplied by γ.
+        warmup_steps: steps of linear warmup of the learning rate, >= 0.
+        clip: whether to clamp, as the authors do; false takes HeavyBall's formula.
+
+    Raises:
+        ValueError: a setting is out of range.
 
     >>> import torch
     >>> from roadless.optim import ForeachADOPT
@@ -129,12 +148,32 @@ class ForeachADOPT(_FirstOrder):
     ...     ((w - 3) ** 2 / 2).sum().backward()
     ...     optimizer.step()
     >>> round(w.item(), 6)
-    0.95614
+    0.144167
 
     Source: Taniguchi et al. 2024, arXiv 2411.02853, algorithm 2.
     """
 
     rule: ClassVar[Rule] = ADOPT()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        warmup_steps: int = 0,
+        clip: bool = True,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "warmup_steps": warmup_steps,
+            "clip": clip,
+        }
+        super().__init__(params, settings)
 
 
 class ForeachSFAdamW(FastScheduleFree):
@@ -209,7 +248,9 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
         beta: β, > 0 and < 1, closer to 1 for long runs.
-        betas: a pair whose first, unless None, is used as β; the second is not used.
+        betas: a pair whose first, unless None, is used as β; the second is not used. In the groups
+            it is left for torch's OneCycleLR and CyclicLR, which set it where they cycle momentum;
+            while it is None there, β is the group's ``beta``.
         eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
@@ -252,9 +293,11 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         weight_lr_power: float = 2.0,
         beta2_scale: float = 0.8,
     ) -> None:
+        require_pair("betas", betas)
         settings: dict[str, Any] = {
             "lr": lr,
             "beta": beta if betas[0] is None else betas[0],
+            "betas": (None, None),
             "eps": eps,
             "weight_decay": weight_decay,
             "warmup_steps": warmup_steps,
@@ -264,5 +307,12 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         }
         super().__init__(params, settings)
 
+    def _check(self, group: Group) -> None:
+        require_pair("betas", group["betas"])
+        if group["betas"][0] is not None:
+            require_inside_unit_interval("betas[0]", group["betas"][0])
+        super()._check(group)
+
     def _beta(self, group: Group) -> float:
-        return float(group["beta"])
+        first = group["betas"][0]
+        return float(group["beta"] if first is None else first)

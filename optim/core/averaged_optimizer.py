@@ -4,20 +4,31 @@ A subclass says how parameters move (`_update`), how fast (`_pace`) and where th
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.averaging import Counters, Pace
-from roadless.optim.core.positions import TwoPositions
-from roadless.optim.rules.base import Group, TensorList
+from roadless.optim.core.ages import note_none_missed
+from roadless.optim.core.gradients import require_dense, with_gradient
+from roadless.optim.core.initial_states import POINTS, is_initial
+from roadless.optim.core.loading import StateDict, members, require_shape
+from roadless.optim.core.saved_optimizer import (
+    SavedOptimizer,
+    as_tensors,
+    on_device_of,
+    without_count_below_zero,
+)
+from roadless.optim.core.torch_options import check_torch_options, taking_torch_options
+from roadless.optim.numerics.complex_pairs import as_pair, require_plain_complex
+from roadless.optim.rules.base import Group, State, TensorList
 
 
-class AveragedOptimizer(TwoPositions):
+class AveragedOptimizer(SavedOptimizer):
     """A ``torch.optim.Optimizer`` whose result is x, which may differ from its parameters.
 
     Each parameter group carries its counters (``k``, ``weight_sum``, ``lr_max``), the learning rate
@@ -28,11 +39,20 @@ class AveragedOptimizer(TwoPositions):
 
     A parameter's state is created at its first gradient; until then all its points equal the
     parameter, so frozen and late parameters, and groups added at any time, need no special care. A
-    late parameter of an existing group shares that group's counters; in a new group it starts with
-    fresh ones.
+    late parameter of an existing group shares that group's counters and averaging weights, but the
+    bias of its moments is corrected for the gradients that it has had itself
+    (`roadless.optim.core.ages`); in a new group it starts with fresh counters.
+
+    Complex parameters move as the pair of their real and imaginary parts does. The options of
+    torch.optim are taken where they mean something: `roadless.optim.core.torch_options`.
 
     ``memory``: what else a group remembers; part of the state too.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = taking_torch_options(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, params: ParamsT, settings: Group, *, memory: Group | None = None) -> None:
         counters = Counters()
@@ -64,10 +84,18 @@ class AveragedOptimizer(TwoPositions):
         """Add a group, at any time; settings that it omits are those of the constructor.
 
         Raises:
-            ValueError: a setting is out of range, or a parameter is already in a group.
+            ValueError: a setting is out of range, a parameter is already in a group, or is complex
+                in a way that cannot be stepped.
         """
-        self._check(self.defaults | param_group)
+        settings = self.defaults | param_group
+        check_torch_options(settings)
+        self._check(settings)
         super().add_param_group(param_group)
+        try:
+            require_plain_complex(self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -87,6 +115,12 @@ class AveragedOptimizer(TwoPositions):
             RuntimeError: the parameters of some group hold x.
             ValueError: a gradient is sparse.
         """
+        if self._is_request_for_state(closure):
+            return None
+        return self._take_step(closure)
+
+    def _take_step(self, closure: Callable[[], float] | None) -> float | None:
+        """Do what `step` says. torch wraps ``step`` in hooks, so no ``step`` may call another."""
         self._require_training_position()
         for group in self.param_groups:
             self._prepare(group)
@@ -94,6 +128,7 @@ class AveragedOptimizer(TwoPositions):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        require_dense(self.param_groups)
         for group in self.param_groups:
             self._step_group(group)
         return loss
@@ -104,7 +139,7 @@ class AveragedOptimizer(TwoPositions):
     def _step_group(self, group: Group) -> None:
         before = Counters(k=group["k"], weight_sum=group["weight_sum"], lr_max=group["lr_max"])
         counters, pace = self._pace(group, before)
-        self._update(_with_gradient(group["params"]), group, pace)
+        self._update(with_gradient(group["params"]), group, pace)
         group.update(
             k=counters.k,
             weight_sum=counters.weight_sum,
@@ -112,39 +147,69 @@ class AveragedOptimizer(TwoPositions):
             scheduled_lr=pace.lr,
         )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` returned; it restores settings, counters and position.
+    def _lineage(self) -> dict[str, Any]:
+        kin = (one for one in type(self).__mro__ if one.__module__.startswith("roadless.optim."))
+        return {"name": type(self).__name__, "form": next(kin).__name__}
 
-        State tensors are copied to their parameter's device and keep their own dtype, so that
-        training continues bit for bit. Settings that the file does not have stay as they are. The
-        parameters are loaded with the model, and must be from the same step.
+    def _initial_states(self) -> dict[Tensor, State]:
+        return {
+            parameter: self._initial_state(parameter, group)
+            for group in self.param_groups
+            for parameter in with_gradient(group["params"])
+        }
 
-        Raises:
-            ValueError: groups or their sizes differ.
-        """
-        own_groups = self.param_groups
-        super().load_state_dict(state_dict)
+    @abstractmethod
+    def _initial_state(self, parameter: Tensor, group: Group) -> State:
+        """Return all of the state that a parameter has after steps, as it is before the first."""
+
+    def _read(self, saved: StateDict) -> None:
+        known = members(saved["param_groups"], self.param_groups)
+        for key, state in saved["state"].items():
+            parameter, group, name = known[key]
+            saved["state"][key] = self._read_state(as_tensors(state), parameter, group, of=name)
+
+    def _read_state(self, state: State, parameter: Tensor, saved: Group, *, of: str) -> State:
+        settings = self.defaults | saved
+        for name, tensor in state.items():
+            if shapes := self._shapes_of(name, parameter, settings):
+                require_shape(name, tensor, shapes=shapes, of=of)
+        if is_initial(state, parameter, num_steps=int(saved["k"])):
+            return {}
+        return without_count_below_zero(state)
+
+    def _shapes_of(self, name: str, parameter: Tensor, _group: Group) -> Sequence[torch.Size]:
+        """Return the shapes that a tensor of the state may have; none if any is right."""
+        is_alike = name in POINTS or name == "low" or name.startswith("exp_avg")
+        return (parameter.shape, as_pair(parameter).shape) if is_alike else ()
+
+    def _finish(self, saved: StateDict, own_groups: list[Group]) -> None:
         for group, own in zip(self.param_groups, own_groups, strict=True):
             self._complete(group, own)
         # torch casts state to the parameter's dtype and shares tensors that need no cast; both
-        # would break the promise above.
-        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
-        for saved_id, parameter in zip(saved_ids, parameters, strict=True):
-            if saved_id in state_dict["state"]:
-                self.state[parameter] = {
-                    name: tensor.to(device=parameter.device, copy=True)
-                    for name, tensor in state_dict["state"][saved_id].items()
-                }
+        # would break the promise of going on bit for bit.
+        known = members(saved["param_groups"], self.param_groups)
+        for key, (parameter, _, _) in known.items():
+            self.state.pop(parameter, None)
+            if state := saved["state"].get(key):
+                self.state[parameter] = {n: on_device_of(parameter, t) for n, t in state.items()}
+
+    def state_dict(self) -> StateDict:
+        """Return the state as torch does, and under ``optimizer`` whose it is.
+
+        Reading it changes nothing, at any time and in either position.
+        """
+        if self._counts_missed():
+            # Listed in every state, as torch's flattened checkpoint loads only names that are known.
+            for state in self.state.values():
+                if state:
+                    note_none_missed(state)
+        return super().state_dict()
+
+    def _counts_missed(self) -> bool:
+        """Return whether steps depend on how many gradients a parameter has had."""
+        return True
 
     def _complete(self, group: Group, own: Group) -> None:
         """Add to a loaded group what its file lacks, such as one from another library."""
         for name in own.keys() - group.keys():
             group[name] = own[name]
-
-
-def _with_gradient(parameters: TensorList) -> TensorList:
-    active = [parameter for parameter in parameters if parameter.grad is not None]
-    if any(parameter.grad.is_sparse for parameter in active if parameter.grad is not None):
-        raise ValueError("expected dense gradients, seen a sparse one; use sparse=False")
-    return active

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from roadless.optim.averaging import Counters, Pace, warmed_up
 from roadless.optim.backends.form import Move
-from roadless.optim.checks import require_at_least_zero
+from roadless.optim.checks import require_at_least_zero, require_steps
 from roadless.optim.core.engine import Engine
 from roadless.optim.rules.base import Batch, Group, State, TensorList
 
@@ -27,7 +27,8 @@ class Descent(Engine):
         out.copy_(parameter)
 
     def _check(self, group: Group) -> None:
-        require_at_least_zero(group, "lr", "weight_decay", "warmup_steps")
+        require_at_least_zero(group, "lr", "weight_decay")
+        require_steps(group, "warmup_steps")
         super()._check(group)
 
     def _pace(self, group: Group, counters: Counters) -> tuple[Counters, Pace]:

@@ -119,7 +119,7 @@ class Adam(Rule):
 
     def direction(self, batch: Batch) -> TensorList:
         """Return u; see the class."""
-        group, t = batch.group, batch.pace.t
+        group, t = batch.group, batch.pace.age
         second, first = self.second(group, t), self.first(group, t)
         vs = batch.buffers("exp_avg_sq")
         remember_squares(vs, batch.gradients, second.beta)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roadless.optim.averaging import Pace
 from roadless.optim.backends.form import Direction
+from roadless.optim.numerics.complex_pairs import as_pair
 
 #: A parameter group of torch: its parameters, settings and counters.
 Group = dict[str, Any]
@@ -27,7 +28,8 @@ class Batch:
     """Some parameters of one group in one step: all that a rule or a backend sees.
 
     All tensors are in working precision, which is float32 for narrower parameters; then points and
-    gradients are copies, and the engine writes the points back.
+    gradients are copies, and the engine writes the points back. All are real: a complex parameter
+    and its gradient are views with one more dimension, for the two parts.
     """
 
     #: What moves, in place: y, or the parameter itself where nothing is averaged.
@@ -41,7 +43,7 @@ class Batch:
 
     def buffers(self, name: str) -> TensorList:
         """Return the buffers of that name, one for each point, to be changed in place."""
-        return [state[name] for state in self.states]
+        return [as_pair(state[name]) for state in self.states]
 
 
 class Rule(ABC):
@@ -53,6 +55,9 @@ class Rule(ABC):
 
     #: Whether a parameter's first gradient only fills the buffers (`start`) and moves nothing.
     rests_first: ClassVar[bool] = False
+    #: Whether u depends on how many gradients a parameter has had, as bias corrections do, and the
+    #: engine is to count them (`roadless.optim.averaging.Pace.age`).
+    depends_on_age: ClassVar[bool] = True
     #: Whether every rank keeps all buffers of a sharded parameter, not only its shard's.
     keeps_whole_state: ClassVar[bool] = False
 
@@ -64,7 +69,10 @@ class Rule(ABC):
         """Raise ValueError when a setting of the rule is out of range."""
 
     def lr_factor(self, _group: Group, _t: int, /) -> float:
-        """Return the factor of the learning rate in step t, in decay and averaging weight too."""
+        """Return the factor of the learning rate at the t-th gradient, from 1; also for decay.
+
+        The averaging weight of a group has the factor of its own t-th step.
+        """
         return 1.0
 
     def start(self, point: Tensor, _gradient: Tensor, group: Group, /) -> State:
@@ -73,7 +81,7 @@ class Rule(ABC):
         return {n: torch.zeros_like(point, memory_format=torch.preserve_format) for n in names}
 
     def kernel(self, _group: Group, _t: int, /) -> Direction | None:
-        """Return the direction of step t in a form that kernels know, or None if there is none."""
+        """Return the direction at the t-th gradient as kernels know it, or None for none."""
         return None
 
     @abstractmethod

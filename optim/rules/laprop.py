@@ -31,11 +31,13 @@ class LaProp(Rule):
 
     def direction(self, batch: Batch) -> TensorList:
         """Return m; see the class."""
-        second = debiased_second(batch.group, batch.pace.t)
+        first, second = (
+            of(batch.group, batch.pace.age) for of in (debiased_first, debiased_second)
+        )
         vs = batch.buffers("exp_avg_sq")
         remember_squares(vs, batch.gradients, second.beta)
         normalised = reciprocal_roots(vs, second, eps=batch.group["eps"], is_clamped=True)
         torch._foreach_mul_(normalised, batch.gradients)
         ms = batch.buffers("exp_avg")
-        torch._foreach_lerp_(ms, normalised, 1 - debiased_first(batch.group, batch.pace.t).beta)
+        torch._foreach_lerp_(ms, normalised, 1 - first.beta)
         return ms

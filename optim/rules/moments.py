@@ -1,6 +1,7 @@
 """Policies for running averages: what β is in step t, and what makes the average unbiased.
 
-All are plain arithmetic on the settings of a group and the step number; no tensors.
+All are plain arithmetic on the settings of a group and the number t of gradients that a tensor has
+had, from 1; no tensors.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ class Ema(NamedTuple):
     correction: float
 
 
-#: The coefficients of step t, from 1.
+#: The coefficients at the t-th gradient, from 1.
 Policy = Callable[[Group, int], Ema]
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from roadless.optim.backends.form import Direction
+from roadless.optim.checks import require_bool
 from roadless.optim.rules.adam import Adam
 from roadless.optim.rules.base import Batch, Group, Rule, TensorList
 from roadless.optim.rules.moments import corrected_second
@@ -19,6 +20,8 @@ class RAdam(Rule):
 
     While that is undefined, in the first few steps, either nothing moves
     (``group["silent_sgd_phase"]``) or the direction is the gradient. v is updated in both cases.
+    For β₂ <= 0.6 it is never defined, and the direction is always the gradient, as in torch 2.13;
+    schedulefree 1.4.1 never moves then.
 
     Source: Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond",
     arXiv 1908.03265, algorithm 2.
@@ -29,13 +32,13 @@ class RAdam(Rule):
         return _ADAM.buffer_names(group)
 
     def check(self, group: Group) -> None:
-        """Check what Adam checks."""
+        """Check what Adam checks, and ``silent_sgd_phase``."""
         _ADAM.check(group)
+        require_bool(group, "silent_sgd_phase")
 
     def lr_factor(self, group: Group, t: int, /) -> float:
-        """Return the rectification; while undefined, 0, or 1 if that phase is not silent."""
-        rectified = rectification(float(group["betas"][1]), t)
-        return float(not group["silent_sgd_phase"]) if rectified is None else rectified
+        """Return `rectified`."""
+        return rectified(group, t)
 
     def kernel(self, group: Group, t: int, /) -> Direction | None:
         """Return Adam's, once the rectification is defined."""
@@ -45,8 +48,20 @@ class RAdam(Rule):
     def direction(self, batch: Batch) -> TensorList:
         """Return u; see the class."""
         us = _ADAM.direction(batch)
-        is_defined = rectification(float(batch.group["betas"][1]), batch.pace.t) is not None
+        is_defined = rectification(float(batch.group["betas"][1]), batch.pace.age) is not None
         return us if is_defined else batch.gradients
+
+
+def rectified(group: Group, t: int) -> float:
+    """Return the factor of the learning rate in step t, from 1: 0 in a silent phase, else 1.
+
+    A phase that would never end is not silent.
+    """
+    beta2 = float(group["betas"][1])
+    factor = rectification(beta2, t)
+    if factor is not None:
+        return factor
+    return float(not group["silent_sgd_phase"] or _longest(beta2) <= _TRACTABLE)
 
 
 def rectification(beta2: float, t: int) -> float | None:
@@ -63,9 +78,14 @@ def rectification(beta2: float, t: int) -> float | None:
     >>> [rectification(0.999, 4), round(rectification(0.999, 5), 5)]
     [None, 0.01731]
     """
-    longest = 2 / (1 - beta2) - 1
+    longest = _longest(beta2)
     length = longest - 2 * t * beta2**t / (1 - beta2**t)
     if length <= _TRACTABLE:
         return None
     ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
     return math.sqrt(ratio)
+
+
+def _longest(beta2: float) -> float:
+    """Return ρ∞, the length of the moving average after infinitely many steps."""
+    return 2 / (1 - beta2) - 1

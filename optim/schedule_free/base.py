@@ -9,12 +9,12 @@ from abc import abstractmethod
 from torch import Tensor
 
 from roadless.optim.averaging import Counters, Pace, advance
-from roadless.optim.checks import require_at_least_zero
+from roadless.optim.checks import require_at_least_zero, require_steps
 from roadless.optim.core.averaged_optimizer import AveragedOptimizer
 from roadless.optim.rules.base import Group as Group
 from roadless.optim.rules.base import TensorList as TensorList
 
-_SETTINGS = ("lr", "weight_decay", "warmup_steps", "r", "weight_lr_power")
+_SETTINGS = ("lr", "weight_decay", "r", "weight_lr_power")
 
 
 class ScheduleFreeOptimizer(AveragedOptimizer):
@@ -37,7 +37,8 @@ class ScheduleFreeOptimizer(AveragedOptimizer):
         return 1.0
 
     def _check(self, group: Group) -> None:
-        require_at_least_zero({"warmup_steps": 0} | group, *_SETTINGS)
+        require_at_least_zero(group, *_SETTINGS)
+        require_steps({"warmup_steps": 0} | group, "warmup_steps")
 
     def _pace(self, group: Group, counters: Counters) -> tuple[Counters, Pace]:
         return advance(

@@ -51,18 +51,24 @@ class _ClosureForm(FastScheduleFree):
             ValueError: there is no closure, or a gradient is sparse.
             RuntimeError: inside `roadless.optim.at_average`.
         """
+        if self._is_request_for_state(closure):
+            return 0.0
         if closure is None and any(float(group["lr"]) for group in self.param_groups):
             raise ValueError("step(): expected a closure, seen None")
         if is_at_average(self):
             raise RuntimeError("step(): expected to be outside of at_average(), seen inside")
         at_y = self._all_to_training_point()
         try:
-            return super().step(closure or _nothing)
+            return self._take_step(closure or _nothing)
         finally:
             self._all_to_average(at_y)
 
     def train(self) -> None:
         """Do nothing: only the closure sees y. For code that calls it anyway."""
+
+    def _remembers_y(self, parameter: Tensor) -> bool:
+        # Rounded x is too coarse to recover y.
+        return is_narrow(parameter.dtype)
 
     def _all_to_training_point(self) -> set[Tensor]:
         at_y: set[Tensor] = set()
@@ -91,8 +97,7 @@ class _ClosureForm(FastScheduleFree):
             group["train_mode"] = False
 
     def _back_to_average(self, parameter: Tensor, group: Group) -> None:
-        if is_narrow(parameter.dtype):
-            # Rounded x is too coarse to recover y, which is therefore kept in the state.
+        if self._remembers_y(parameter):
             self._move_to_average(parameter, group)
         else:
             self.average_into(parameter, group, parameter)

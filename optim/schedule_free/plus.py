@@ -6,7 +6,7 @@ It needs the value of the loss in every step. Written for readability, like
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, overload
 
@@ -21,10 +21,25 @@ from roadless.optim.checks import (
     require_ema_coefficient,
     require_inside_unit_interval,
     require_pair,
+    require_steps,
 )
+from roadless.optim.core.ages import count_missed, missed_by, note_missed
 from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.core.gradients import gradient_of, require_dense
+from roadless.optim.numerics.complex_pairs import as_pair, with_pairs
 from roadless.optim.numerics.precision import working_dtype
 from roadless.optim.rules.base import Group, State, TensorList
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A closure for a loss whose gradients are there already."""
+
+    loss: float
+    process_group: "dist.ProcessGroup | None"
+
+    def __call__(self) -> float:
+        return self.loss
 
 
 class AdamCScheduleFreePlusPaper(AveragedOptimizer):
@@ -127,7 +142,12 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         for name in ("sf_beta1", "sf_beta1_max"):
             require_inside_unit_interval(name, group[name])
         require_at_least_zero(group, "lr", "eps", "weight_decay", "r", "weight_lr_power")
-        require_at_least_zero(group, "c_warmup", "sf_beta1_anneal_steps")
+        require_steps(group, "c_warmup", "sf_beta1_anneal_steps")
+        if group.get("maximize", False):
+            raise ValueError(
+                "maximize: expected False, as Polyak's rule measures how far the loss is above 0, "
+                "seen True; pass a loss to minimise"
+            )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -149,22 +169,27 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
             RuntimeError: the parameters of some group hold x.
             ValueError: there is no closure, the loss is not finite, or a gradient is sparse.
         """
-        self._require_training_position()
-        if closure is None:
-            if any(float(group["lr"]) for group in self.param_groups):
-                raise ValueError("step(): expected a closure, as it needs the loss, seen None")
-            self.step_func(0.0)
+        if self._is_request_for_state(closure):
             return None
+        self._require_training_position()
+        if closure is None and any(float(group["lr"]) for group in self.param_groups):
+            raise ValueError("step(): expected a closure, as it needs the loss, seen None")
         with torch.enable_grad():
-            loss = closure()
-        self.step_func(float(loss))
-        return loss
+            loss = 0.0 if closure is None else closure()
+        require_dense(self.param_groups)
+        process_group = closure.process_group if isinstance(closure, _Known) else None
+        self._measure(self._loss_of(float(loss), process_group))
+        for group in self.param_groups:
+            self._step_group(group)
+        return None if closure is None else loss
 
     @torch.no_grad()
     def step_func(
         self, function_value: float | Tensor, *, process_group: "dist.ProcessGroup | None" = None
     ) -> float | Tensor:
         """Take one step from the gradients at y and the loss that they belong to.
+
+        It counts as a ``step`` for hooks and learning-rate schedulers.
 
         Args:
             function_value: the loss at y. With sharded parameters (DTensor) that of this rank; the
@@ -179,20 +204,22 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
             RuntimeError: the parameters of some group hold x.
             ValueError: the loss is not finite, or a gradient is sparse.
         """
-        self._require_training_position()
-        loss = _mean(float(function_value), self._gradients(), process_group)
-        if not math.isfinite(loss):
-            raise ValueError(f"function_value: expected a finite loss, seen {loss}")
-        self._measure(loss)
-        for group in self.param_groups:
-            self._step_group(group)
+        # By way of `step`, which torch and its schedulers wrap to run hooks and to count.
+        self.step(_Known(float(function_value), process_group))
         return function_value
+
+    def _loss_of(self, loss: float, process_group: "dist.ProcessGroup | None") -> float:
+        """Return the loss, averaged over ranks."""
+        mean = _mean(loss, self._gradients(), process_group)
+        if not math.isfinite(mean):
+            raise ValueError(f"function_value: expected a finite loss, seen {mean}")
+        return mean
 
     def _measure(self, loss: float) -> None:
         """Record P, the same for all groups, and the terms that it is made of."""
         first = self.param_groups[0]
         t, decay = first["polyak_k"] + 1, first["polyak_beta"]
-        l1 = _total(g.abs().sum(dtype=torch.float64) for g in self._gradients())
+        l1 = _total(as_pair(g).abs().sum(dtype=torch.float64) for g in self._gradients())
         ema = decay * first["grad_l1_ema"] + (1 - decay) * math.sqrt(math.pi / 2) * l1
         distance = max(0.0, loss + self._correction())
         polyak_lr = distance / (ema / (1 - decay**t)) if ema > 0 else 0.0
@@ -202,7 +229,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
     def _correction(self) -> float:
         """Return b Σ g (z - x), which turns the loss at y into that of the linear model at z."""
         return _total(
-            interpolation(group, group["k"]) * _inner(p.grad, self.state[p])
+            interpolation(group, group["k"]) * _inner(gradient_of(p, group), self.state[p])
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None and self.state.get(p)
@@ -226,10 +253,11 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
 
     def _update(self, parameters: TensorList, group: Group, pace: Pace) -> None:
         group["held_beta"] = interpolation(group, group["k"])
+        count_missed(group, self.state, active=parameters)
         for parameter in parameters:
-            assert parameter.grad is not None
-            state = self._state_of(parameter)
-            u = _adam(parameter.grad.to(state["z"].dtype), state, group, pace.t)
+            state = self._state_of(parameter, pace)
+            g = gradient_of(parameter, group).to(state["z"].dtype)
+            u = with_pairs(_adam, g, state, group, pace.t - missed_by(state))
             self._move(parameter, u, group, pace)
 
     def _move(self, parameter: Tensor, u: Tensor, group: Group, pace: Pace) -> None:
@@ -242,13 +270,24 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         state.update(x=x, z=z)
         self._training_point_into(parameter, group, parameter)
 
-    def _state_of(self, parameter: Tensor) -> State:
+    def _state_of(self, parameter: Tensor, pace: Pace) -> State:
         state: State = self.state[parameter]
         if not state:
             start = parameter.detach().to(working_dtype(parameter.dtype), copy=True)
             zero = torch.zeros_like(start)
             state.update(x=start, z=start.clone(), exp_avg=zero, exp_avg_sq=zero.clone())
+            note_missed(state, pace.t - 1)
         return state
+
+    def _initial_state(self, parameter: Tensor, _group: Group) -> State:
+        start = parameter.detach().to(working_dtype(parameter.dtype), copy=True)
+        zero = torch.zeros_like(start)
+        state = {"x": start, "z": start.clone(), "exp_avg": zero, "exp_avg_sq": zero.clone()}
+        note_missed(state, -1)
+        return state
+
+    def _required(self, _group: Group) -> frozenset[str]:
+        return frozenset(("x", "z", "exp_avg", "exp_avg_sq"))
 
     def average_into(self, parameter: Tensor, _group: Group, out: Tensor, /) -> None:
         """Write x, as it is stored, into ``out``."""
@@ -288,7 +327,8 @@ def _adam(g: Tensor, state: State, group: Group, t: int) -> Tensor:
 
 
 def _inner(g: Tensor, state: State) -> Tensor:
-    return (g.to(state["z"].dtype) * (state["z"] - state["x"])).sum(dtype=torch.float64)
+    terms = as_pair(g.to(state["z"].dtype)) * as_pair(state["z"] - state["x"])
+    return terms.sum(dtype=torch.float64)
 
 
 def _total(terms: Iterable[Tensor]) -> float:

@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.averaging import Pace
-from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.checks import require_bool, require_inside_unit_interval
+from roadless.optim.core.ages import count_missed, missed_by, note_missed, own_pace
+from roadless.optim.core.gradients import gradient_of
+from roadless.optim.numerics.complex_pairs import with_pairs
 from roadless.optim.numerics.precision import working_dtype
 from roadless.optim.rules.adam import check_betas, check_inner_momentum
 from roadless.optim.rules.base import Group, State, TensorList
-from roadless.optim.rules.radam import rectification
+from roadless.optim.rules.radam import rectification, rectified
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 
 
@@ -28,15 +31,16 @@ class _Reference(ScheduleFreeOptimizer):
 
     @abstractmethod
     def _direction(self, g: Tensor, state: State, group: Group, t: int, /) -> Tensor:
-        """Return u, the base rule's direction for the gradient g at y, in step t from 1."""
+        """Return u, the base rule's direction for the t-th gradient g at y, t from 1."""
 
     def _update(self, parameters: TensorList, group: Group, pace: Pace) -> None:
+        count_missed(group, self.state, active=parameters)
         for parameter in parameters:
-            assert parameter.grad is not None
-            state = self._state_of(parameter)
-            g = parameter.grad.to(state["z"].dtype)
-            u = self._direction(g, state, group, pace.t)
-            self._move(state, u, group, pace)
+            state = self._state_of(parameter, pace)
+            g = gradient_of(parameter, group).to(state["z"].dtype)
+            own = own_pace(pace, group, missed=missed_by(state), lr_factor=self._lr_factor)
+            u = with_pairs(self._direction, g, state, group, own.age)
+            self._move(state, u, group, own)
             parameter.copy_(state["y"])
 
     def _move(self, state: State, u: Tensor, group: Group, pace: Pace) -> None:
@@ -55,12 +59,24 @@ class _Reference(ScheduleFreeOptimizer):
         state["y"] = new * state["x"] + (1 - new) * state["z"]
         parameter.copy_(state["y"])
 
-    def _state_of(self, parameter: Tensor) -> State:
+    def _state_of(self, parameter: Tensor, pace: Pace) -> State:
         state: State = self.state[parameter]
         if not state:
             start = parameter.detach().to(working_dtype(parameter.dtype))
             state.update({name: start.clone() for name in ("x", "y", "z")})
+            note_missed(state, pace.t - 1)
         return state
+
+    def _initial_state(self, parameter: Tensor, group: Group) -> State:
+        start = parameter.detach().to(working_dtype(parameter.dtype))
+        state: State = {name: start.clone() for name in ("x", "y", "z")}
+        direction = partial(self._direction, group=group, t=1)
+        with_pairs(direction, gradient_of(parameter, group).to(start.dtype), state)
+        note_missed(state, -1)
+        return state
+
+    def _required(self, _group: Group) -> frozenset[str]:
+        return frozenset(("x", "y", "z"))
 
     def average_into(self, parameter: Tensor, _group: Group, out: Tensor, /) -> None:
         """Write x, as it is stored, into ``out``."""
@@ -172,6 +188,7 @@ class AdamWScheduleFreeReference(_Reference):
 
     def _check(self, group: Group) -> None:
         check_inner_momentum(group)
+        require_bool(group, "decay_at_z")
         super()._check(group)
 
     def _direction(self, g: Tensor, state: State, group: Group, t: int, /) -> Tensor:
@@ -243,11 +260,11 @@ class RAdamScheduleFreeReference(_Reference):
 
     def _check(self, group: Group) -> None:
         check_betas(group)
+        require_bool(group, "silent_sgd_phase")
         super()._check(group)
 
     def _lr_factor(self, group: Group, t: int, /) -> float:
-        rectified = rectification(group["betas"][1], t)
-        return float(not group["silent_sgd_phase"]) if rectified is None else rectified
+        return rectified(group, t)
 
     def _direction(self, g: Tensor, state: State, group: Group, t: int, /) -> Tensor:
         beta2, epsilon = group["betas"][1], group["eps"]

@@ -35,6 +35,8 @@ class SoapRule(Rule):
     has_momentum: bool
     rests_first: ClassVar[bool] = True
     keeps_whole_state: ClassVar[bool] = True
+    #: It is, but the state has a count of its own.
+    depends_on_age: ClassVar[bool] = False
 
     def check(self, group: Group) -> None:
         """Raise ValueError when a setting of SOAP is out of range."""
@@ -68,7 +70,7 @@ class SoapRule(Rule):
         u = layout.unfold(u)
         if group["normalize_grads"]:
             u = u / u.square().mean().sqrt()
-        return part_of(u, like=gradient)
+        return part_of(u, like=point)
 
 
 def _layout(point: Tensor, group: Group) -> Layout:

@@ -31,8 +31,24 @@ from roadless.optim.core.engine import batches
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-def any_run(rules: Iterable[str] = FAST) -> st.SearchStrategy[Run]:
-    return st.one_of(runs(rules=rules), runs(rules=rules).map(Run.in_float32))
+def any_run(rules: Iterable[str] = FAST, *, has_gaps: bool = True) -> st.SearchStrategy[Run]:
+    drawn = runs(rules=rules, has_gaps=has_gaps)
+    return st.one_of(drawn, drawn.map(Run.in_float32))
+
+
+def published_run(rules: Iterable[str]) -> st.SearchStrategy[Run]:
+    """Runs that the published library takes right.
+
+    Missed gradients count in its bias corrections, of which SGD has none; and its RAdam never moves
+    where the rectification is never defined, unless it is told to take plain steps until then.
+    """
+    drawn = any_run(["sgd"]) | any_run(set(rules) - {"sgd"}, has_gaps=False)
+    return drawn.filter(lambda run: not _never_moves(run))
+
+
+def _never_moves(run: Run) -> bool:
+    silent = run.settings.get("silent_sgd_phase", False)
+    return bool(silent and run.settings["betas"][1] <= 0.6)
 
 
 def sequences(optimizer: Any) -> list[Tensor]:
@@ -67,7 +83,7 @@ def test_fast_equals_reference(run: Run, foreach: bool | None) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(run=any_run(ALL_FAST), foreach=st.booleans())
+@given(run=published_run(ALL_FAST), foreach=st.booleans())
 def test_fast_equals_the_published_library(run: Run, foreach: bool) -> None:
     ours = run.optimizer(ALL_FAST[run.rule], run.parameters(), foreach=foreach)
     theirs = run.optimizer(PYPI[run.rule], run.parameters(), foreach=foreach)
@@ -174,7 +190,7 @@ def test_positional_arguments_mean_the_same(rule: str) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(run=runs(), decay_at_z=st.booleans())
+@given(run=published_run(REFERENCE), decay_at_z=st.booleans())
 def test_the_reference_text_equals_the_published_one(run: Run, decay_at_z: bool) -> None:
     """With weight decay at either point, which AdamW's text alone has."""
     more: dict[str, Any] = {"decay_at_z": decay_at_z} if run.rule == "adamw" else {}
