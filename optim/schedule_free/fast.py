@@ -49,6 +49,16 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
         z = point.clone(memory_format=torch.preserve_format)
         return {"z": z} | self.rule.start(point, gradient, group)
 
+    def _initial_state(self, parameter: Tensor, group: Group) -> State:
+        state = super()._initial_state(parameter, group)
+        if not group["train_mode"] and self._remembers_y(parameter):
+            state["y"] = parameter.detach().clone()
+        return state
+
+    def _remembers_y(self, _parameter: Tensor) -> bool:
+        """Return whether y is in the state of a parameter that holds x."""
+        return True
+
     def _kernel_move(self, group: Group, pace: Pace) -> Move:
         lr_y = (1 - self._beta(group)) * pace.lr
         return Move(lr=pace.lr, decay=group["weight_decay"], lr_y=lr_y, c=pace.c)

@@ -70,8 +70,7 @@ class _Reference(ScheduleFreeOptimizer):
     def _initial_state(self, parameter: Tensor, group: Group) -> State:
         start = parameter.detach().to(working_dtype(parameter.dtype))
         state: State = {name: start.clone() for name in ("x", "y", "z")}
-        direction = partial(self._direction, group=group, t=1)
-        with_pairs(direction, gradient_of(parameter, group).to(start.dtype), state)
+        with_pairs(self._direction, gradient_of(parameter, group).to(start.dtype), state, group, 1)
         note_missed(state, -1)
         return state
 

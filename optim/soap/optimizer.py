@@ -1,16 +1,18 @@
 """SOAP with all its options: averaging, β₂ policy, schedule of the preconditioner."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.core.descent import Descent
-from roadless.optim.rules.base import Group, Rule
+from roadless.optim.numerics.complex_pairs import as_pair
+from roadless.optim.rules.base import Group, Rule, State
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 from roadless.optim.schedule_free.fast import FastScheduleFree
-from roadless.optim.soap.rule import SoapRule
+from roadless.optim.soap.rule import SoapRule, layout_for
 from roadless.optim.soap.schedule import timing_of
 
 
@@ -136,6 +138,25 @@ class SOAP(Descent):
         settings = arguments_of(locals())
         del settings["params"], settings["schedule_free"]
         super().__init__(params, settings | {"precond_due": 0.0})
+
+    def _initial_state(self, parameter: Tensor, group: Group) -> State:
+        state = super()._initial_state(parameter, group)
+        # After the first gradient it is 0.
+        state["step"].fill_(-1)
+        return state
+
+    def _required(self, group: Group) -> frozenset[str]:
+        return super()._required(group) | {"step", "exp_avg_sq"}
+
+    def _shapes_of(self, name: str, parameter: Tensor, group: Group) -> Sequence[torch.Size]:
+        kind, _, dimension = name.partition("_")
+        if kind not in ("exp", "factor", "basis"):
+            return super()._shapes_of(name, parameter, group)
+        shape = layout_for(as_pair(parameter), group).shape
+        if kind == "exp":
+            return (torch.Size(shape),)
+        size = shape[int(dimension)] if int(dimension) < len(shape) else 0
+        return (torch.Size((size, size)),)
 
     def _step_group(self, group: Group) -> None:
         active = [parameter for parameter in group["params"] if parameter.grad is not None]

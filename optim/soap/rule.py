@@ -46,7 +46,7 @@ class SoapRule(Rule):
 
     def start(self, point: Tensor, gradient: Tensor, group: Group, /) -> State:
         """Return the state after a parameter's first gradient, which sets the basis."""
-        layout = _layout(point, group)
+        layout = layout_for(point, group)
         g = layout.fold(_clipped(gradient, point, group))
         return begin(g.to(point.dtype), layout, has_momentum=self.has_momentum)
 
@@ -59,7 +59,7 @@ class SoapRule(Rule):
     def _direction(
         self, point: Tensor, gradient: Tensor, state: State, group: Group, is_due: bool
     ) -> Tensor:
-        layout = _layout(point, group)
+        layout = layout_for(point, group)
         g = layout.fold(_clipped(gradient, point, group))
         state["step"] += 1
         coefficients = coefficients_of(group, t=int(state["step"]), has_momentum=self.has_momentum)
@@ -73,7 +73,8 @@ class SoapRule(Rule):
         return part_of(u, like=point)
 
 
-def _layout(point: Tensor, group: Group) -> Layout:
+def layout_for(point: Tensor, group: Group) -> Layout:
+    """Return how a tensor is seen by the preconditioner, under the settings of its group."""
     return _layout_of(
         tuple(point.shape),
         max_precond_dim=group["max_precond_dim"],
