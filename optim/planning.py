@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from roadless.optim.checks import require_above_zero
 from roadless.optim.schedules.parts import DecayType
-from roadless.optim.schedules.schedules import SCHEDULES, ScheduleBase
+from roadless.optim.schedules.schedules import SCHEDULES, ScheduleBase, whole_steps
 from roadless.optim.theory.bounds import Kind, bound, optimal_base
 from roadless.optim.theory.rows import Floats, checked_norms, require_whole_number
 
@@ -319,7 +319,7 @@ def extend_by_cooldown(
         family,
         finished=finished,
         horizon=horizon,
-        trials=[with_fraction(c) for c in fractions if int(c * (horizon + 1)) <= room],
+        trials=[with_fraction(c) for c in fractions if whole_steps(c, horizon + 1) <= room],
         assuming=assuming,
     )
 
@@ -357,7 +357,7 @@ def extend_by_factor(
         raise ValueError(f"family: expected wsd with a cooldown_len, seen {family}")
     old = family.at(finished)
     cooldown = {
-        "steps": int(family.arguments["cooldown_len"] * (horizon + 1)),
+        "steps": whole_steps(family.arguments["cooldown_len"], horizon + 1),
         "type": family.arguments.get("decay_type", "linear"),
         "final_lr": family.arguments.get("final_lr", 0.0),
     }

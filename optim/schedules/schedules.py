@@ -226,7 +226,7 @@ class WSDSchedule(ScheduleBase):
         final_lr: the last rate, a share of base_lr in [0, 1], or a rate.
         steps: number of rates, >= 1.
         base_lr: the constant rate, >= 0.
-        cooldown_len: share of the steps in the cooldown, in [0, 1]; rounded down to whole steps.
+        cooldown_len: share of the steps in the cooldown, in [0, 1]; rounded to whole steps.
         decay_type: shape of the cooldown, "linear" or "sqrt" (1 - sqrt).
         final_lr_absolute: whether final_lr is a rate.
         warmup_kwargs: see `ScheduleBase`.
@@ -377,7 +377,7 @@ class PolynomialCooldownSchedule(ScheduleBase):
         final_lr: the last rate of the cooldown, a share of base_lr in [0, 1], or a rate.
         steps: number of rates, >= 1.
         base_lr: the rate after the warmup, >= 0.
-        cooldown_len: share of the steps in the cooldown, in [0, 1]; rounded down to whole steps.
+        cooldown_len: share of the steps in the cooldown, in [0, 1]; rounded to whole steps.
         decay_type: shape of the cooldown, "linear" or "sqrt".
         final_lr_absolute: whether final_lr is a rate.
         warmup_kwargs: see `ScheduleBase`; t counts the steps after it.
@@ -513,6 +513,17 @@ def compute_optimal_base(
     return schedule.compute_optimal_base(G, D, T, type)
 
 
+def whole_steps(share: float, steps: int) -> int:
+    """Return a share of the steps, rounded to whole ones.
+
+    Cut, 0.29 of 100 would be 28: as floats their product is a little below 29.
+
+    >>> whole_steps(0.29, 100)
+    29
+    """
+    return round(share * steps)
+
+
 def _cooldown_of(
     share: float, steps: int, decay_type: str, final_lr: float, is_absolute: bool
 ) -> dict[str, Any]:
@@ -520,7 +531,7 @@ def _cooldown_of(
     if not 0 <= share <= 1:
         raise ValueError(f"cooldown_len: expected a share of the steps in [0, 1], seen {share!r}")
     return {
-        "steps": int(share * require_whole_number("steps", steps, least=1)),
+        "steps": whole_steps(share, require_whole_number("steps", steps, least=1)),
         "type": decay_type,
         "final_lr": final_lr,
         "final_lr_absolute": is_absolute,

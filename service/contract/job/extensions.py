@@ -15,6 +15,7 @@ from roadless.service.contract.job.schedules import (
     ScheduleSpec,
     has_cooldown_length,
     has_horizon,
+    whole_steps,
 )
 
 
@@ -98,7 +99,7 @@ def _check_cooldown(plan: ExtensionPlan, *, schedule: ScheduleSpec, horizon: int
             f"expected the plan second_stage or keep_last_rate for {schedule.name!r}, whose "
             "cooldown has no length of its own, saw cooldown"
         )
-    parts = schedule.warmup_steps + int(plan.cooldown_len * horizon)
+    parts = schedule.warmup_steps + whole_steps(plan.cooldown_len, horizon)
     if parts > horizon:
         raise ValueError(
             f"expected warmup and cooldown within the {horizon} steps, saw {parts} steps"

@@ -110,13 +110,20 @@ class AdamCScheduleFreePlusSpec(_Averaging):
 
 
 class FirstOrderSpec(_Rate):
-    """AdamW, LaProp and ADOPT, not averaged: the baselines."""
+    """AdamW and LaProp, not averaged: the baselines."""
 
-    name: Literal["adamw", "ForeachAdamW", "laprop", "ForeachLaProp", "adopt", "ForeachADOPT"]
+    name: Literal["adamw", "ForeachAdamW", "laprop", "ForeachLaProp"]
     lr: float = Field(0.0025, ge=0, le=1e6)
     betas: Betas = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0, le=1)
     warmup_steps: int = Field(0, ge=0, le=_MAX_STEPS)
+
+
+class ADOPTSpec(FirstOrderSpec):
+    """ADOPT, not averaged; ``clip`` clamps its steps as the authors' own code does."""
+
+    name: Literal["adopt", "ForeachADOPT"]  # type: ignore[assignment]  # another tag
+    clip: bool = Field(True, description="false: HeavyBall's formula, which may explode")
 
 
 class ForeachSFAdamWSpec(_ScheduleFree):
@@ -315,6 +322,7 @@ OptimizerSpec = Annotated[
     | RAdamScheduleFreeSpec
     | AdamCScheduleFreePlusSpec
     | FirstOrderSpec
+    | ADOPTSpec
     | ForeachSFAdamWSpec
     | PaLMForeachSFAdamWSpec
     | SOAPSpec

@@ -137,4 +137,9 @@ def has_horizon(schedule: ScheduleSpec) -> bool:
 
 def cooldown_steps(schedule: ScheduleSpec, *, max_steps: int) -> int:
     """How many of ``max_steps`` steps the cooldown takes; 0 for schedules without one."""
-    return int(getattr(schedule, "cooldown_len", 0.0) * max_steps)
+    return whole_steps(getattr(schedule, "cooldown_len", 0.0), max_steps)
+
+
+def whole_steps(share: float, num_steps: int) -> int:
+    """Return a share of the steps, rounded as optim does: cut, 0.29 of 100 would be 28."""
+    return round(share * num_steps)

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from roadless.optim.schedules.schedules import (
     SqrtSchedule,
     WSDSchedule,
     compute_optimal_base,
+    whole_steps,
 )
 
 STEPS = 103
@@ -49,16 +51,16 @@ FORMULAS: dict[str, tuple[ScheduleBase, Callable[[int, int], float]]] = {
     ),
     "polynomial-cooldown": (
         PolynomialCooldownSchedule(0.8, steps=STEPS, final_lr=0.01, cooldown_len=0.5),
-        lambda i, n: (i + 1) ** -0.8 if i < 52 else 52**-0.8 + (i - 51) / 51 * (0.01 - 52**-0.8),
+        lambda i, n: (i + 1) ** -0.8 if i < 51 else 51**-0.8 + (i - 50) / 52 * (0.01 - 51**-0.8),
     ),
     "sqrt": (SqrtSchedule(steps=STEPS), lambda i, n: 1 / math.sqrt(i + 1)),
     "wsd": (
         WSDSchedule(0.1, STEPS, cooldown_len=0.2),
-        lambda i, n: 1.0 if i < 83 else 1 - (i - 82) / 20 * 0.9,
+        lambda i, n: 1.0 if i < 82 else 1 - (i - 81) / 21 * 0.9,
     ),
     "wsd, 1-sqrt": (
         WSDSchedule(0.1, STEPS, cooldown_len=0.2, decay_type="sqrt"),
-        lambda i, n: 1.0 if i < 83 else 0.1 + 0.9 * (1 - math.sqrt((i - 82) / 20)),
+        lambda i, n: 1.0 if i < 82 else 0.1 + 0.9 * (1 - math.sqrt((i - 81) / 21)),
     ),
 }
 
@@ -69,6 +71,22 @@ def test_a_schedule_is_its_formula(case):
     schedule, formula = FORMULAS[case]
     expected = [formula(i, STEPS) for i in range(STEPS)]
     np.testing.assert_allclose(schedule.schedule, expected, rtol=1e-12, atol=1e-15)
+
+
+@given(percent=st.integers(0, 100), hundreds=st.integers(1, 400))
+def test_whole_percents_of_hundreds_of_steps_are_exact(percent: int, hundreds: int):
+    """As floats, 0.29 of 100 and 0.57 of 100 are a little below 29 and 57."""
+    expected = percent * hundreds
+    assert whole_steps(percent / 100, 100 * hundreds) == expected
+    schedule = WSDSchedule(steps=100 * hundreds, cooldown_len=percent / 100)
+    assert schedule.cooldown_steps == min(expected, 100 * hundreds - 1)
+
+
+@given(share=st.floats(0, 1), steps=st.integers(1, 10**9))
+def test_a_share_of_steps_is_the_nearest_whole_number(share: float, steps: int):
+    assert abs(Fraction(share) * steps - whole_steps(share, steps)) <= Fraction(1, 2) + Fraction(
+        1, 10**6
+    )
 
 
 def test_every_schedule_is_known_by_its_name():

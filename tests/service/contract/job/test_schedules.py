@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from roadless.service.contract.job.schedules import cooldown_steps
 from roadless.service.contract.job.spec import JobSpec
 
 
@@ -72,3 +73,14 @@ def test_milestones_ascend_and_have_a_factor_each(digits_spec, milestones, facto
     schedule = {"name": "piecewise_constant", "milestones": milestones, "factors": factors}
     with pytest.raises(ValidationError, match=said):
         spec_with(digits_spec, schedule)
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "rounded"), [(0.29, 100, 29), (0.57, 100, 57), (0.2, 103, 21), (0.07, 10, 1)]
+)
+def test_a_cooldown_has_the_nearest_whole_number_of_steps(digits_spec, share, steps, rounded):
+    """A share of 0.29 is, as a float, a little less."""
+    schedule = spec_with(
+        digits_spec, {"name": "wsd", "cooldown_len": share}, budget={"max_steps": steps}
+    ).schedule
+    assert cooldown_steps(schedule, max_steps=steps) == rounded
