@@ -4,6 +4,7 @@ Imported only by ranks: Arrow starts threads, and a fork server must have none.
 """
 
 import io
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -31,6 +32,34 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             yield from chunks_of(batches, names=names, file=file)
     except pa.ArrowException as error:
         raise DataInvalid(f"{file}: expected a Parquet file, saw: {error}") from error
+
+
+def read_ipc(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
+    """Yield the chosen columns of an Arrow file or stream. Raises DataInvalid for any other."""
+    try:
+        with pa.memory_map(str(path)) as content:
+            schema, batches = _opened_ipc(content)
+            names = choose(schema.names, file, aside=_index_of(schema))
+            _require_once(names, schema.names, file=file)
+            yield from chunks_of(_in_parts(batches), names=names, file=file)
+    except pa.ArrowException as error:
+        raise DataInvalid(f"{file}: expected an Arrow file, saw: {error}") from error
+
+
+def _opened_ipc(content: pa.NativeFile) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    try:
+        stream = pa.ipc.open_stream(content)
+        return stream.schema, iter(stream)
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(content)
+        return reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+
+
+def _in_parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows a few at a time, with every value checked: a file can claim any offsets."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield from (batch.slice(at, _ROWS) for at in range(0, batch.num_rows, _ROWS))
 
 
 def open_zstd(path: Path) -> BinaryIO:
@@ -74,8 +103,10 @@ def chunks_of(
 
 def _column(values: pa.Array) -> Column:
     """The values as a numpy array, or as Python objects if nulls or texts are among them."""
-    if isinstance(values, pa.FixedShapeTensorArray) and not values.null_count:
+    if isinstance(values, pa.FixedShapeTensorArray):
         return _tensors(values)
+    if isinstance(values.type, pa.JsonType):
+        return _of_json(values.storage)
     if isinstance(values, pa.ExtensionArray):
         return _column(values.storage)
     if pa.types.is_dictionary(values.type):
@@ -85,6 +116,14 @@ def _column(values: pa.Array) -> Column:
     if values.null_count or not _is_numeric(values.type):
         return _objects(values)
     return _dense(values)
+
+
+def _of_json(values: pa.Array) -> list[Any]:
+    """Values stored as JSON: datasets 5.2.0 does so with all of a column that had one odd value.
+
+    What that was is refused by whoever asks for texts or numbers, and the others are as they were.
+    """
+    return [_Unreadable.or_json(value) for value in _objects(values)]
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -104,11 +143,21 @@ def _encoded(values: pa.StructArray) -> list[Any]:
 class _Unreadable:
     """In the place of a value that Python has none for: a text that is not UTF-8, year 10000."""
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
+    def __init__(self, why: object) -> None:
+        self._why = why
 
     def __repr__(self) -> str:
-        return f"a value that cannot be read ({self._error})"
+        return f"what cannot be read: {self._why}"
+
+    @classmethod
+    def or_json(cls, text: Any) -> Any:
+        """Return the value that JSON says."""
+        if not isinstance(text, str):
+            return text
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            return cls(error)
 
 
 def _objects(values: pa.Array) -> list[Any]:
@@ -126,11 +175,21 @@ def _object(value: pa.Scalar) -> Any:
 
 
 def _tensors(values: pa.FixedShapeTensorArray) -> Column:
-    """Tensors of one shape: their storage alone has lost it, and the order of their axes."""
-    if not _is_numeric(values.type.value_type) or _nulls_in(values.storage.flatten()):
-        return _objects(values.storage)
-    found: NDArray[Any] = values.to_numpy_ndarray()
-    return found
+    """Tensors of one shape: their storage alone has lost it, and the order of their axes.
+
+    Axes that are swapped are swapped back. Those that go round in a circle, as from channels last
+    to channels first, pyarrow 26.0 writes (``from_numpy_ndarray``) in the opposite sense of the
+    format's definition, and reads (``to_numpy_ndarray``) as other numbers: nobody can say what such
+    a file means.
+    """
+    flat, kind = _column(values.storage), values.type
+    if not isinstance(flat, np.ndarray):
+        return flat
+    axes = np.array(kind.permutation or range(len(kind.shape)))
+    if not np.array_equal(np.argsort(axes), axes):
+        return [_Unreadable(f"axes in the order {axes.tolist()}, which is ambiguous")] * len(values)
+    stored = flat.reshape(len(values), *kind.shape)
+    return stored.transpose(0, *(axes + 1))
 
 
 def _is_numeric(kind: pa.DataType) -> bool:

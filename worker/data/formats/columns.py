@@ -163,7 +163,7 @@ def _leaf_kinds(values: Sequence[Any]) -> set[type]:
 
 
 def _require_finite(chunk: Chunk, name: str, values: NDArray[np.float64]) -> None:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
     if not is_finite.all():
         row = int(np.argmin(is_finite))

@@ -5,6 +5,7 @@ Arrays are read from the archive as a stream, a few rows at a time; nothing is u
 
 import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ from roadless.worker.errors import DataInvalid
 
 _SUFFIX = ".npy"
 _HEADER_BYTES = 65536
+#: What numpy's reading of a damaged header raises, which it takes for Python.
+_NO_HEADER = (ValueError, TypeError, KeyError, SyntaxError, RecursionError, tokenize.TokenError)
 #: The largest array in Fortran order, which is read as a whole.
 MAX_FORTRAN_BYTES = 2**30
 
@@ -133,7 +136,7 @@ def _open(content: IO[bytes], where: str) -> _Array:
         version = npy.read_magic(content)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, is_fortran, dtype = read_header(content, max_header_size=_HEADER_BYTES)
-    except ValueError as error:
+    except _NO_HEADER as error:
         raise DataInvalid(f"{where}: expected a numpy array, saw: {error}") from error
     if dtype.kind not in "buif":
         raise DataInvalid(f"{where}: expected numbers, saw dtype {dtype}")

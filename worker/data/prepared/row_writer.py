@@ -148,12 +148,10 @@ class RowWriter:
     def _refuse_columns(self, names: Sequence[str], where: str) -> NoReturn:
         added = [name for name in names if name not in self._names]
         absent = [name for name in self._names if name not in names]
-        lacks = (
-            f"which lacks {shown_names(added)}" if added else f"and no {shown_names(absent)} here"
-        )
+        difference = f"{shown_names(added)} beside them" if added else f"no {shown_names(absent)}"
         raise DataInvalid(
             f"{where}: expected the columns {shown_names(self._names)} of the first file and its "
-            f"first row, saw {shown_names(names)}, {lacks}; {_NAMES_WAY_OUT}"
+            f"first row, saw {difference}; {_NAMES_WAY_OUT}"
         )
 
     def write(self, chunk: Chunk) -> None:

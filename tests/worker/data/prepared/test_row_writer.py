@@ -1,0 +1,264 @@
+"""Which columns make a sample: by name, never by place, and none that nobody meant."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from data_cases import Node, all_rows, csv_text, write_table
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from roadless.service.contract.states import Reason
+from roadless.worker.data.base import UNCOUNTED
+from roadless.worker.errors import JobFailed
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node.at(tmp_path)
+
+
+def build(node: Node, name: str | list[str], *, task: Any = "classification", **fields: Any):
+    names = [name] if isinstance(name, str) else name
+    spec = {"format": names[0].rpartition(".")[2], "path": [f"{node.root}/{one}" for one in names]}
+    return node.build({**spec, "target": "y", **fields}, task=task)
+
+
+def fault(node: Node, name: str | list[str], **fields: Any) -> str:
+    with pytest.raises(JobFailed) as caught:
+        build(node, name, **fields)
+    assert caught.value.reason is Reason.DATA_INVALID
+    return str(caught.value)
+
+
+def write_lines(node: Node, name: str, rows: list[dict[str, Any]]) -> None:
+    node.write(name, "".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+# ---- the same columns in every row and file -----------------------------------------------------
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.permutations(["a", "b", "c", "y"]), min_size=1, max_size=4),
+    st.sampled_from(["csv", "jsonl", "npz", "parquet"]),
+)
+def test_columns_in_another_order_are_the_same_columns(node, orders, format):
+    rows = {"a": [1.0, 2.0], "b": [10.0, 20.0], "c": [100.0, 200.0], "y": [0, 1]}
+    names = [f"{number}.{format}" for number in range(len(orders))]
+    for name, order in zip(names, orders, strict=True):
+        write_table(node, name, {column: rows[column] for column in order})
+    inputs, targets = all_rows(build(node, names, eval={"path": f"{node.root}/{names[-1]}"}))
+    first = [column for column in orders[0] if column != "y"]
+    expected = [[rows[column][row] for column in first] for row in range(2)]
+    assert inputs == expected * (len(orders) + 1)
+    assert targets == [0, 1] * (len(orders) + 1)
+
+
+FULL, LACKING = {"a": 1, "b": 2, "y": 0}, {"a": 1, "y": 1}
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_row_that_lacks_a_column_is_named_wherever_it_is(node, place):
+    rows = [FULL] * 3
+    rows[place] = LACKING
+    write_lines(node, "rows.jsonl", rows)
+    said = fault(node, "rows.jsonl")
+    if place:
+        assert f"row {place + 1}: expected a column 'b', saw the columns 'a', 'y'" in said
+    else:
+        assert "rows.jsonl, row 2: expected the columns 'a' of the first file and its first" in said
+        assert "saw 'b' beside them; name those to use in `columns`" in said
+
+
+def test_rows_of_a_later_file_may_not_have_more_columns_either(node):
+    write_lines(node, "1.jsonl", [LACKING] * 2)
+    write_lines(node, "2.jsonl", [LACKING, FULL])
+    assert "2.jsonl, row 2: expected the columns 'a'" in fault(node, ["1.jsonl", "2.jsonl"])
+    assert "2.jsonl, row 2: expected" in fault(
+        node, "1.jsonl", eval={"path": f"{node.root}/2.jsonl"}
+    )
+
+
+def test_columns_that_are_named_may_stand_among_others_that_come_and_go(node):
+    write_lines(node, "rows.jsonl", [LACKING, FULL, {**LACKING, "c": None}, FULL])
+    data = build(node, "rows.jsonl", columns=["a"])
+    assert all_rows(data)[0] == [[1.0]] * 4
+
+
+def test_a_name_that_an_object_has_twice_is_refused(node):
+    node.write("rows.jsonl", '{"a": 1, "y": 0}\n{"a": 1, "y": 0, "a": 2}\n')
+    expected = "rows.jsonl, row 2, column 'a': expected each name of an object once"
+    assert expected in fault(node, "rows.jsonl")
+
+
+def test_a_name_that_two_columns_have_is_refused_where_it_is_asked_for(node):
+    columns = [pa.array([1, 2]), pa.array([3, 4]), pa.array([5, 6]), pa.array([0, 1])]
+    pq.write_table(pa.table(columns, names=["a", "a", "b", "y"]), node.root / "rows.parquet")
+    assert "rows.parquet: expected one column 'a', saw 2" in fault(node, "rows.parquet")
+    assert sorted(all_rows(build(node, "rows.parquet", columns=["b"]))[0]) == [[5], [6]]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "npz"])
+def test_two_columns_that_make_up_for_each_others_length_are_refused(node, format):
+    for number, (long, short) in enumerate([("v", "w"), ("w", "v")]):
+        rows = {long: [[1.0, 2.0, 3.0]] * 4, short: [[4.0, 5.0]] * 4, "y": [0, 1, 0, 1]}
+        write_table(node, f"{number}.{format}", dict(sorted(rows.items())))
+    said = fault(node, [f"0.{format}", f"1.{format}"])
+    assert f"1.{format}, row 1, column 'v': expected float32 of shape (3,) like the first" in said
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_lists_of_nothing_are_refused(node, format):
+    write_table(node, f"rows.{format}", {"a": [[], []], "y": [0, 1]})
+    assert "row 1, column 'a': expected at least one number, saw" in fault(node, f"rows.{format}")
+
+
+# ---- columns that nobody meant ------------------------------------------------------------------
+
+FRAME = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "y": [0, 0, 1, 1]})
+
+
+def of_frame(frame: pd.DataFrame, format: str) -> bytes:
+    content = io.BytesIO()
+    frame.to_csv(content) if format == "csv" else frame.to_parquet(content)
+    return content.getvalue()
+
+
+def read_again(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(of_frame(frame, "csv")))
+
+
+INDEXED = {
+    "csv": (of_frame(FRAME, "csv"), ""),
+    "csv of csv": (of_frame(read_again(FRAME).set_index("a"), "csv"), "Unnamed: 0"),
+    "csv of csv of csv": (
+        read_again(read_again(FRAME)).to_csv(index=False).encode(),
+        "Unnamed: 0.1",
+    ),
+    "csv with two": (of_frame(FRAME.set_index([[1, 2, 3, 4], [5, 6, 7, 8]]), "csv"), ""),
+    "parquet": (of_frame(FRAME.iloc[[2, 0, 1, 3]], "parquet"), "__index_level_0__"),
+    "parquet with a name": (
+        of_frame(FRAME.rename_axis("row").iloc[[2, 0, 1, 3]], "parquet"),
+        "row",
+    ),
+    "parquet of parquet": (
+        of_frame(FRAME.iloc[[2, 0, 1, 3]].reset_index(names="__index_level_0__"), "parquet"),
+        "__index_level_0__",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", INDEXED)
+def test_an_index_is_no_feature_and_the_history_says_so(node, kind):
+    content, index = INDEXED[kind]
+    name = f"rows.{kind.split()[0]}"
+    node.write(name, content)
+    spec = {"format": kind.split()[0], "path": f"{node.root}/{name}", "target": "y"}
+    told: list[str] = []
+    data = node.build(spec, say=told.append)
+    assert sorted(all_rows(data)[0]) == [[1.0], [2.0], [3.0], [4.0]]
+    (said,) = told
+    assert repr(index) in said
+    assert "are no features; name a column in `columns` to train on it" in said
+    if index:
+        data = build(node, name, columns=[index, "a"])
+        assert data.description.input_shape == (2,)
+
+
+def test_without_an_index_nothing_is_said(node):
+    node.write("rows.csv", csv_text(FRAME.to_dict("list")))
+    told: list[str] = []
+    spec = {"format": "csv", "path": f"{node.root}/rows.csv", "target": "y"}
+    node.build(spec, say=told.append)
+    assert told == []
+
+
+def test_a_column_without_a_name_elsewhere_is_refused_unless_columns_are_named(node):
+    node.write("rows.csv", "a,,y,\n1,2,0,\n3,4,1,\n5,6,0,\n")
+    said = fault(node, "rows.csv")
+    assert "expected a name for each column, saw 'a', '', 'y', ''; name those" in said
+    assert sorted(all_rows(build(node, "rows.csv", columns=["a"]))[0]) == [[1], [3], [5]]
+
+
+# ---- what float32 makes equal -------------------------------------------------------------------
+
+FAR = 1e9 + np.arange(40.0)
+NEAR_ZERO = np.arange(1.0, 41.0) * 1e-60
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "npz", "parquet"])
+@pytest.mark.parametrize("values", [FAR, NEAR_ZERO, 2**24 + 1 + np.arange(40)])
+def test_values_that_float32_makes_equal_are_refused_or_standardised(node, format, values):
+    rows = {"a": values.tolist(), "y": [row % 2 for row in range(40)]}
+    write_table(node, f"rows.{format}", rows)
+    said = fault(node, f"rows.{format}")
+    assert "rows 1 to 40, column 'a': expected numbers that float32 tells apart, saw" in said
+    assert "set `standardise`, which subtracts the mean before it rounds" in said
+    data = build(node, f"rows.{format}", standardise=True)
+    trained = data.train_batch(np.arange(data.num_train)).inputs[:, 0].double().numpy()
+    steps = np.diff(np.sort(trained))
+    assert np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-3)
+    assert (abs(trained.mean()), trained.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1))
+
+
+def test_targets_that_float32_makes_equal_are_refused_even_if_standardised(node):
+    write_table(node, "rows.csv", {"a": list(range(40)), "y": FAR.tolist()})
+    for standardise in (False, True):
+        said = fault(node, "rows.csv", task="regression", standardise=standardise)
+        assert "column 'y': expected numbers that float32 tells apart" in said
+        assert said.endswith("subtract a constant from it")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.1] * 9,  # a constant
+        [0.3, 0.1 + 0.2] * 9,  # a constant with rounding errors
+        [1e9, 1e9 + 64] * 9,  # float32 holds both
+        [0.0, 2.0**-149] * 9,  # its smallest
+        [1000.0 + 0.1 * i for i in range(9)],  # ordinary readings
+        [1.5e9 + 86400 * i for i in range(1000)],  # days, in seconds
+    ],
+)
+def test_values_that_float32_keeps_are_trained_on(node, values):
+    write_table(node, "rows.jsonl", {"a": values, "y": [row % 2 for row in range(len(values))]})
+    inputs, _ = all_rows(build(node, "rows.jsonl"))
+    assert sorted(row[0] for row in inputs) == sorted(np.float32(values).tolist())
+
+
+# ---- rows that do not count ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "npz", "parquet"])
+def test_a_row_whose_label_does_not_count_stays_and_is_marked(node, format):
+    labels = [row % 3 if row % 4 else UNCOUNTED for row in range(40)]
+    write_table(node, f"rows.{format}", {"a": list(range(40)), "y": labels})
+    data = build(node, f"rows.{format}", eval={"fraction": 0.5})
+    inputs, targets = all_rows(data)
+    assert {int(row[0]): label for row, label in zip(inputs, targets, strict=True)} == dict(
+        enumerate(labels)
+    )
+    assert data.description.num_classes == 3
+    assert data.train_batch(np.arange(4)).has_uncounted
+    plain = build(node, f"rows.{format}", target="a", columns=["y"], num_classes=40)
+    assert not plain.train_batch(np.arange(4)).has_uncounted
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "purpose"), [(-100, 1, "train on"), (1, -100, "hold")]
+)
+def test_a_split_without_any_label_that_counts_is_refused(node, train, held_out, purpose):
+    for name, label in (("train", train), ("held-out", held_out)):
+        write_table(node, f"{name}.csv", {"a": [1.0, 2.0], "y": [label, label]})
+    said = fault(node, "train.csv", eval={"path": f"{node.root}/held-out.csv"})
+    assert f"with a class to {purpose}" in said
+    assert said.endswith("saw -100 in all of them")
