@@ -281,6 +281,13 @@ def best(session: Session, job_id: str, *, count: int) -> Sequence[CheckpointRow
     return session.scalars(query).all()
 
 
+def newest_model_step(session: Session, job_id: str) -> int | None:
+    """The step of the newest live eval checkpoint; None when the job has none."""
+    query = select(CheckpointRow.step).where(CheckpointRow.job_id == job_id)
+    query = query.where(CheckpointRow.kind == CheckpointKind.EVAL, is_live(CheckpointRow))
+    return session.scalar(query.order_by(CheckpointRow.step.desc()).limit(1))
+
+
 def delete_of_job(session: Session, job_id: str) -> None:
     """Unlist every checkpoint of the job; housekeeping then removes their files."""
     session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))

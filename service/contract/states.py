@@ -170,6 +170,7 @@ class Reason(StrEnum):
     METRIC_FORBIDDEN = "metric_forbidden"
     METRIC_INVALID = "metric_invalid"
     NON_FINITE_LOSS = "non_finite_loss"
+    CHECKPOINT_MISMATCH = "checkpoint_mismatch"
     # the machines' fault, or unknown: retried
     RANK_DIED = "rank_died"
     RANK_HUNG = "rank_hung"

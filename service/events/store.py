@@ -1,9 +1,9 @@
 """Events in the database."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.base import MAX_MESSAGE_LENGTH
@@ -43,6 +43,14 @@ def page(
         .limit(limit)
     )
     return session.scalars(query).all()
+
+
+def told(session: Session, job_id: str, codes: Collection[str]) -> tuple[int, str | None]:
+    """How many lines of the job's history have one of these codes, and the last one's message."""
+    found = select(EventRow).where(EventRow.job_id == job_id, EventRow.code.in_(codes))
+    number = session.scalar(select(func.count()).select_from(found.subquery()))
+    last = session.scalars(found.order_by(EventRow.id.desc()).limit(1)).first()
+    return number or 0, last.message if last else None
 
 
 def delete_of_job(session: Session, job_id: str) -> None:

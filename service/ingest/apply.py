@@ -16,6 +16,8 @@ from roadless.service.contract.job.budget import BudgetSpec
 from roadless.service.contract.job.evaluation import CheckpointsSpec
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
+    LOST_CHECKPOINT,
+    REFUSED_CHECKPOINT,
     BudgetNow,
     CheckpointSaved,
     EvalPoint,
@@ -34,6 +36,7 @@ from roadless.service.db.tables import AttemptRow, JobRow
 from roadless.service.errors import Conflict, Invalid
 from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as history
+from roadless.service.ingest.ending import Models, missing_model, reason_of
 from roadless.service.jobs import store as jobs
 from roadless.service.jobs.transitions import Transition, end_attempt, move
 from roadless.service.metrics import store as metrics
@@ -192,15 +195,28 @@ def _apply_notice(ingest: Ingest, event: Notice) -> None:
 
 def _apply_finished(ingest: Ingest, event: Finished) -> None:
     is_outdated, is_stopping = _is_outdated(ingest.job, event), ingest.job.phase == Phase.STOPPING
-    extended = "; the budget had changed in the meantime" if is_outdated else ""
+    models = _models(ingest)
+    missing = missing_model(event, models)
+    if is_stopping and missing:  # a phase that stays keeps its message
+        ingest.job.message = missing
+    reason = event.reason if is_outdated else reason_of(event, models)
+    extended = "the budget had changed in the meantime" if is_outdated else ""
     end_attempt(
         ingest.transition,
         ingest.job,
         ingest.attempt,
-        reason=Reason.STOPPED_BY_USER if is_outdated and is_stopping else event.reason,
-        message=f"ended after step {event.step}{extended}",
+        reason=Reason.STOPPED_BY_USER if is_outdated and is_stopping else reason,
+        message="; ".join(filter(None, (f"ended after step {event.step}", missing, extended))),
         goes_on=event.reason is Reason.RESIZED or (is_outdated and not is_stopping),
     )
+
+
+def _models(ingest: Ingest) -> Models:
+    session, job_id = ingest.session, ingest.job.id
+    session.flush()
+    num_refused, refusal = history.told(session, job_id, REFUSED_CHECKPOINT)
+    _, loss = history.told(session, job_id, LOST_CHECKPOINT)
+    return Models(checkpoints.newest_model_step(session, job_id), num_refused, refusal, loss)
 
 
 def _is_outdated(job: JobRow, event: Finished) -> bool:

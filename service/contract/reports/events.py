@@ -86,6 +86,12 @@ class CheckpointSaved(_Event):
     evaluations_served: int = Field(0, ge=0)
 
 
+#: Codes of notices that an eval checkpoint is not listed: its check found something else than
+#: training did, or was not possible.
+REFUSED_CHECKPOINT: Final = ("checkpoint.mismatch", "checkpoint.unchecked")
+#: Codes of notices that a checkpoint was not written, or its evaluation beside training failed.
+LOST_CHECKPOINT: Final = ("checkpoint.failed", "evaluation.lost")
+
 #: Code of a notice that a rank prepares data; each one renews the deadline of STARTING.
 DATA_PREPARING = "data.preparing"
 
