@@ -52,7 +52,7 @@ def averaged_point(
         The buffers by parameter, in the order of the groups. They hold x, detached.
 
     Raises:
-        ValueError: a buffer is missing or has another shape.
+        ValueError: a buffer is missing, has another shape, or is real for complex numbers.
 
     >>> import torch
     >>> from roadless.optim import SGDScheduleFree, averaged_point
@@ -157,4 +157,6 @@ def _buffer_of(parameter: Tensor, out: Mapping[Tensor, Tensor]) -> Tensor:
     if buffer is None or buffer.shape != parameter.shape:
         seen = "none" if buffer is None else f"shape {tuple(buffer.shape)}"
         raise ValueError(f"out: expected a buffer of shape {tuple(parameter.shape)}, seen {seen}")
+    if parameter.is_complex() and not buffer.is_complex():
+        raise ValueError(f"out: expected a complex buffer, seen {buffer.dtype}")
     return buffer
