@@ -113,8 +113,9 @@ def _named(
     with naming(one.name):
         data = build(described)
         _require_fit(data.description, main=main.description)
-        if _is_ordered_otherwise(described, data, main=main):
-            data = build(described.model_copy(update={"columns": main.columns}))
+        columns = _columns_in_other_order(described, data, main=main)
+        if columns:
+            data = build(described.model_copy(update={"columns": columns}))
         if is_standardised(spec.data):
             data = _standardised(data, like=main, label=label_of_data(one.data))
     return NamedSet(one.name, data, one.max_batches)
@@ -127,21 +128,23 @@ def _as_exact(data: DataSpec, *, standardised: bool) -> DataSpec:
     return data.model_copy(update={"standardise": standardised})
 
 
-def _is_ordered_otherwise(described: DataSpec, data: DataSet, *, main: DataSet) -> bool:
-    """Whether the set has the columns of the model's data in another order, where none are named.
+def _columns_in_other_order(
+    described: DataSpec, data: DataSet, *, main: DataSet
+) -> tuple[str, ...]:
+    """The columns of the model's data, if the set has them in another order and names none itself.
 
     Raises DataInvalid where it has others: as many would fit the model, and mean something else.
     """
     if not isinstance(described, RecordsData) or described.columns is not None:
-        return False
+        return ()
     if not (isinstance(data, NumberRows) and isinstance(main, NumberRows) and main.columns):
-        return False
+        return ()
     if sorted(data.columns) != sorted(main.columns):
         raise DataInvalid(
             f"expected the columns {shown_names(main.columns)} of the model's data, saw "
             f"{shown_names(data.columns)}; name those to use in `columns`"
         )
-    return data.columns != main.columns
+    return main.columns if data.columns != main.columns else ()
 
 
 def _require_fit(seen: Description, *, main: Description) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from data_cases import Node, write_table
@@ -351,6 +352,46 @@ def test_rows_that_do_not_fit_the_model_fail_by_the_name_of_their_set(
     assert reason is Reason.DATA_INVALID
     assert message.startswith("evaluation set 'set_1': ")
     assert expected in message
+
+
+def in_order(node: Node, name: str, order: str, **columns: Any) -> Any:
+    """The rows of ``rows``, with the columns in this order."""
+    rows(node, name, **columns)
+    table = pd.read_csv(node.root / f"{name}.csv")
+    table[list(order)].to_csv(node.root / f"{name}.csv", index=False)
+    return {"kind": "files", "format": "csv", "path": str(node.root / f"{name}.csv"), "target": "y"}
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+@pytest.mark.parametrize("order", ["zxy", "yzx"])
+def test_the_columns_of_a_set_are_those_of_the_model_by_name(
+    node: Node, order: str, standardise: bool
+) -> None:
+    """By place they would fit as well, and mean something else."""
+    data = {**rows(node, "main"), "standardise": standardise}
+    datasets = built(node, data=data, sets=[in_order(node, "other", order), rows(node, "again")])
+    inputs = datasets.train.eval_batch(0, 99).inputs
+    for one in datasets.named:
+        assert torch.equal(one.data.eval_batch(0, 99).inputs, inputs)
+
+
+def test_as_many_columns_of_other_names_are_refused_unless_they_are_named(node: Node) -> None:
+    other = in_order(node, "other", "xwy", w=[1.0 * i for i in range(60)])
+    reason, message = fault(node, data=rows(node, "main"), sets=[other])
+    assert reason is Reason.DATA_INVALID
+    assert "expected the columns 'x', 'z' of the model's data, saw 'x', 'w'; name those" in message
+    named = {**other, "columns": ["x", "w"]}
+    (one,) = built(node, data=rows(node, "main"), sets=[named]).named
+    assert one.data.description.input_shape == (2,)
+
+
+def test_a_set_of_a_standardised_model_keeps_the_digits_that_a_large_mean_hides(node: Node) -> None:
+    near, far = (rows(node, name, shift=shift) for name, shift in (("near", 0.0), ("far", 1e9)))
+    served = [
+        built(node, data={**data, "standardise": True}, sets=[data]).named[0].data.eval_batch(0, 9)
+        for data in (near, far)
+    ]
+    assert torch.allclose(served[0].inputs, served[1].inputs, atol=1e-5)
 
 
 SYNTHETIC = {"kind": "builtin", "name": "synthetic", "num_train": 64, "num_eval": 8}

@@ -110,6 +110,15 @@ def test_objects_that_are_not_there_are_data_not_found(node, bucket):
         assert key in fault(node, f"s3://{bucket}/{key}", Reason.DATA_NOT_FOUND)
 
 
+def test_objects_with_brackets_in_their_keys_are_found_by_their_keys(node, bucket):
+    for key in ("open/data[v2].csv", "open/run[1]/a.csv", "open/part[12].csv", "open/part1.csv"):
+        put(bucket, key, rows(0, 9))
+    for key in ("open/data[v2].csv", "open/run[1]/*.csv"):
+        assert load(node, f"s3://{bucket}/{key}").num_train == 8
+    said = fault(node, f"s3://{bucket}/open/part[12].csv", Reason.DATA_INVALID)
+    assert "to have one meaning, saw open/part1.csv, which it matches" in said
+
+
 def test_an_object_that_changes_is_never_read_half_old_half_new(node, bucket, tmp_path):
     url = put(bucket, "open/a.csv", rows(0, 9))
     (file,) = object_files.find(url, sources=node.sources)
