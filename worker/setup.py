@@ -24,6 +24,7 @@ from roadless.service.contract.job.optimizers import OptimizerSpec, ScheduleFree
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.worker.distributed.activation_checkpointing import recompute_activations
+from roadless.worker.distributed.layout import lay_out
 from roadless.worker.distributed.parallel import replicate, shard
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.distributed.process_group import Cluster
@@ -125,6 +126,7 @@ def set_up_training(
         require_determinism()
     require_trainable(model)
     share_start(model, cluster=cluster)
+    lay_out(model, parallelism=parallelism)
     set_precision(model, training.precision)
     if training.activation_checkpointing:
         recompute_activations(model, is_compiled=training.compile)

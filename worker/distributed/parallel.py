@@ -26,7 +26,7 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
     that torch cannot shard.
     """
     mesh = _mesh(cluster, parallelism)
-    _make_shardable(model)
+    _require_dimensions(model)
     ties = _ties(model)
     # torch's replicas take the lead's buffers before each pass; its shards keep their own.
     model.register_forward_pre_hook(partial(_take_buffers, cluster))
@@ -66,16 +66,14 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return [unit for unit in units if unit is not model]
 
 
-def _make_shardable(model: nn.Module) -> None:
-    """Lay parameters out in their own order, and refuse what torch 2.13 has no shards of."""
+def _require_dimensions(model: nn.Module) -> None:
+    """FSDP2 of torch 2.13 has no shards of scalars."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise ModelInvalid(
                 f"expected parameters of at least one dimension with strategy fsdp, saw the scalar "
                 f"{name}; give it the shape (1,), or use strategy ddp"
             )
-        if not parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous()
 
 
 def _ties(model: nn.Module) -> frozenset[tuple[str, ...]]:

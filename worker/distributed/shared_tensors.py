@@ -61,7 +61,7 @@ def _share(buffers: Sequence[torch.Tensor], *, cluster: Cluster) -> None:
     dist.broadcast(flat.view(torch.uint8), _LEAD)
     if cluster.rank == _LEAD:
         return
-    parts = flat.split([buffer.numel() for buffer in buffers])
+    parts = torch.split(flat, [buffer.numel() for buffer in buffers])
     for buffer, part in zip(buffers, parts, strict=True):
         buffer.copy_(part.view(buffer.shape))
 

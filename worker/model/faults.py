@@ -116,7 +116,6 @@ def _is_foreign(filename: str) -> bool:
 
 def _short(filename: str) -> str:
     """The file as its module's name says it, whatever folder it is installed in."""
-    for folder in sys.path:
-        if folder and Path(filename).is_relative_to(folder):
-            return str(Path(filename).relative_to(folder))
-    return Path(filename).name
+    path = Path(filename)
+    folders = [folder for folder in sys.path if folder and path.is_relative_to(folder)]
+    return str(path.relative_to(max(folders, key=len))) if folders else path.name

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from roadless.worker.errors import ModelInvalid
+
+_LAZY = (UninitializedParameter, UninitializedBuffer)
 
 
 def require_trainable(model: nn.Module) -> None:
@@ -30,7 +32,7 @@ def require_trainable(model: nn.Module) -> None:
 
 def require_initialized(model: nn.Module) -> None:
     """Raise ModelInvalid for lazy modules that no batch has given a shape."""
-    lazy = [name for name, one in _tensors(model) if isinstance(one, UninitializedTensorMixin)]
+    lazy = [name for name, one in _tensors(model) if isinstance(one, _LAZY)]
     if lazy:
         raise ModelInvalid(f"expected parameters with shapes, saw lazy ones: {', '.join(lazy)}")
 

@@ -21,7 +21,7 @@ def forked_random_states(*, seed: int) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(enabled=True, devices=_devices()):
         torch.default_generator.manual_seed(seed)
-        if torch.cuda.is_initialized():
+        if _devices():
             torch.cuda.manual_seed(seed)
         np.random.seed(seed % _NUMPY_SEEDS)
         random.seed(seed)
@@ -34,11 +34,11 @@ def forked_random_states(*, seed: int) -> Iterator[None]:
 
 def random_states() -> tuple[Any, ...]:
     """Return the states as values to compare: who draws in between changes them."""
-    kind, keys, position, *rest = np.random.get_state()
-    devices = [torch.cuda.get_rng_state(number).numpy().tobytes() for number in _devices()]
-    of_torch = torch.default_generator.get_state().numpy().tobytes()
-    return (of_torch, *devices, kind, keys.tobytes(), position, *rest, random.getstate())
+    of_torch = [torch.default_generator.get_state(), *map(torch.cuda.get_rng_state, _devices())]
+    of_numpy = np.random.get_state(legacy=True)
+    return (*(state.numpy().tobytes() for state in of_torch), repr(of_numpy), random.getstate())
 
 
 def _devices() -> list[int]:
-    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's own
+    return [torch.cuda.current_device()] if is_in_use else []

@@ -16,6 +16,7 @@ from roadless.optim.numerics.precision import is_narrow
 from roadless.optim.numerics.sharding import local
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.job.tasks import Task
+from roadless.service.contract.job.training import accumulation_steps
 from roadless.worker.checkpointing.safetensors_file import is_storable
 from roadless.worker.data.base import Batch, Description
 from roadless.worker.distributed.precision import computing_in
@@ -53,15 +54,18 @@ def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> None:
     """
     model, data = setup.model, setup.datasets.description
     batch = _samples(setup)
-    before = _identities(model)
+    before, norms = _identities(model), _norms(model)
     with forked_random_states(seed=spec.training.seed), _buffers_kept(model):
         _require_storable(model)
         outputs = _evaluated(model, batch, data=data, task=spec.task, cluster=cluster)
         _require_same_on_all_ranks(outputs, cluster=cluster, tolerance=_near(model))
         if spec.task == "causal_lm" and data.tokens_per_sample > 1:
             require_causal(model, batch.inputs[:1], num_tokens=data.num_classes)
-        _learn(model, batch, data=data, spec=spec)
+        num_samples = min(SAMPLES, _microbatch_size(spec, world_size=cluster.world_size))
+        _learn(model, batch.split(num_samples)[0], data=data, spec=spec)
     _require_identities(model, before)
+    if _norms(model) != norms:
+        raise ModelInvalid("expected a forward pass to leave the parameters, saw it change them")
 
 
 def require_causal(model: nn.Module, tokens: torch.Tensor, *, num_tokens: int) -> None:
@@ -98,7 +102,7 @@ def _evaluated(
     model: nn.Module, batch: Batch, *, data: Description, task: Task, cluster: Cluster
 ) -> torch.Tensor:
     """Return the outputs of an evaluation, once another one gives the same."""
-    states, norms = random_states(), _norms(model)
+    states = random_states()
     outputs = _outputs(model, batch.inputs)
     num_more = _MORE_EVALUATIONS * _any_rank(random_states() != states, cluster)
     require_fit(
@@ -119,8 +123,6 @@ def _evaluated(
                 "what draws (dropout), counts or remembers must heed the mode, as by "
                 "functional.dropout(..., training=self.training)"
             )
-    if _norms(model) != norms:
-        raise ModelInvalid("expected an evaluation to leave the parameters, saw it change them")
     return outputs
 
 
@@ -246,12 +248,11 @@ def _forget_gathered(model: nn.Module) -> None:
 
 def _learn(model: nn.Module, batch: Batch, *, data: Description, spec: JobSpec) -> None:
     """Take gradients as a step does, and leave none."""
-    norms = _norms(model)
     with computing_in(spec.training.precision, batch.inputs.device):
         outputs = run(model, batch.inputs)
     require_fit(
         outputs,
-        num_samples=SAMPLES,
+        num_samples=len(batch.inputs),
         num_tokens=data.tokens_per_sample,
         num_outputs=data.num_outputs,
         task=spec.task,
@@ -269,9 +270,11 @@ def _learn(model: nn.Module, batch: Batch, *, data: Description, spec: JobSpec) 
     finally:
         for parameter in model.parameters():
             parameter.grad = None
-        _forget_gathered(model)
-    if _norms(model) != norms:
-        raise ModelInvalid("expected a forward pass to leave the parameters, saw it change them")
+
+
+def _microbatch_size(spec: JobSpec, *, world_size: int) -> int:
+    parts = accumulation_steps(spec.training, spec.parallelism, world_size=world_size)
+    return spec.training.batch_size // world_size // parts
 
 
 def _require_gradients(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""From the files of an eval checkpoint to what its model scores.
+"""From the files of an eval checkpoint to its model's scores.
 
 The one way from files to a result: for a stranger with a download (``worker/verify.py``) and for
-the process that looks at a checkpoint before it is listed
+the process that checks a checkpoint before it is listed
 (``worker/validation/evaluator_process.py``).
 """
 
@@ -13,6 +13,7 @@ from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.service.contract.job.spec import JobSpec
 from roadless.worker.checkpointing.model_files import check_files, read_model
 from roadless.worker.data.base import Description
+from roadless.worker.distributed.layout import lay_out
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.errors import CheckpointUnreadable
 from roadless.worker.model.build import build_model
@@ -22,7 +23,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return what a download says of itself; raise CheckpointUnreadable."""
+    """Return the manifest of a download; raise CheckpointUnreadable."""
     try:
         return Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
     except (OSError, ValueError) as error:
@@ -39,14 +40,15 @@ def empty_model(
     model = build_model(
         spec.model, data=data, seed=spec.training.seed, sources=sources, like=folder
     )
+    lay_out(model, parallelism=spec.parallelism)
     set_precision(model, spec.training.precision)
     return model
 
 
 def fill(model: nn.Module, folder: Path, manifest: Manifest) -> None:
-    """Put the files into a model of theirs, once each is what the manifest says.
+    """Load the files into an empty model, once each matches the manifest.
 
-    Raises CheckpointUnreadable when one is not, or does not fit.
+    Raises CheckpointUnreadable when one does not, or does not fit the model.
     """
     check_files(folder, manifest)
     read_model(folder, model)
