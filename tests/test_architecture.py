@@ -37,8 +37,9 @@ MAY_IMPORT = {
     },
     "roadless.worker.data.formats.arrow_rows": {"numpy", "pyarrow", "roadless.service"},
     "roadless.worker.data.prepared.bpe": {"numpy", "roadless.service", "tokenizers"},
-    "roadless.worker.data.records.hub": {"datasets", "pyarrow", "roadless.service"},
+    "roadless.worker.data.records.hub": {"datasets", "httpx", "roadless.service"},
     "roadless.worker.data.formats.images": {"PIL", "numpy", "roadless.service"},
+    "roadless.worker.data.formats.pixels": {"PIL", "numpy", "roadless.service"},
     "roadless.worker.data.sources.object_files": {"obstore", "roadless.service"},
     **{name: {"click", "httpx", "pydantic", "rich", "typer", "yaml"} for name in CLIENT_SIDE},
 }

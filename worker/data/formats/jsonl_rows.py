@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,8 +18,8 @@ from roadless.worker.data.formats.chunk import (
 from roadless.worker.data.formats.compression import opened_plain
 from roadless.worker.errors import DataInvalid
 
-#: An object, and the bytes of its line.
-_Sized = tuple[dict[str, Any], int]
+#: An object, and the bytes of its text.
+Sized = tuple[dict[str, Any], int]
 
 
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
@@ -28,20 +29,24 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
     object, has a field twice, lacks a field, or has one that the first lacks and that is needed.
     """
     with opened_plain(path, file=file) as content:
-        objects = _objects(content, file=file)
-        first = next(objects, None)
-        if first is None:
-            return
-        names = choose(list(first[0]), file)
-        yield from gathered(
-            _rows(chain([first], objects), names=names, choose=choose, file=file),
-            names=names,
-            file=file,
-        )
+        yield from chunks_of(_objects(content, file=file), file=file, choose=choose)
+
+
+def chunks_of(objects: Iterator[Sized], *, file: str, choose: Choose) -> Iterator[Chunk]:
+    """Yield the chosen fields of consecutive objects; as :func:`read` does."""
+    first = next(objects, None)
+    if first is None:
+        return
+    names = choose(list(first[0]), file)
+    yield from gathered(
+        _rows(chain([first], objects), names=names, choose=choose, file=file),
+        names=names,
+        file=file,
+    )
 
 
 def _rows(
-    objects: Iterator[_Sized], *, names: Sequence[str], choose: Choose, file: str
+    objects: Iterator[Sized], *, names: Sequence[str], choose: Choose, file: str
 ) -> Iterator[tuple[Sequence[Any], int]]:
     """The values of each row. A row with other fields than the one before is judged anew.
 
@@ -56,7 +61,7 @@ def _rows(
         yield [record[name] for name in names], num_bytes
 
 
-def _objects(content: BinaryIO, *, file: str) -> Iterator[_Sized]:
+def _objects(content: BinaryIO, *, file: str) -> Iterator[Sized]:
     row = 0
     while line := content.readline(MAX_RECORD_BYTES + 1):
         row += 1
@@ -70,9 +75,19 @@ def _objects(content: BinaryIO, *, file: str) -> Iterator[_Sized]:
 def _object(line: bytes, *, encoding: str, where: str) -> dict[str, Any]:
     if len(line) > MAX_RECORD_BYTES:
         raise DataInvalid(f"{where}: expected at most {MAX_RECORD_BYTES} bytes, saw more")
-    try:
+    with translated(where):
         # Decoded here: json.loads takes bytes that look like UTF-16 for that.
-        record = json.loads(line.decode(encoding), object_pairs_hook=_distinct)
+        return require_object(DECODER.decode(line.decode(encoding)), where=where)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Raise DataInvalid for JSON that cannot be read in the block.
+
+    ``where``: the file, or a row of it.
+    """
+    try:
+        yield
     except UnicodeDecodeError as error:
         raise DataInvalid(f"{where}: expected UTF-8, saw: {error}") from error
     except _Repeated as error:
@@ -81,6 +96,10 @@ def _object(line: bytes, *, encoding: str, where: str) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataInvalid(f"{where}: expected a JSON object, saw: {error}") from error
+
+
+def require_object(record: Any, *, where: str) -> dict[str, Any]:
+    """Return the value. Raises DataInvalid unless it is an object."""
     if not isinstance(record, dict):
         raise DataInvalid(f"{where}: expected a JSON object, saw {shown(record)}")
     return record
@@ -100,3 +119,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _Repeated(next(name for name in names if names.count(name) > 1))
     return record
+
+
+#: Reads JSON values, and no object with a name twice.
+DECODER = json.JSONDecoder(object_pairs_hook=_distinct)

@@ -3,9 +3,17 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from roadless.service.contract.job.data import FORMATS_OF_TEXT, Format
-from roadless.worker.data.formats import csv_rows, jsonl_rows, npz_rows, text_pieces
+from roadless.worker.data.formats import (
+    csv_rows,
+    json_rows,
+    jsonl_rows,
+    line_rows,
+    npz_rows,
+    text_pieces,
+)
 from roadless.worker.data.formats.chunk import Choose, Chunk, Piece, require_columns
 from roadless.worker.data.formats.columns import texts
 from roadless.worker.data.lazy_import import lazy_import
@@ -15,13 +23,16 @@ from roadless.worker.data.records.folders import Value, folder_columns, varying
 from roadless.worker.data.sources.source_file import Identity, SourceFile, opened
 from roadless.worker.errors import DataInvalid
 
+#: Further formats of data sets of Hugging Face: JSON of either form, Arrow files, lines of text.
+HubFormat = Literal["json", "arrow", "lines"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecords:
     """Files to train on and, where there are any, files to hold out."""
 
     name: str  #: of all of them, in messages
-    format: Format
+    format: Format | HubFormat
     train: Sequence[SourceFile]
     eval: Sequence[SourceFile] | None
     text: str | None  #: column of the texts, in formats with columns
@@ -81,12 +92,16 @@ class FileRecords:
                 return csv_rows.read(path, file=file, choose=choose, delimiter=self.delimiter)
             case "jsonl":
                 return jsonl_rows.read(path, file=file, choose=choose)
+            case "json":
+                return json_rows.read(path, file=file, choose=choose)
+            case "lines":
+                return line_rows.read(path, file=file, choose=choose)
             case "npz":
                 return npz_rows.read(path, file=file, choose=choose)
             case _:
-                chunks: Iterator[Chunk] = lazy_import("formats.arrow_rows").read(
-                    path, file=file, choose=choose
-                )
+                arrow_rows = lazy_import("formats.arrow_rows")
+                read = arrow_rows.read_ipc if self.format == "arrow" else arrow_rows.read
+                chunks: Iterator[Chunk] = read(path, file=file, choose=choose)
                 return chunks
 
 

@@ -1,37 +1,56 @@
-"""Records that Hugging Face's ``datasets`` reads, from a folder of the node or from the hub.
+"""Records of a Hugging Face data set: a folder on the node, or one on the hub.
 
-No code of a data set is run, and only formats are read that cannot carry any. A data set's own
-description may name files elsewhere, so every file is judged after it is found: it must lie in the
-folder, or in the repository on the hub. Imported by ranks that need it only.
+The library ``datasets`` says which files a split has; what is in them our own readers read, the
+same as from any other source. Its own (5.2.0) guess the types of a column anew in each part of a
+file and cast what is unlike: one odd value wraps every text of a JSON column in quotes, "007"
+becomes "7" and a time another text where an earlier file has texts, and a row of CSV that is too
+long shifts its values.
+
+No code of a data set is run, and only formats that cannot carry any are read. A data set's own
+description may name files elsewhere, so every file is checked after it is found: it must be in the
+folder, or in the repository on the hub. Imported only by ranks that need it.
 """
 
+import dataclasses
+import json
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
+import httpx
 
-from roadless.service.contract.job.data import HeldOutSplit, HuggingFaceData
-from roadless.worker.data.formats.arrow_rows import chunks_of
-from roadless.worker.data.formats.chunk import Choose, Chunk, Piece
+from roadless.service.contract.job.data import Format, HeldOutSplit, HuggingFaceData
+from roadless.worker.data.formats.chunk import Choose, Chunk, Column, Piece, shown_names
 from roadless.worker.data.progress import Tell, telling
 from roadless.worker.data.records.base import Split
-from roadless.worker.data.records.files import only, pieces_of
+from roadless.worker.data.records.files import FileRecords, HubFormat, only, pieces_of
 from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, is_below
 from roadless.worker.data.sources.local_files import allowed_path
-from roadless.worker.data.sources.source_file import Identity, SourceAway
+from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile, opened
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound
 from roadless.worker.rank_launch import DataSources
 from roadless.worker.secrets import REDACTOR
 
-#: Readers of plain data. Others of the library's unpickle, or follow paths in what they read.
-_READERS = frozenset({"arrow", "csv", "json", "parquet", "text"})
-_ROWS = 1024
+#: Readers of plain data, and what reads their files here. The library's others unpickle, or follow
+#: paths in what they read.
+_READERS: Mapping[str, Format | HubFormat] = {
+    "arrow": "arrow",
+    "csv": "csv",
+    "json": "json",
+    "parquet": "parquet",
+    "text": "lines",
+}
+#: Options of the library's readers that change no value, or that are heeded here.
+_HEEDED = {"name", "version", "data_dir", "data_files", "description", "features", "sep"} | {
+    *("delimiter", "chunksize", "block_size", "batch_size", "use_threads", "parse_agent_traces"),
+    *("fragment_scan_options", "on_mixed_types", "encoding_errors", "low_memory", "engine"),
+}
+_UTF_8 = (None, "utf-8", "utf8", "utf-8-sig")
 
 datasets.disable_progress_bars()
 
@@ -39,96 +58,168 @@ datasets.disable_progress_bars()
 def find(spec: HuggingFaceData, *, sources: DataSources) -> "HubRecords":
     """Return the data set's records. Raises the JobFailed errors named ``Data...``, or SourceAway.
 
-    A path from the root, or one that begins with a dot, is a folder of the node; else a hub id.
+    A path that begins with a slash or a dot is a folder on the node; any other is a hub id.
     """
     if spec.path.startswith(("/", ".")):
         folder = allowed_path(spec.path, sources=sources)
         if not folder.is_dir():
             raise DataNotFound(f"expected a folder at {spec.path}, saw none")
-        return HubRecords(spec, path=str(folder))
+        return _records(spec, path=str(folder))
     if not sources.allow_hub:
         raise DataForbidden(f"expected {ALLOW_HUB_VARIABLE}=1 on this node for {spec.path}, saw 0")
-    return HubRecords(spec, path=spec.path)
+    return _records(spec, path=spec.path)
 
 
+def _records(spec: HuggingFaceData, *, path: str) -> "HubRecords":
+    held_out = spec.eval.split if isinstance(spec.eval, HeldOutSplit) else None
+    with tempfile.TemporaryDirectory() as cache, _translated(spec.path):
+        builder = datasets.load_dataset_builder(
+            path, spec.name, revision=spec.revision, cache_dir=cache
+        )
+        _require_plain(builder, name=spec.path)
+        splits = {
+            str(split): [str(file) for file in files]
+            for split, files in (builder.config.data_files or {}).items()
+        }
+        _require_inside([file for files in splits.values() for file in files], path=path)
+        files = FileRecords(
+            name=spec.path,
+            format=_READERS[builder.name],
+            train=_split(splits, spec.split, name=spec.path),
+            eval=None if held_out is None else _split(splits, held_out, name=spec.path),
+            text=spec.text,
+            delimiter=_delimiter(spec, builder),
+        )
+    return HubRecords(files, _class_names(builder), is_copied_first=not spec.streaming)
+
+
+@dataclass(frozen=True)
 class HubRecords:
-    """The splits of one data set. Raises as :func:`find` does."""
+    """The splits of one data set."""
+
+    files: FileRecords
+    class_names: Mapping[str, Sequence[str]]  #: of each column that its description gives some
+    is_copied_first: bool  #: whether all files are fetched before the first is read
 
     is_raw = False
-
-    def __init__(self, spec: HuggingFaceData, *, path: str) -> None:
-        self._spec = spec
-        self._path = path
-        with tempfile.TemporaryDirectory() as folder:
-            self._builder = self._build(folder)
-        _require_plain(self._builder, name=spec.path)
-        files = [str(file) for split in self._files.values() for file in split]
-        _require_inside(files, path=path)
 
     @property
     def name(self) -> str:
         """The path or id."""
-        return self._spec.path
-
-    @property
-    def _files(self) -> dict[Any, Any]:
-        return self._builder.config.data_files or {}
+        return self.files.name
 
     @property
     def identity(self) -> list[Identity]:
         """Every file; on the hub its URL names the commit."""
-        wanted: Identity = {"split": self._spec.split, "eval": self._eval_split or ""}
-        files = [str(file) for split in self._files.values() for file in split]
-        return [{"reader": self._builder.name, **wanted}, *map(_identity, files)]
+        return [*self.files.identity, {"class_names": json.dumps(self.class_names)}]
 
     @property
     def has_own_eval(self) -> bool:
-        """Whether a split of its own is held out."""
-        return self._eval_split is not None
-
-    @property
-    def _eval_split(self) -> str | None:
-        return self._spec.eval.split if isinstance(self._spec.eval, HeldOutSplit) else None
+        """Whether a separate split is held out."""
+        return self.files.has_own_eval
 
     def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
         """Yield the texts of a split."""
-        text = self._spec.text
+        text = self.files.text
         assert text is not None
         return pieces_of(self.chunks(split, work=work, choose=only(text), tell=tell), text=text)
 
     def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
-        """Yield the rows of a split."""
-        name = self._spec.split if split == "train" else self._eval_split
-        file = f"{self.name}, split {name!r}"
-        with _translated(file), _copied(work) as folder:
-            tables = self._open(name, folder, tell).with_format("arrow").iter(batch_size=_ROWS)
-            first: pa.Table | None = next(tables, None)
-            if first is None:
-                return
-            columns = choose(first.column_names, file)
-            yield from chunks_of(_batches(first, tables), names=columns, file=file)
+        """Yield the rows of a split, file by file."""
+        with ExitStack() as stack:
+            files = self.files
+            if self.is_copied_first:
+                files = _copied(files, split, stack=stack, work=work, tell=tell)
+            for chunk in files.chunks(split, work=work, choose=choose, tell=tell):
+                yield self._numbered(chunk)
 
-    def _open(self, split: str | None, folder: str, tell: Tell) -> Any:
-        if self._spec.streaming:
-            return self._builder.as_streaming_dataset(split=split)
-        builder = self._build(folder)
-        with telling(f"{self.name} is being copied", tell):
-            builder.download_and_prepare(
-                download_config=datasets.DownloadConfig(cache_dir=f"{folder}/downloads")
-            )
-        return builder.as_dataset(split=split)
-
-    def _build(self, folder: str) -> Any:
-        with _translated(self._spec.path):
-            return datasets.load_dataset_builder(
-                self._path, self._spec.name, revision=self._spec.revision, cache_dir=folder
-            )
+    def _numbered(self, chunk: Chunk) -> Chunk:
+        """The rows with the numbers of classes that are written by name."""
+        numbered = {
+            column: _numbers(values, self.class_names[column], is_text_only=chunk.is_text_only)
+            for column, values in chunk.columns.items()
+            if column in self.class_names
+        }
+        return replace(chunk, columns={**chunk.columns, **numbered}) if numbered else chunk
 
 
-def _batches(first: pa.Table, others: Iterator[pa.Table]) -> Iterator[pa.RecordBatch]:
-    yield from first.to_batches()
-    for table in others:
-        yield from table.to_batches()
+def _numbers(values: Column, names: Sequence[str], *, is_text_only: bool) -> Column:
+    """``is_text_only``: a number is a text as well, and then no class's name."""
+    if is_text_only:
+        numbers = {name: str(at) for at, name in enumerate(names) if not name.strip().isdigit()}
+        return [numbers.get(value, value) for value in values]
+    positions = {name: at for at, name in enumerate(names)}
+    return [positions.get(value, value) if isinstance(value, str) else value for value in values]
+
+
+def _copied(
+    files: FileRecords, split: Split, *, stack: ExitStack, work: Path, tell: Tell
+) -> FileRecords:
+    """The same records, with the files of a split on this disk until the stack is left."""
+    wanted = files.train if split == "train" else files.eval or ()
+    here = [_at(stack.enter_context(opened(file, work, tell=tell)), file) for file in wanted]
+    return replace(files, **{split: here})
+
+
+def _at(path: Path, file: SourceFile) -> SourceFile:
+    return replace(file, fetch=lambda *_: path)
+
+
+# ---- what the library says ----------------------------------------------------------------------
+
+
+def _split(splits: Mapping[str, Sequence[str]], split: str, *, name: str) -> list[SourceFile]:
+    if split not in splits:
+        raise DataInvalid(
+            f"{name}: expected one of its splits, which are {shown_names(sorted(splits))}, "
+            f"saw {split!r}; a part of a split has to be stored as one"
+        )
+    return [_source_file(file, name=name) for file in splits[split]]
+
+
+def _source_file(file: str, *, name: str) -> SourceFile:
+    if "://" not in file:
+        status = Path(file).stat()
+        identity: Identity = {
+            "path": file,
+            "size": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "changed_ns": status.st_ctime_ns,
+        }
+        return SourceFile(
+            name=file, size=status.st_size, identity=identity, fetch=lambda *_: Path(file)
+        )
+
+    def fetch(work: Path, tell: Tell) -> Path:
+        with (
+            tempfile.TemporaryDirectory(dir=work) as folder,
+            _translated(name),
+            telling(f"{file} is being copied", tell),
+        ):
+            config = datasets.DownloadConfig(cache_dir=folder)
+            fetched = datasets.DownloadManager(download_config=config).download(file)
+            handle, target = tempfile.mkstemp(dir=work)
+            os.close(handle)
+            os.replace(fetched, target)
+        return Path(target)
+
+    return SourceFile(name=file, size=0, identity={"url": file}, fetch=fetch)
+
+
+def _delimiter(spec: HuggingFaceData, builder: Any) -> str:
+    """That of the specification, unless it names none and the library knows better (.tsv)."""
+    default = HuggingFaceData.model_fields["delimiter"].default
+    return spec.delimiter if spec.delimiter != default else getattr(builder.config, "sep", default)
+
+
+def _class_names(builder: Any) -> dict[str, Sequence[str]]:
+    """Of each column, as its description lists them; "no" without quotes is not a text in YAML."""
+    features = builder.info.features or {}
+    return {
+        column: [str(name) for name in feature.names]
+        for column, feature in features.items()
+        if isinstance(feature, datasets.ClassLabel) and feature.names
+    }
 
 
 def _require_plain(builder: Any, *, name: str) -> None:
@@ -136,6 +227,16 @@ def _require_plain(builder: Any, *, name: str) -> None:
         raise DataForbidden(
             f"expected {name} to be read as {', '.join(sorted(_READERS))}, saw {builder.name}"
         )
+    usual = type(builder.config)()
+    for field in dataclasses.fields(builder.config):
+        value = getattr(builder.config, field.name)
+        is_usual = value == getattr(usual, field.name) or field.name in _HEEDED
+        if not is_usual and not (field.name == "encoding" and value in _UTF_8):
+            raise DataInvalid(
+                f"{name}: expected files that need no option of a reader but `sep`, saw "
+                f"{field.name} = {value!r} in its description; store them in the usual form, or "
+                "read them as `files`"
+            )
 
 
 def _require_inside(files: list[str], *, path: str) -> None:
@@ -150,30 +251,13 @@ def _is_of_hub(file: str, path: str) -> bool:
     return file.startswith(f"hf://datasets/{path}@") and "/../" not in file
 
 
-def _identity(file: str) -> Identity:
-    if "://" in file:
-        return {"url": file}
-    status = Path(file).stat()
-    return {"path": file, "size": status.st_size, "changed_ns": status.st_ctime_ns}
-
-
-@contextmanager
-def _copied(work: Path) -> Iterator[str]:
-    """A folder for what the library copies, which goes with the block."""
-    folder = work / "hub"
-    try:
-        yield str(folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise DataNotFound(f"expected the data set {name}, saw: {_short(error)}") from error
-    except (ConnectionError, TimeoutError) as error:
+    except (ConnectionError, TimeoutError, httpx.TransportError) as error:
         raise SourceAway(f"expected the hub to answer for {name}, saw: {_short(error)}") from error
     except (ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataInvalid(f"expected to read {name}, saw: {_short(error)}") from error
