@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -72,7 +73,7 @@ _TO_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def _require_one_picture(image: Image.Image) -> None:
+def _require_one_picture(image: ImageFile) -> None:
     """Of a camera's MPO the first picture is the photograph (CIPA DC-007); others are previews."""
     num_pictures = getattr(image, "n_frames", 1)
     if num_pictures > 1 and image.format != "MPO":
@@ -83,7 +84,7 @@ def _require_one_picture(image: Image.Image) -> None:
         )
 
 
-def _layers(image: Image.Image, content: bytes) -> _Layers:
+def _layers(image: ImageFile, content: bytes) -> _Layers:
     tags = getattr(image, "tag_v2", {})
     if image.mode in ("I", "F") or not _is_unsigned(tags):
         raise NotShowable(
@@ -106,7 +107,7 @@ def _is_unsigned(tags: Any) -> bool:
 # ---- 8 bits -------------------------------------------------------------------------------------
 
 
-def _shallow(image: Image.Image) -> _Layers:
+def _shallow(image: ImageFile) -> _Layers:
     _scale_transparent_grey(image)
     is_grey = image.mode in _GREY
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
@@ -116,7 +117,7 @@ def _shallow(image: Image.Image) -> _Layers:
     return _Layers(samples[..., None] if is_grey else samples)
 
 
-def _scale_transparent_grey(image: Image.Image) -> None:
+def _scale_transparent_grey(image: ImageFile) -> None:
     """Pillow 13.0.0 scales PNG's grey of 2 and 4 bits to 8, but not the one that is transparent."""
     raw = _raw_modes(image)
     if image.format == "PNG" and image.info.get("transparency") and raw & {"L;2", "L;4"}:
@@ -126,9 +127,9 @@ def _scale_transparent_grey(image: Image.Image) -> None:
 # ---- 16 bits ------------------------------------------------------------------------------------
 
 
-def _deep_grey(image: Image.Image, tags: Any) -> _Layers:
+def _deep_grey(image: ImageFile, tags: Any) -> _Layers:
     transparent = image.info.get("transparency")
-    grey = np.asarray(image).astype(np.uint16)
+    grey: Pixels = np.asarray(image).astype(np.uint16)
     if tags.get(_BITS) == (12,):
         grey = grey << 4 | grey >> 8
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow 13.0.0 inverts it in 8 bits only
@@ -137,7 +138,7 @@ def _deep_grey(image: Image.Image, tags: Any) -> _Layers:
     return _Layers(grey[..., None], alpha)
 
 
-def _deep_colour(image: Image.Image, content: bytes) -> _Layers:
+def _deep_colour(image: ImageFile, content: bytes) -> _Layers:
     """Colours of 16 bits, of which Pillow 13.0.0 keeps the upper 8.
 
     The file is read once more in the other byte order, which gives the lower ones.
@@ -162,7 +163,7 @@ def _deep_colour(image: Image.Image, content: bytes) -> _Layers:
     return _Layers(samples[..., :3], samples[..., 3] if samples.shape[-1] > 3 else None)
 
 
-def _deep_grey_with_alpha(image: Image.Image) -> _Layers:
+def _deep_grey_with_alpha(image: ImageFile) -> _Layers:
     """Two samples of two bytes, read as four bands: Pillow has no mode for them."""
     image.tile = [_with_raw_mode(tile, "RGBA") for tile in image.tile]
     samples = np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
@@ -173,9 +174,9 @@ def _opaque_but(is_transparent: NDArray[np.bool_]) -> Pixels:
     return np.where(is_transparent, 0, 65535).astype(np.uint16)
 
 
-def _raw_modes(image: Image.Image) -> set[str]:
+def _raw_modes(image: ImageFile) -> set[str]:
     """How the samples lie in the file; empty once it is loaded."""
-    return {_raw_mode(tile) for tile in getattr(image, "tile", ())}
+    return {_raw_mode(tile) for tile in image.tile}
 
 
 def _raw_mode(tile: Any) -> str:
@@ -188,7 +189,7 @@ def _with_raw_mode(tile: Any, raw_mode: str) -> Any:
     return tile._replace(args=args)
 
 
-def _deep_raw(image: Image.Image) -> re.Match[str] | None:
+def _deep_raw(image: ImageFile) -> re.Match[str] | None:
     return next(filter(None, map(_DEEP_RAW.fullmatch, sorted(_raw_modes(image)))), None)
 
 
@@ -208,7 +209,7 @@ def _on_white(layers: _Layers) -> Pixels:
     colour, alpha = layers.colour, layers.alpha[..., None]
     white = np.uint32(np.iinfo(colour.dtype).max)
     seen = colour * alpha.astype(np.uint32) + white * (white - alpha)
-    shown = ((seen + white // 2) // white).astype(colour.dtype)
+    shown: Pixels = ((seen + white // 2) // white).astype(colour.dtype)
     if (shown == white).all() and not (_is_flat(colour) and _is_flat(alpha)):
         raise NotShowable(
             expected="a picture that shows on white, which transparent parts become",

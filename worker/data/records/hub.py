@@ -158,7 +158,7 @@ def _copied(
     """The same records, with the files of a split on this disk until the stack is left."""
     wanted = files.train if split == "train" else files.eval or ()
     here = [_at(stack.enter_context(opened(file, work, tell=tell)), file) for file in wanted]
-    return replace(files, **{split: here})
+    return replace(files, train=here) if split == "train" else replace(files, eval=here)
 
 
 def _at(path: Path, file: SourceFile) -> SourceFile:
