@@ -99,6 +99,17 @@ def require_pair(name: str, value: Any) -> None:
         raise _unexpected(name, "a pair of numbers", value)
 
 
+def plain(value: Any) -> Any:
+    """Return a setting with numbers of NumPy and tensors of one element as Python's own.
+
+    torch's operators take such a tensor for some arguments and not for others.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(map(plain, value)) if type(value) in (tuple, list) else value
+    is_one = hasattr(value, "item") and math.prod(getattr(value, "shape", (2,))) == 1
+    return value.item() if is_one else value
+
+
 def _number(name: str, value: Any) -> float:
     # A tensor is known by its method, so that the parts without torch stay so.
     is_number = isinstance(value, int | float) or hasattr(value, "item")

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from roadless.optim.checks import require_inside_unit_interval, require_pair
+from roadless.optim.checks import require_inside_unit_interval
 from roadless.optim.core.descent import Descent
-from roadless.optim.rules.adam import Adam, check_palm
+from roadless.optim.rules.adam import Adam, check_palm, check_palm_betas
 from roadless.optim.rules.adopt import ADOPT
 from roadless.optim.rules.base import Group, Rule
 from roadless.optim.rules.laprop import LaProp
@@ -293,7 +293,7 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         weight_lr_power: float = 2.0,
         beta2_scale: float = 0.8,
     ) -> None:
-        require_pair("betas", betas)
+        check_palm_betas(betas)
         settings: dict[str, Any] = {
             "lr": lr,
             "beta": beta if betas[0] is None else betas[0],
@@ -308,7 +308,7 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         super().__init__(params, settings)
 
     def _check(self, group: Group) -> None:
-        require_pair("betas", group["betas"])
+        check_palm_betas(group["betas"])
         if group["betas"][0] is not None:
             require_inside_unit_interval("betas[0]", group["betas"][0])
         super()._check(group)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -49,6 +50,19 @@ def check_palm(group: Group) -> None:
     require_inside_unit_interval("beta", group["beta"])
     require_at_least_zero(group, "eps")
     require_above_zero(group, "beta2_scale")
+
+
+def check_palm_betas(betas: Any) -> None:
+    """Check HeavyBall's ``betas`` for PaLM's β₂: None, or β₁; and None, or a number not used.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    require_pair("betas", betas)
+    if betas[0] is not None:
+        require_ema_coefficient("betas[0]", betas[0])
+    if betas[1] is not None:
+        require_ema_coefficient("betas[1]", betas[1])
 
 
 def no_first(_group: Group, _t: int) -> None:

@@ -30,6 +30,11 @@ def check_soap(group: Group) -> None:
     Raises:
         ValueError: naming the setting.
     """
+    if "schedule_free" in group:
+        raise ValueError(
+            "schedule_free: expected among the constructor's arguments, as it holds for all "
+            f"groups, seen {group['schedule_free']!r} in a group; make two optimizers"
+        )
     require_pair("betas", group["betas"])
     require_ema_coefficient("betas[0]", group["betas"][0])
     require_ema_coefficient("betas[1]", group["betas"][1])

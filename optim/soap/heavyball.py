@@ -20,10 +20,28 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.rules.adam import check_palm_betas
+from roadless.optim.rules.base import Group
 from roadless.optim.soap.optimizer import SOAP, ScheduleFreeSOAP, arguments_of
 
 #: β, or β and a second number that is not used, as in HeavyBall.
 Betas = tuple[float | None, float | None]
+
+
+class _PaLM(SOAP):
+    """Groups have ``beta`` and ``betas`` of their own as the constructor has them."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, at any time; settings that it omits are those of the constructor.
+
+        Raises:
+            ValueError: a setting is out of range, or a parameter is already in a group.
+        """
+        if not {"beta", "betas"}.isdisjoint(param_group):
+            beta = param_group.pop("beta", self.defaults["betas"][0])
+            betas = param_group.get("betas", (None, None))
+            param_group["betas"] = _palm_betas(beta, betas)
+        super().add_param_group(param_group)
 
 
 class ForeachSOAP(SOAP):
@@ -92,7 +110,7 @@ class PrecondScheduleForeachSOAP(SOAP):
         super().__init__(**arguments_of(locals()), precond_schedule=True)
 
 
-class PaLMForeachSOAP(SOAP):
+class PaLMForeachSOAP(_PaLM):
     """`ForeachSOAP` with PaLM's growing β₂ in place of a constant one.
 
     ``beta`` is β₁; ``betas``, if its first entry is given, overrides it.
@@ -120,7 +138,7 @@ class PaLMForeachSOAP(SOAP):
         super().__init__(**_palm(locals()))
 
 
-class PrecondSchedulePaLMForeachSOAP(SOAP):
+class PrecondSchedulePaLMForeachSOAP(_PaLM):
     """`PaLMForeachSOAP` with its bases refreshed less and less often: HeavyBall's recommendation.
 
     ``precond_scheduler`` replaces ``precondition_frequency``, which has no effect.
@@ -149,7 +167,7 @@ class PrecondSchedulePaLMForeachSOAP(SOAP):
         super().__init__(**_palm(locals()), precond_schedule=True)
 
 
-class SFPaLMForeachSOAP(ScheduleFreeSOAP):
+class SFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
     """Schedule-free SOAP with PaLM's β₂ and adaptive clipping; the result is x.
 
     ``beta``, > 0 and < 1, is y's interpolation; the first of ``betas``, if given, overrides it.
@@ -179,7 +197,7 @@ class SFPaLMForeachSOAP(ScheduleFreeSOAP):
         super().__init__(**_palm(locals()))
 
 
-class PrecondScheduleSFPaLMForeachSOAP(ScheduleFreeSOAP):
+class PrecondScheduleSFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
     """`SFPaLMForeachSOAP`, refreshed less and less often; also named `PrecondScheduleSFPaLMSOAP`.
 
     ``precond_scheduler`` replaces ``precondition_frequency``, which has no effect.
@@ -217,7 +235,11 @@ PrecondScheduleSFPaLMSOAP = PrecondScheduleSFPaLMForeachSOAP
 def _palm(variables: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments for PaLM's β₂, with ``beta`` as the first of ``betas``."""
     arguments = arguments_of(variables)
-    beta, (first, _) = arguments.pop("beta"), arguments["betas"]
+    beta, betas = arguments.pop("beta"), arguments["betas"]
+    return arguments | {"betas": _palm_betas(beta, betas), "palm_beta2": True}
+
+
+def _palm_betas(beta: Any, betas: Any) -> tuple[Any, float]:
+    check_palm_betas(betas)
     # The second is not used with PaLM's β₂, but every group must have a number.
-    betas = (beta if first is None else first, 0.0)
-    return arguments | {"betas": betas, "palm_beta2": True}
+    return beta if betas[0] is None else betas[0], 0.0

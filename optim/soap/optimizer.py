@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.checks import require_bool
 from roadless.optim.core.descent import Descent
 from roadless.optim.numerics.complex_pairs import as_pair
 from roadless.optim.rules.base import Group, Rule, State
@@ -136,6 +137,7 @@ class SOAP(Descent):
         precond_seed: int = 0,
     ) -> None:
         settings = arguments_of(locals())
+        require_bool(settings, "schedule_free")
         del settings["params"], settings["schedule_free"]
         super().__init__(params, settings | {"precond_due": 0.0})
 
@@ -147,6 +149,9 @@ class SOAP(Descent):
 
     def _required(self, group: Group) -> frozenset[str]:
         return super()._required(group) | {"step", "exp_avg_sq"}
+
+    def _knows(self, name: str, group: Group) -> bool:
+        return name.startswith(("exp_avg", "factor_", "basis_")) or super()._knows(name, group)
 
     def _shapes_of(self, name: str, parameter: Tensor, group: Group) -> Sequence[torch.Size]:
         kind, _, dimension = name.partition("_")
