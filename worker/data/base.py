@@ -65,6 +65,7 @@ class Description:
     tokens_per_sample: int  #: 0 for data without tokens
     fingerprint: str  #: SHA-256 of the content, lower-case hexadecimal
     num_targets: int = 0  #: for regression, numbers to predict for each sample
+    class_names: tuple[str, ...] = ()  #: in the order of their numbers; () where they have none
     bytes_per_token: float = 0.0  #: of held-out text, on average; 0: not text, or not known
 
     @property
@@ -80,6 +81,7 @@ class Description:
             num_classes=self.num_classes,
             num_targets=self.num_targets,
             tokens_per_sample=self.tokens_per_sample,
+            class_names=self.class_names,
         )
 
     @classmethod
@@ -91,6 +93,7 @@ class Description:
             shape.tokens_per_sample,
             fingerprint="",
             num_targets=shape.num_targets,
+            class_names=shape.class_names,
         )
 
 

@@ -116,6 +116,8 @@ def _named(
         columns = _columns_in_other_order(described, data, main=main)
         if columns:
             data = build(described.model_copy(update={"columns": columns}))
+        if isinstance(data, NumberRows) and isinstance(main, NumberRows):
+            data = data.labelled_like(main)
         if is_standardised(spec.data):
             data = _standardised(data, like=main, label=label_of_data(one.data))
     return NamedSet(one.name, data, one.max_batches)

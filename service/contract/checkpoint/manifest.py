@@ -60,6 +60,7 @@ class DataShape(Message):
     num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
     num_targets: int  #: for regression, numbers to predict for each sample
     tokens_per_sample: int  #: 0 for data without tokens
+    class_names: tuple[str, ...] = ()  #: in the order of their numbers; () where they have none
 
 
 class SetReceipt(Message):

@@ -394,6 +394,34 @@ def test_a_set_of_a_standardised_model_keeps_the_digits_that_a_large_mean_hides(
     assert torch.allclose(served[0].inputs, served[1].inputs, atol=1e-5)
 
 
+def test_named_classes_of_a_set_have_the_numbers_of_the_model(node: Node) -> None:
+    """A set that shows one class alone would call it 0."""
+    names = ["maybe", "no", "yes"]
+    data = rows(node, "main", y=names * 20)
+    sets = [rows(node, "one", y=["yes"] * 60), rows(node, "two", y=["yes", "no"] * 30)]
+    one, two = (one.data for one in built(node, data=data, sets=sets).named)
+    assert set(one.eval_batch(0, 99).targets.tolist()) == {2}
+    assert set(two.train_batch(np.arange(57)).targets.tolist()) == {1, 2}
+    assert one.description.class_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("main", "other", "expected"),
+    [
+        (["no", "yes"], ["no", "nay"], "in the model's data, 'no', 'yes', saw 'nay', 'no'"),
+        (["no", "yes"], [0, 1], "in the model's data, 'no', 'yes', saw by number"),
+        ([0, 1], ["no", "yes"], "in the model's data, by number, saw 'no', 'yes'"),
+    ],
+)
+def test_classes_of_other_names_are_refused(
+    node: Node, main: Any, other: Any, expected: str
+) -> None:
+    sets = [rows(node, "other", y=other * 30)]
+    reason, message = fault(node, data=rows(node, "main", y=main * 30), sets=sets)
+    assert reason is Reason.DATA_INVALID
+    assert expected in message
+
+
 SYNTHETIC = {"kind": "builtin", "name": "synthetic", "num_train": 64, "num_eval": 8}
 
 

@@ -41,6 +41,7 @@ def load() -> NumberRows:
         normalization=normalization.of_rows(inputs, every[~is_held_out]),
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
         has_uncounted=False,
+        class_names=(),
         columns=(),
     )
     return NumberRows(table)

@@ -81,6 +81,7 @@ def _rows(
         normalization=None,
         fingerprint=hashlib.sha256(inputs.tobytes() + targets.tobytes()).hexdigest(),
         has_uncounted=False,
+        class_names=(),
         columns=(),
     )
     return NumberRows(table)

@@ -24,6 +24,8 @@ _NUMBER_TYPES: frozenset[type] = frozenset({int, float, bool, Decimal})
 _PLAIN = re.compile(r"[0-9+\-.eE \t]*")
 _NUMBER = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*")
 _WHOLE = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
+#: How pandas, R and databases write that there is no value.
+_MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "?"})
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(?:nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
 _NUMBERS_WAY_OUT = "leave such rows out, fill them, or name the columns to use in `columns`"
@@ -32,7 +34,8 @@ _WHOLE_WAY_OUT = (
     "or name the columns to use in `columns`"
 )
 _LABELS_WAY_OUT = (
-    f"number the classes 0, 1, 2, ...; {UNCOUNTED} marks a row that is neither learned nor scored"
+    f"number the classes 0, 1, 2, ..., or name all of them; {UNCOUNTED} marks a row that is "
+    "neither learned nor scored"
 )
 
 
@@ -83,6 +86,32 @@ def labels(chunk: Chunk, name: str) -> NDArray[np.int64]:
             way_out=_LABELS_WAY_OUT,
         )
     return wide.astype(np.int64)
+
+
+def has_class_names(chunk: Chunk, name: str) -> bool:
+    """Whether the labels of the column are names, as far as the first row tells."""
+    value = chunk.columns[name][0]
+    return isinstance(value, str) and _is_class_name(value)
+
+
+def class_names(chunk: Chunk, name: str) -> Sequence[str]:
+    """Return the column as names of classes. Raises DataInvalid for the first row without one."""
+    values = chunk.columns[name]
+    for row, value in enumerate(values):
+        if not (isinstance(value, str) and _is_class_name(value)):
+            chunk.refuse(
+                row,
+                name,
+                expected="the name of a class, like the first row",
+                seen=shown(value),
+                way_out="leave such rows out, or number all classes 0, 1, 2, ...",
+            )
+    return list(values)
+
+
+def _is_class_name(text: str) -> bool:
+    """Neither a number nor one of the spellings of a missing value."""
+    return text.strip().lower() not in _MISSING and _NUMBER.fullmatch(text) is None
 
 
 def texts(chunk: Chunk, name: str) -> list[bytes]:

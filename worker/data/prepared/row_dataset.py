@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from roadless.worker.data.base import Batch, Description, Indices
+from roadless.worker.data.formats.chunk import shown_names
 from roadless.worker.errors import DataInvalid
 
 
@@ -48,6 +49,7 @@ class Table:
     normalization: Normalization | None
     fingerprint: str  #: SHA-256, lower-case hexadecimal
     has_uncounted: bool  #: whether some targets are UNCOUNTED
+    class_names: tuple[str, ...]  #: in order; () where they are numbers
     columns: tuple[str, ...]  #: those that the inputs are made of; () where nobody named any
 
 
@@ -62,6 +64,7 @@ class NumberRows:
             tokens_per_sample=0,
             fingerprint=table.fingerprint,
             num_targets=0 if table.num_classes else table.targets.shape[1],
+            class_names=table.class_names,
         )
 
     @property
@@ -101,6 +104,23 @@ class NumberRows:
             )
         return type(self)(replace(self._table, normalization=other._table.normalization))
 
+    def labelled_like(self, other: Self) -> Self:
+        """Return these rows with classes numbered as in the other ones, by name.
+
+        Raises DataInvalid where only one of the two has names, or the other lacks one.
+        """
+        expected, seen = other._table.class_names, self._table.class_names
+        if seen == expected:
+            return self
+        if not seen or not set(seen) <= set(expected):
+            raise DataInvalid(
+                f"expected classes as in the model's data, {_shown_classes(expected)}, saw "
+                f"{_shown_classes(seen)}"
+            )
+        numbers = np.array([expected.index(name) for name in seen], dtype=np.int64)
+        targets = numbers[self._table.targets]
+        return type(self)(replace(self._table, targets=targets, class_names=expected))
+
     def _batch(self, rows: NDArray[np.int64]) -> Batch:
         # numpy, not torch: this runs in a thread beside training, whose cores it must not take.
         inputs, normalization = self._table.inputs[rows], self._table.normalization
@@ -111,3 +131,7 @@ class NumberRows:
             torch.from_numpy(self._table.targets[rows]),
             has_uncounted=self._table.has_uncounted,
         )
+
+
+def _shown_classes(names: tuple[str, ...]) -> str:
+    return shown_names(names) if names else "by number"

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import UNCOUNTED
-from roadless.worker.data.formats.chunk import Chunk, require_columns, shown_names
-from roadless.worker.data.formats.columns import labels, numbers
+from roadless.worker.data.formats.chunk import Chunk, require_columns, shown, shown_names
+from roadless.worker.data.formats.columns import class_names, has_class_names, labels, numbers
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.prepared.spread import Spread
 from roadless.worker.errors import DataInvalid
 
 INPUTS_FILE, TARGETS_FILE = "inputs.bin", "targets.bin"
 
+#: More are hardly names of classes; each is kept in every checkpoint.
+MAX_CLASS_NAMES = 10_000
+_SORTED_AT_ONCE = 2**20
 _INDEX_NAME = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9]+(\.[0-9]+)*")
 _NAMES_WAY_OUT = "name those to use in `columns`, or write the same columns in every row and file"
 
@@ -82,6 +85,8 @@ class RowWriter:
         self._first: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}  #: of a row of each column
         self._spread = Spread()
+        self._is_named: bool | None = None
+        self._codes: dict[str, int] = {}
         self.num_rows = 0
         self.target_width = 0  #: numbers to predict; 0 for a class
         self.highest_label = -1
@@ -108,6 +113,11 @@ class RowWriter:
         """Of one sample."""
         assert self._first is not None, "expected rows to be written"
         return self._first[1]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, sorted; () where the rows number them."""
+        return tuple(sorted(self._codes))
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -218,14 +228,43 @@ class RowWriter:
 
     def _labels(self, chunk: Chunk) -> NDArray[np.int64]:
         (name,) = self._wanted.targets
-        found = labels(chunk, name)
+        if self._is_named is None:
+            self._is_named = has_class_names(chunk, name)
+        found = self._codes_of(chunk, name) if self._is_named else labels(chunk, name)
         if self._wanted.num_classes is not None and (found >= self._wanted.num_classes).any():
             row = int(np.argmax(found >= self._wanted.num_classes))
             expected = f"a class below num_classes = {self._wanted.num_classes}"
-            chunk.refuse(row, name, expected=expected, seen=str(found[row]))
+            seen = shown(chunk.columns[name][row]) if self._is_named else str(found[row])
+            chunk.refuse(row, name, expected=expected, seen=seen)
         self.highest_label = max(self.highest_label, int(found.max(initial=-1)))
         self.has_uncounted |= bool((found == UNCOUNTED).any())
         return found
+
+    def _codes_of(self, chunk: Chunk, name: str) -> NDArray[np.int64]:
+        """Numbers of the names in the order in which they turn up; :meth:`sort_classes` ends it."""
+        found = class_names(chunk, name)
+        codes = [self._codes.setdefault(one, len(self._codes)) for one in found]
+        if max(codes) >= MAX_CLASS_NAMES:
+            row = next(row for row, code in enumerate(codes) if code >= MAX_CLASS_NAMES)
+            expected = f"at most {MAX_CLASS_NAMES} names of classes"
+            way_out = "number the classes 0, 1, 2, ..."
+            chunk.refuse(row, name, expected=expected, seen=shown(found[row]), way_out=way_out)
+        return np.array(codes, dtype=np.int64)
+
+    def sort_classes(self) -> None:
+        """Number named classes by the order of their names, which no order of rows changes."""
+        if not self._codes:
+            return
+        numbers_of = {name: number for number, name in enumerate(self.class_names)}
+        numbers_by_code = np.array([numbers_of[name] for name in self._codes], dtype=np.int64)
+        path = self._paths[1]
+        targets = np.memmap(path, dtype=np.int64, mode="r+")
+        for start in range(0, len(targets), _SORTED_AT_ONCE):
+            block = slice(start, start + _SORTED_AT_ONCE)
+            targets[block] = numbers_by_code[targets[block]]
+        targets.flush()
+        with path.open("rb") as content:
+            self._digests = self._digests[0], hashlib.file_digest(content, "sha256")
 
     def require_told_apart(self, name: str) -> None:
         """Raise DataInvalid where float32 makes the values of a column equal, or nearly so.

@@ -62,11 +62,14 @@ def prepare(
             ends[split] = writer.num_rows
     require_all_filled(ends, name=records.name, of="rows")
     writer.require_told_apart(records.name)
+    writer.sort_classes()
     if writer.left_out:
         say(
             f"{records.name}: {shown_names(writer.left_out)} look like an index or name folders, "
             "and are no features; name a column in `columns` to train on it"
         )
+    if writer.class_names:
+        say(f"{records.name}: the classes 0, 1, ... are {shown_names(writer.class_names)}")
     train_rows, eval_rows = _split(ends, held_out, name=records.name)
     if writer.has_uncounted:
         _require_counted(work, {"train on": train_rows, "hold out": eval_rows}, name=records.name)
@@ -86,6 +89,7 @@ def prepare(
         fingerprint=_fingerprint(work, writer),
         has_uncounted=writer.has_uncounted,
         columns=() if wanted.image else writer.input_names,
+        class_names=writer.class_names,
     )
     (work / _FACTS_FILE).write_text(json.dumps(asdict(facts)))
 
@@ -107,6 +111,7 @@ def load(folder: Path) -> NumberRows:
         fingerprint=facts.fingerprint,
         has_uncounted=facts.has_uncounted,
         columns=tuple(facts.columns),
+        class_names=tuple(facts.class_names),
     )
     return NumberRows(table)
 
@@ -133,6 +138,7 @@ class _Facts:
     fingerprint: str
     has_uncounted: bool
     columns: tuple[str, ...]
+    class_names: tuple[str, ...]
 
 
 def _mapped(
@@ -194,6 +200,8 @@ def _fingerprint(work: Path, writer: RowWriter) -> str:
     """
     about = f"{writer.input_dtype.str} {writer.num_rows} {writer.input_shape}"
     digest = hashlib.sha256(about.encode() + writer.digest)
+    if writer.class_names:
+        digest.update(json.dumps(writer.class_names).encode())
     for name in (_ROWS_FILE, _NORMALIZATION_FILE):
         if (work / name).exists():
             with (work / name).open("rb") as content:

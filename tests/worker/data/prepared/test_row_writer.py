@@ -262,3 +262,67 @@ def test_a_split_without_any_label_that_counts_is_refused(node, train, held_out,
     said = fault(node, "train.csv", eval={"path": f"{node.root}/held-out.csv"})
     assert f"with a class to {purpose}" in said
     assert said.endswith("saw -100 in all of them")
+
+
+# ---- classes with names -------------------------------------------------------------------------
+
+words = st.text("abc Ä-_", min_size=1, max_size=3).filter(lambda name: name.strip())
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(words, min_size=4, max_size=20), st.sampled_from(["csv", "jsonl", "parquet"]))
+def test_named_classes_are_numbered_in_the_order_of_their_names(node, names, format):
+    distinct = sorted(set(names))
+    write_table(node, f"rows.{format}", {"a": list(range(len(names))), "y": names})
+    if len(distinct) < 2:
+        assert "expected at least two classes" in fault(node, f"rows.{format}")
+        return
+    told: list[str] = []
+    spec = {"format": format, "path": f"{node.root}/rows.{format}", "target": "y"}
+    data = node.build(spec, say=told.append)
+    inputs, targets = all_rows(data)
+    read = {int(row[0]): distinct[label] for row, label in zip(inputs, targets, strict=True)}
+    assert read == dict(enumerate(names))
+    assert data.description.class_names == data.description.shape.class_names == tuple(distinct)
+    assert f"the classes 0, 1, ... are {distinct[0]!r}, {distinct[1]!r}" in "".join(told)
+
+
+def test_the_numbers_of_named_classes_depend_on_no_order_of_rows_or_files(node):
+    names = ["no", "yes", "maybe", "no"]
+    for folder, order in (("one", names), ("two", names[::-1])):
+        (node.root / folder).mkdir()
+        for number, name in enumerate(order):
+            write_table(node, f"{folder}/{number}.csv", {"a": [0.5], "y": [name]})
+    one, two = (
+        build(node, [f"{folder}/{number}.csv" for number in range(4)]) for folder in ("one", "two")
+    )
+    assert one.description.class_names == two.description.class_names == ("maybe", "no", "yes")
+    assert sorted(all_rows(one)[1]) == sorted(all_rows(two)[1]) == [0, 1, 1, 2]
+
+
+def test_other_names_are_other_data(node):
+    for name, classes in (("en", ["no", "yes"]), ("de", ["ja", "nein"])):
+        write_table(node, f"{name}.csv", {"a": [1, 2, 3, 4], "y": classes * 2})
+    en, de = (build(node, f"{name}.csv").description for name in ("en", "de"))
+    assert en.fingerprint != de.fingerprint
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("bad", ["", "NA", "nan", "null", "?", "3", "1.0", " "])
+def test_a_missing_name_or_a_number_is_no_class_of_its_own(node, format, bad):
+    names = ["no", "yes"] * 3
+    names[4] = bad
+    write_table(node, f"rows.{format}", {"a": list(range(6)), "y": names})
+    said = fault(node, f"rows.{format}")
+    assert "row 5, column 'y': expected the name of a class, like the first row, saw" in said
+    assert repr(bad) in said
+
+
+def test_more_names_than_classes_are_refused_with_the_first_row_too_many(node, monkeypatch):
+    write_table(node, "rows.csv", {"a": list(range(6)), "y": ["b", "a", "b", "c", "a", "d"]})
+    said = fault(node, "rows.csv", num_classes=2)
+    assert "row 4, column 'y': expected a class below num_classes = 2, saw 'c'" in said
+    monkeypatch.setattr("roadless.worker.data.prepared.row_writer.MAX_CLASS_NAMES", 3)
+    assert "row 6, column 'y': expected at most 3 names of classes" in fault(node, "rows.csv")
