@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 from roadless.optim import at_average, averaged_point
@@ -125,10 +126,11 @@ def two_ranks(rank: int, folder: str) -> None:
 
 
 def four_ranks(rank: int, folder: str) -> None:
-    """Go on from the checkpoint of two."""
+    """Go on from the checkpoint of two; and begin anew, sharded in two ways at once."""
     join(rank, 4, folder)
     for name in NAMES:
         note(Path(folder, f"four-{name}-{rank}.pt"), lambda: resumed(name, rank, 4, folder))  # noqa: B023
+        note(Path(folder, f"meshes-{name}-{rank}.pt"), lambda: on_two_meshes(name))  # noqa: B023
     dist.destroy_process_group()
 
 
@@ -191,6 +193,22 @@ def sharded(name: str, world: int) -> tuple[nn.Module, Any]:
     fully_shard(bare[0], mesh=mesh)
     fully_shard(bare, mesh=mesh)
     return bare, optimizer_for(name, bare)
+
+
+def on_two_meshes(name: str) -> End:
+    """Shards of tensor-parallel layers, as FSDP2 makes them, every rank with the whole batch.
+
+    The five rows of the first layer are dealt out unevenly, twice (``_StridedShard``); the second
+    is cut along both dimensions; and its bias is on the tensor-parallel mesh alone.
+    """
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "tensor"))
+    bare = model()
+    plan = {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()}
+    parallelize_module(bare, mesh["tensor"], plan)
+    fully_shard(bare[0], mesh=mesh["shard"])
+    fully_shard(bare, mesh=mesh["shard"], ignored_params={bare[2].bias})
+    optimizer = optimizer_for(name, bare)
+    return end(optimizer, train(bare, optimizer, batches(0, BEFORE)))
 
 
 def state_of(model: nn.Module, optimizer: Any) -> dict[str, Any]:

@@ -102,6 +102,14 @@ def test_going_on_with_four_gives_the_same(folder: Path, name: str) -> None:
     assert_near(result(folder, "four", name), alone(name)[1], name)
 
 
+def test_shards_of_tensor_parallel_layers_give_what_one_process_gives(
+    folder: Path, name: str
+) -> None:
+    """On two meshes in one group, with uneven strided shards, and shards of both dimensions."""
+    for rank in range(4):
+        assert_near(result(folder, "meshes", name, rank), alone(name)[0], name)
+
+
 def test_one_process_loads_every_bit_and_goes_on(folder: Path, name: str) -> None:
     bare = model()
     optimizer = optimizer_for(name, bare)
