@@ -345,9 +345,11 @@ def _whole(value: Any) -> Any:
 
 
 def _mean(value: float, gradients: TensorList, process_group: "dist.ProcessGroup | None") -> float:
-    """Return the mean over the gradients' mesh or over the group, or else the value itself."""
-    meshes = [g.device_mesh for g in gradients if hasattr(g, "device_mesh")]
-    groups = meshes[0].get_all_groups() if meshes else [process_group] if process_group else []
+    """Return the mean over the gradients' meshes or over the group, or else the value itself."""
+    meshes = list(dict.fromkeys(g.device_mesh for g in gradients if hasattr(g, "device_mesh")))
+    groups = [group for mesh in meshes for group in mesh.get_all_groups()]
+    if not meshes and process_group is not None:
+        groups = [process_group]
     device = meshes[0].device_type if meshes else "cpu"
     total = torch.tensor(value, dtype=torch.float64, device=device)
     for group in groups:
