@@ -9,9 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from optim_makes import CLOSURES, NAMES, PLUS, make, parameters, parameters_of, randoms, step
+from optim_makes import (
+    CLOSURES,
+    NAMES,
+    PLUS,
+    WRAPPERS,
+    make,
+    parameters,
+    parameters_of,
+    randoms,
+    step,
+)
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from roadless.optim import at_average, averaged_point
 
@@ -292,3 +306,70 @@ def test_it_is_among_the_choices(name: str) -> None:
     """In docs/choosing.md, which says when to take it."""
     page = Path(__file__).parents[2] / "docs" / "choosing.md"
     assert f"`{name}`" in page.read_text()
+
+
+def test_hooks_run_once_a_step_whatever_was_made_before(name: str) -> None:
+    """torch (2.13) wraps the ``step`` of each class when it is made: one inside another runs twice.
+
+    Those that a form derives from are made first, so that all of them are wrapped.
+    """
+    for kind in type(make(name, parameters())).__mro__:
+        if kind.__name__ in NAMES and kind.__name__ != name:
+            make(kind.__name__, parameters())
+    optimizer, seen = make(name, parameters()), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    everywhere = [
+        register_optimizer_step_pre_hook(lambda *_: seen.append("before all")),
+        register_optimizer_step_post_hook(lambda *_: seen.append("after all")),
+    ]
+    try:
+        for row in randoms(2, parameters_of(optimizer)):
+            step(optimizer, row)
+    finally:
+        for handle in everywhere:
+            handle.remove()
+    ours = [one for one in seen if not one.endswith("all")]
+    assert ours == ["before", "after"] * 2
+    # A wrapper's base is an optimizer, too.
+    assert seen.count("before all") == seen.count("after all") == (4 if name in WRAPPERS else 2)
+
+
+def test_a_scheduler_counts_every_step_once(name: str) -> None:
+    """It warns where it is stepped before the optimizer, which it tells by counting calls."""
+    optimizer = make(name, parameters(), lr=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=4)
+        for row in randoms(3, parameters_of(optimizer)):
+            step(optimizer, row)
+            scheduler.step()
+    assert scheduler.last_epoch == 3
+
+
+def test_momentum_may_be_cycled_by_torchs_schedulers(name: str) -> None:
+    """OneCycleLR asks for ``betas`` or ``momentum`` in the defaults."""
+    optimizer = make(name, parameters())
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.02, total_steps=8)
+    held = []
+    for row in randoms(6, parameters_of(optimizer)):
+        step(optimizer, row)
+        scheduler.step()
+        group = optimizer.param_groups[0]
+        held.append(group["betas"][0] if "betas" in group else group["momentum"])
+    assert min(held) == pytest.approx(0.85, abs=0.01)
+    assert all(bool(p.isfinite().all()) for p in parameters_of(optimizer))
+
+
+def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
+    params = parameters()
+    optimizer = make(name, [{"params": params[:-1]}, {"params": params[-1:]}], lr=0.05)
+    before, row = values(optimizer), randoms(1, params)[0]
+    with pytest.raises(ValueError, match="expected dense gradients"):
+        step(optimizer, [*row[:-1], row[-1].to_sparse()])
+    if name not in WRAPPERS:
+        # A wrapper's base may have stepped the other group.
+        assert_rested(values(optimizer), before, name)
+    for row in randoms(8, params):
+        step(optimizer, row)
+    assert not same_bits(values(optimizer), before)

@@ -1,6 +1,7 @@
 """ScheduleFree+ against a direct implementation in plain floats, and on convex problems."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -220,6 +221,33 @@ def test_both_doors_take_the_same_step() -> None:
     assert torch.equal(w, by_value)
     with pytest.raises(ValueError, match="as it needs the loss"):
         optimizer.step()
+
+
+def test_a_step_by_value_is_a_step_for_hooks_and_schedulers() -> None:
+    """Both hang on ``step``, which torch wraps; a scheduler warns where none was counted."""
+    w = Parameter(torch.ones(3))
+    optimizer, seen = AdamCScheduleFreePlusPaper([w]), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=2)
+        for _ in range(3):
+            w.grad = torch.ones(3)
+            optimizer.step_func(1.0)
+            scheduler.step()
+    assert seen == ["before", "after"] * 3
+
+
+def test_a_refused_loss_moves_nothing_and_a_good_one_goes_on() -> None:
+    w, optimizer = one_step()
+    before = w.detach().clone()
+    with pytest.raises(ValueError, match="expected a finite loss"):
+        optimizer.step_func(torch.tensor(math.nan))
+    assert torch.equal(w, before)
+    assert optimizer.param_groups[0]["k"] == 1
+    optimizer.step_func(1.0)
+    assert not torch.equal(w, before)
 
 
 def test_the_value_comes_back_as_it_was_given() -> None:
