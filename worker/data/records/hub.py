@@ -12,6 +12,7 @@ folder, or in the repository on the hub. Imported only by ranks that need it.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import tempfile
@@ -22,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import httpx
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from roadless.service.contract.job.data import Format, HeldOutSplit, HuggingFaceData
 from roadless.worker.data.formats.chunk import Choose, Chunk, Column, Piece, shown_names
@@ -50,6 +57,7 @@ _HEEDED = {"name", "version", "data_dir", "data_files", "description", "features
     *("delimiter", "chunksize", "block_size", "batch_size", "use_threads", "parse_agent_traces"),
     *("fragment_scan_options", "on_mixed_types", "encoding_errors", "low_memory", "engine"),
 }
+_ABSENT = (FileNotFoundError, EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 _UTF_8 = (None, "utf-8", "utf8", "utf-8-sig")
 
 datasets.disable_progress_bars()
@@ -191,17 +199,11 @@ def _source_file(file: str, *, name: str) -> SourceFile:
         )
 
     def fetch(work: Path, tell: Tell) -> Path:
-        with (
-            tempfile.TemporaryDirectory(dir=work) as folder,
-            _translated(name),
-            telling(f"{file} is being copied", tell),
-        ):
-            config = datasets.DownloadConfig(cache_dir=folder)
-            fetched = datasets.DownloadManager(download_config=config).download(file)
-            handle, target = tempfile.mkstemp(dir=work)
-            os.close(handle)
-            os.replace(fetched, target)
-        return Path(target)
+        target = work / f"fetched-{hashlib.sha256(file.encode()).hexdigest()}"
+        # Not by the library, which would keep a copy of every file outside the bounded cache.
+        with _translated(name), telling(f"{file} is being copied", tell):
+            HfFileSystem().get_file(file, str(target))
+        return target
 
     return SourceFile(name=file, size=0, identity={"url": file}, fetch=fetch)
 
@@ -255,9 +257,9 @@ def _is_of_hub(file: str, path: str) -> bool:
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as error:
+    except _ABSENT as error:
         raise DataNotFound(f"expected the data set {name}, saw: {_short(error)}") from error
-    except (ConnectionError, TimeoutError, httpx.TransportError) as error:
+    except (ConnectionError, TimeoutError, HTTPError) as error:
         raise SourceAway(f"expected the hub to answer for {name}, saw: {_short(error)}") from error
     except (ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise DataInvalid(f"expected to read {name}, saw: {_short(error)}") from error
