@@ -37,6 +37,20 @@ def for_tokens(**arguments: object) -> nn.Module:
     return nn.Embedding(10, 10)
 
 
+def _filled(num_outputs: int, *, value: float) -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, num_outputs))
+    nn.init.constant_(model[1].bias, value)
+    return model
+
+
+def drawn_by_numpy(*, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    return _filled(num_outputs, value=float(np.random.rand()))
+
+
+def drawn_by_python(*, input_shape: tuple[int, ...], num_outputs: int) -> nn.Module:
+    return _filled(num_outputs, value=random.random())
+
+
 class Pair(nn.Module):
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, None]:
         return inputs, None

@@ -18,8 +18,9 @@ from torch import nn
 from roadless.optim.numerics.sharding import whole
 from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
 from roadless.worker.checkpointing.safetensors_file import TensorForm, in_file_order, write_tensors
-from roadless.worker.errors import CheckpointUnreadable
+from roadless.worker.errors import CheckpointUnreadable, ModelInvalid
 from roadless.worker.model.base import SelfSaving
+from roadless.worker.model.faults import told
 
 MODEL_FILE = "model.safetensors"
 _READ_BYTES = 1 << 20
@@ -32,7 +33,8 @@ def write_model(folder: Path, model: nn.Module) -> tuple[CheckpointFile, ...]:
 
     The tensors of a sharded model are gathered one by one, while the other ranks call
     ``roadless.worker.checkpointing.model_files.help_to_gather``. A model of another library is
-    written in that library's format, with other files beside it. Raises OSError.
+    written in that library's format, with other files beside it. Raises OSError, and ModelInvalid
+    for what that library refuses to write.
     """
     tensors = gathered(model)
     try:
@@ -106,8 +108,12 @@ def _saved_by_itself(
 ) -> tuple[CheckpointFile, ...]:
     try:
         model.save_folder(folder, tensors)
+    except OSError:
+        raise
     except SafetensorError as error:  # how the library reports an OSError
         raise OSError(f"the model's files were not written: {error}") from error
+    except Exception as error:  # each library checks what it writes in its own way
+        raise ModelInvalid(f"expected a model that can be written, saw {told(error)}") from error
     return _seal(folder, tuple(sorted(path.name for path in folder.iterdir())))
 
 

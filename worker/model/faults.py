@@ -18,8 +18,8 @@ from torch import nn
 import roadless
 from roadless.worker.errors import JobFailed, ModelInvalid
 
-#: Frames of the owner that a message shows.
-_MAX_FRAMES = 6
+#: Frames of the owner that a message shows, and characters of each.
+_MAX_FRAMES, _MAX_WIDTH = 6, 240
 #: The installed package consists of links in a checkout.
 _OURS = tuple(
     os.path.realpath(path) + os.sep
@@ -87,7 +87,7 @@ def foreign_frames(error: BaseException) -> list[str]:
     """Return a line for each frame of other people's code that raised it, innermost first."""
     frames = [frame for frame in _frames(error) if _is_foreign(frame.filename)]
     return [
-        f"  at {_short(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"
+        f"  at {_short(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"[:_MAX_WIDTH]
         for frame in frames[: -_MAX_FRAMES - 1 : -1]
     ]
 

@@ -31,6 +31,7 @@ from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import MESSAGE_LENGTH, DataInvalid, JobFailed, NonFiniteLoss
 from roadless.worker.evaluation.inputs import START_SECONDS, datasets_of, model_sources
 from roadless.worker.evaluation.sets import Datasets, naming
+from roadless.worker.model.faults import foreign_frames
 from roadless.worker.processes import configure_logging
 from roadless.worker.rank.restore import fetch_files, initial_model, resume
 from roadless.worker.rank.watchdog import Watchdog
@@ -99,7 +100,7 @@ def _ending_of(
     except Fenced:
         raise
     except JobFailed as failure:
-        log.error("the job failed: %s", failure)
+        log.error("the job failed: %s", failure, exc_info=failure.__cause__ is not None)
         if isinstance(failure, NonFiniteLoss) and launch.rank != 0:
             return None  # all ranks saw it; the lead has points to deliver before the ending
         return Failed(reason=failure.reason, message=_fit(str(failure)))
@@ -108,7 +109,10 @@ def _ending_of(
         said = _fit(f"rank {launch.rank}: {type(error).__name__}: {error}")
         # Redacted before it is cut: a secret that is cut in two is no longer recognised.
         trace = _fit(REDACTOR.redact(traceback.format_exc())[-MESSAGE_LENGTH:])
-        return Failed(reason=Reason.WORKER_ERROR, message=f"{said}\n{trace}")
+        return Failed(
+            reason=Reason.WORKER_ERROR,
+            message="\n".join([said, *map(_fit, foreign_frames(error)), trace]),
+        )
 
 
 def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:

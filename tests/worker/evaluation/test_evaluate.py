@@ -16,7 +16,7 @@ from roadless.worker.data.base import Batch, Description
 from roadless.worker.data.builtin.digits import Digits
 from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
 from roadless.worker.data.sampler import global_indices, reserved_seed
-from roadless.worker.errors import DataInvalid
+from roadless.worker.errors import DataInvalid, ModelInvalid
 from roadless.worker.evaluation.evaluate import evaluate, recalibrated_buffers, reevaluate
 from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.evaluation.task import (
@@ -246,7 +246,7 @@ def test_training_does_not_notice_an_evaluation():
 
 def test_modes_come_back_when_the_model_fails():
     model = convnet()
-    with pytest.raises(RuntimeError), using_buffers(model, {}):
+    with pytest.raises(ModelInvalid), using_buffers(model, {}):
         score(model, data=windows(np.zeros(2000, np.uint8)))
     assert all(module.training for module in model.modules())
 

@@ -89,6 +89,44 @@ def test_classes_are_scored_by_loss_accuracy_and_top_five():
     assert 0 < hits.sum() < top5.sum() < 64
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), num_classes=st.integers(6, 40), levels=st.integers(1, 4))
+def test_of_equal_outputs_the_lower_class_comes_first_in_every_score(
+    dtype, seed, num_classes, levels
+):
+    """So five guesses contain the one, and no order of a library's own decides between them."""
+    torch.manual_seed(seed)
+    outputs = torch.randint(0, levels, (20, num_classes)).to(dtype)
+    targets = torch.randint(0, num_classes, (20,))
+    _, _, hits, top5 = example_scores(outputs, targets, names=CLASSIFICATION)
+    order = [
+        sorted(range(num_classes), key=lambda number: (-row[number], number))
+        for row in outputs.tolist()
+    ]
+    assert hits.tolist() == [float(row[0] == t) for row, t in zip(order, targets, strict=True)]
+    assert top5.tolist() == [float(t in row[:5]) for row, t in zip(order, targets, strict=True)]
+    assert (hits <= top5).all()
+
+
+def test_narrow_outputs_that_are_equal_score_as_wide_ones_do():
+    """In bfloat16 1.001 and 1 are one number: both scores see a tie, and break it alike."""
+    outputs = torch.full((9, 9), 1.0) + torch.arange(9) * 1e-4
+    narrow = outputs.bfloat16()
+    _, _, hits, top5 = example_scores(narrow, torch.arange(9), names=CLASSIFICATION)
+    assert hits.tolist() == [1.0] + [0.0] * 8
+    assert top5.tolist() == [1.0] * 5 + [0.0] * 4
+
+
+def test_infinite_and_uncounted_outputs_have_their_place_too():
+    outputs = torch.full((3, 8), -math.inf)
+    outputs[:, 6] = 0.0
+    targets = torch.tensor([6, 3, UNCOUNTED])
+    count, _, hits, top5 = example_scores(outputs, targets, names=CLASSIFICATION)
+    assert (count.tolist(), hits.tolist()) == ([1, 1, 0], [1, 0, 0])
+    assert top5.tolist() == [1, 1, 0]
+
+
 @pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
 def test_top_five_is_told_where_it_can_be_wrong(num_classes, has_top5):
     assert ("top5_accuracy" in score_names("classification", num_classes=num_classes)) == has_top5

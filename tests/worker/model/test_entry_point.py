@@ -119,6 +119,43 @@ def test_a_package_that_is_not_installed_is_not_found() -> None:
     assert caught.value.reason is Reason.MODEL_NOT_FOUND
 
 
+@pytest.mark.parametrize(
+    ("source", "reason", "message"),
+    [
+        ("import package_that_nobody_has\n", Reason.MODEL_NOT_FOUND, "package_that_nobody_has"),
+        ("WIDTH = 1 / 0\n", Reason.MODEL_INVALID, "ZeroDivisionError: division by zero"),
+        ("def make(:\n", Reason.MODEL_INVALID, "SyntaxError"),
+        ("raise SystemExit('no licence')\n", Reason.MODEL_INVALID, "SystemExit: no licence"),
+        ("make = 'a text'\n", Reason.MODEL_INVALID, "'str' object is not callable"),
+        ("def make(width): ...\n", Reason.MODEL_INVALID, "unexpected keyword argument"),
+        ("def make(**a): raise OSError('no file')\n", Reason.MODEL_INVALID, "OSError: no file"),
+    ],
+)
+def test_a_module_that_fails_while_it_is_imported_or_called_is_its_owners_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: Reason, message: str
+) -> None:
+    """Tried once, and named with its own line; not taken for a fault of the node."""
+    module = f"broken_models_{abs(hash(source))}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = parse({"kind": "entry_point", "factory": f"{module}:make"})
+    sources = ModelSources(entry_points=(f"{module}:make",))
+    with pytest.raises(JobFailed) as caught:
+        build_model(spec, data=DIGITS, seed=0, sources=sources)
+    assert caught.value.reason is reason
+    assert reason not in RETRYABLE
+    assert message in str(caught.value)
+    if "Error: " in message:
+        assert f"at {module}.py:1 in " in str(caught.value)
+
+
+@pytest.mark.parametrize("function", ["drawn_by_numpy", "drawn_by_python"])
+def test_weights_that_other_libraries_draw_are_a_function_of_the_seed_too(function: str) -> None:
+    first, again, other = (make(function, seed=seed) for seed in (1, 1, 2))
+    assert bits(first.state_dict()) == bits(again.state_dict())
+    assert bits(first.state_dict()) != bits(other.state_dict())
+
+
 def test_outputs_for_tokens_are_one_row_a_token() -> None:
     assert isinstance(make("for_tokens", data=Description((16,), 10, 16, "")), nn.Embedding)
     with pytest.raises(JobFailed, match=r"outputs of shape \(2, 16, 256\), saw \(2, 16, 10\)"):

@@ -97,26 +97,19 @@ def _source(spec: TransformersModel, *, sources: ModelSources) -> Path | None:
 
 
 def _saved_config(folder: Path) -> PreTrainedConfig:
-    try:
+    with blaming(ModelUnreadable, "a config.json of transformers"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # each architecture checks its fields in its own way
-        raise ModelUnreadable(f"expected a config.json of transformers, saw: {error}") from error
     return config
 
 
 def _fresh(spec: TransformersModel, config: PreTrainedConfig) -> PreTrainedModel:
     auto_class: Any = getattr(transformers, spec.auto_class)
-    try:
+    with blaming(ModelInvalid, f"{spec.auto_class} to make a {config.model_type}"):
         model: PreTrainedModel = auto_class.from_config(
             config, trust_remote_code=False, dtype=torch.float32
         )
-    except Exception as error:  # each architecture refuses in its own way
-        raise ModelInvalid(
-            f"expected {spec.auto_class} to make a {config.model_type}, saw "
-            f"{type(error).__name__}: {error}"
-        ) from error
     return model
 
 
@@ -129,7 +122,8 @@ def _pretrained(
     has_other_labels = not is_language_model and config.num_labels != data.num_outputs
     if has_other_labels:
         config.num_labels = data.num_outputs
-    try:
+    expected = f"{spec.auto_class} to load {spec.pretrained or spec.hub_id}"
+    with blaming(ModelUnreadable, expected):  # many libraries read a folder, each with own errors
         model: PreTrainedModel = auto_class.from_pretrained(
             folder,
             config=config,
@@ -141,11 +135,6 @@ def _pretrained(
         )
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.validate(strict=True)  # as it is when the model is saved
-    except Exception as error:  # many libraries read a folder, each with its own errors
-        raise ModelUnreadable(
-            f"expected {spec.auto_class} to load {spec.pretrained or spec.hub_id}, saw "
-            f"{type(error).__name__}: {error}"
-        ) from error
     return model
 
 

@@ -244,6 +244,70 @@ def test_a_config_that_makes_no_sense_is_invalid(changes: dict[str, Any], messag
 
 
 @pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({**MIXTRAL, "router_aux_loss_coef": 0.02}, "router_aux_loss_coef"),
+        ({**MIXTRAL, "output_router_logits": True}, "output_router_logits"),
+        ({"model_type": "jetmoe", "aux_loss_coef": 0.01}, "aux_loss_coef"),
+        ({"model_type": "dbrx", "ffn_config": {"moe_loss_weight": 0.05}}, "moe_loss_weight"),
+        ({"model_type": "bamba", "z_loss_coefficient": 1e-4}, "z_loss_coefficient"),
+    ],
+)
+def test_what_a_model_would_add_to_the_loss_is_refused(config: dict[str, Any], field: str) -> None:
+    """It would be accepted, and trained with a weight of 0."""
+    failure = refusal(transformers_model(config))
+    assert failure.reason is Reason.MODEL_INVALID
+    assert f"expected no {field} in the config" in str(failure)
+    assert "the loss is that of the task alone" in str(failure)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"router_aux_loss_coef": 0.0}, {"output_router_logits": False}, {}]
+)
+def test_a_mixture_that_adds_nothing_to_the_loss_is_made(fields: dict[str, Any]) -> None:
+    make(transformers_model({**MIXTRAL, **fields}), BYTES)
+
+
+def test_a_saved_mixture_that_adds_to_the_loss_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "roots" / "saved"
+    model = make(transformers_model(MIXTRAL), BYTES).model
+    model.config.output_router_logits = True
+    model.save_pretrained(folder)
+    failure = refusal(pretrained(folder), sources=sources(folder))
+    assert failure.reason is Reason.MODEL_INVALID
+    assert "expected output_router_logits = false in the folder's config.json" in str(failure)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "gemma4_text", "head_dim": 8},
+        {"model_type": "lfm2_moe", "hidden_size": 32, "num_hidden_layers": 1},
+        {"model_type": "hunyuan_v1_dense", "hidden_size": 32, "num_hidden_layers": 1},
+        {"model_type": "musicgen"},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_an_architecture_that_fails_in_its_own_way_is_invalid(config: dict[str, Any]) -> None:
+    """In a property, a check or its constructor: what is no fault of ours is not retried."""
+    failure = refusal(transformers_model(config))
+    assert failure.reason is Reason.MODEL_INVALID
+
+
+def test_what_the_library_refuses_to_write_is_the_models_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("this configuration cannot be saved")
+
+    model = make(transformers_model(GPT2), BYTES)
+    monkeypatch.setattr(model.model, "save_pretrained", refuse)
+    with pytest.raises(JobFailed, match="expected a model that can be written") as caught:
+        write_model(tmp_path / "model", model)
+    assert caught.value.reason is Reason.MODEL_INVALID
+
+
+@pytest.mark.parametrize(
     ("config", "data", "message"),
     [
         ({**VIT, "num_labels": 4}, DIGITS, "expected num_labels = 10, saw 4"),
