@@ -186,7 +186,9 @@ class _RecordsData(Spec):
         None, description="column with the class number, or columns with the numbers to predict"
     )
     image: ColumnName | None = Field(
-        None, description="column of encoded images (PNG, JPEG, ...); they are scaled to [-1, 1]"
+        None,
+        description="column of encoded images (PNG, JPEG, ...), read as a viewer shows them; "
+        "black is -1, white 1",
     )
     image_size: tuple[Pixels, Pixels] | None = Field(
         None, description="height, width to resize to; null: all images must have one size"
@@ -286,7 +288,7 @@ class HuggingFaceData(_RecordsData):
     revision: HubName | None = Field(None, description="on the hub: a branch, tag or commit")
     split: HubName = "train"
     streaming: bool = Field(
-        True, description="read parts as they are needed; false: copy everything to disk first"
+        True, description="of the hub: copy one file at a time; false: all of them first"
     )
     eval: HeldOutShare | HeldOutSplit = HeldOutShare()
 
