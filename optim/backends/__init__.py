@@ -1,5 +1,5 @@
-"""Execution: one whole update in one pass over memory, where the machine has a kernel for it.
+"""Execution: a whole update in one pass over memory, where the machine has a kernel for it.
 
-`choose` finds the backend for tensors, `form` says what an update is; `numba_cpu` and `triton_gpu`
-run it. Plain torch, in `roadless.optim.core.engine`, does whatever no backend takes.
+`choose` finds the backend for tensors, `form` describes an update; `numba_cpu` and `triton_gpu` run
+it. Plain torch, in `roadless.optim.core.engine`, does whatever no backend accepts.
 """

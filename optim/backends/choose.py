@@ -1,7 +1,7 @@
-"""Which backend runs an update, and who is left for plain torch.
+"""Which backend runs an update, and what is left to plain torch.
 
-The choice depends on what the tensors are and on how many elements the whole model has, never on
-time, load or what ran before: a resumed run makes the same choices and so the same bits.
+The choice depends only on the tensors and the number of elements in the whole model, never on time,
+load or earlier runs: a resumed run makes the same choices and so gets the same bits.
 """
 
 import logging
@@ -12,9 +12,9 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from roadless.optim.backends.form import Direction, Move, Tensors
+from roadless.optim.backends.memory import PLAIN, are_same_part, have_own_memory, is_plain
 from roadless.optim.backends.repeat import Prepared
 from roadless.optim.numerics.sharding import local
 
@@ -25,15 +25,14 @@ _loaded_devices: set[str] = set()  #: by `load_kernels`
 #: job more than its kernels could save. An estimate; `make bench-optim` measures around it.
 MIN_ELEMENTS = 2**20
 
-_PLAIN = frozenset({Tensor, Parameter})
 _HOMES = {"cpu": "roadless.optim.backends.numba_cpu", "cuda": "roadless.optim.backends.triton_gpu"}
 
 
 class Backend(Protocol):
-    """What a backend is: a module with these functions."""
+    """The interface of a backend: a module with these functions."""
 
     def why_absent(self) -> str | None:
-        """Return why it cannot run in this process, or None."""
+        """Return why the backend cannot run in this process, or None."""
 
     def takes(self, row: tuple[Tensor, ...]) -> bool:
         """Return whether `run` can do the update of these tensors, all plain and on its device."""
@@ -42,10 +41,10 @@ class Backend(Protocol):
         """Do the update in one pass over memory."""
 
     def prepare(self, tensors: Tensors) -> Prepared | None:
-        """Return an update that can be run again, of tensors that it takes, not narrow; or None."""
+        """Return a repeatable update of tensors that it takes, none of them narrow; or None."""
 
     def load(self) -> None:
-        """Load kernels of the usual updates now, and not at the first step that needs them."""
+        """Load the kernels of the usual updates now, not at the first step that needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Choice:
     """The backend of a device, or why there is none."""
 
     backend: Backend | None
-    #: In words, for logs and for who asks; empty with a backend.
+    #: For logs and callers; empty if there is a backend.
     reason: str = ""
 
 
@@ -77,19 +76,19 @@ def _loaded(home: str) -> Choice:
 
 
 def is_worth_a_kernel(num_elements: int, device_type: str) -> bool:
-    """Return whether a model with so many elements in all is stepped by its device's backend.
+    """Return whether a model of this many elements is stepped by its device's backend.
 
-    It is where it is large enough to load a backend for, or where `load_kernels` was called.
+    It is if it is large enough to load a backend for, or if `load_kernels` was called.
     """
     return num_elements >= MIN_ELEMENTS or device_type in _loaded_devices
 
 
 def load_kernels(device_type: str = "cpu") -> None:
-    """Load the kernels of a device now, and step models of every size by them from now on.
+    """Load the kernels of a device now, and use them for models of every size from now on.
 
-    For a process that many others are forked from, or that is asked for its first step soon: only
-    the time that loading takes speaks against kernels for a small model. A device without a backend
-    stays with plain torch.
+    For a process that others are forked from, or that will take its first step soon: loading time
+    is the only reason not to use kernels for a small model. A device without a backend keeps using
+    plain torch.
     """
     _loaded_devices.add(device_type)
     backend = backend_of(device_type).backend
@@ -98,56 +97,53 @@ def load_kernels(device_type: str = "cpu") -> None:
 
 
 def prepared(tensors: Tensors) -> Prepared | None:
-    """Return the update as one that can be run again, if one backend does all of it that way.
+    """Return the update as a repeatable one, if a single backend can do all of it.
 
-    None where points are narrow, since they are rounded otherwise in each step, or distributed.
+    None if points are narrow, since each step rounds them differently, or distributed.
     """
-    if tensors.rounding or not all(_is_plain(row) for row in tensors.rows()):
+    rows = tensors.rows()
+    if tensors.rounding or not all(map(is_plain, rows)):
         return None
     device_types = {point.device.type for point in tensors.points}
     backend = backend_of(device_types.pop()).backend if len(device_types) == 1 else None
-    if backend is None or not all(backend.takes(row) for row in tensors.rows()):
+    if backend is None or not all(map(backend.takes, rows)) or not have_own_memory(rows):
         return None
     return backend.prepare(tensors)
 
 
 def run_where_possible(tensors: Tensors, *, move: Move, direction: Direction) -> set[int]:
-    """Let backends do the updates that they can do; return the positions of those they did.
+    """Let backends do the updates that they can; return the positions of those done.
 
-    A distributed tensor (DTensor) stands for its local part.
+    Only the local part of a distributed tensor (DTensor) is updated.
 
     Args:
-        tensors: the update's, at one position those that belong together; points are of one dtype;
-            positions may differ in device, and may be refused by every backend.
+        tensors: of the update, matched by position; points are of one dtype; positions may differ
+            in device, and may be refused by every backend.
         move: how points move.
         direction: how u comes from the gradients.
     """
-    is_plain = all(type(point) in _PLAIN for point in tensors.points)
-    parts = tensors if is_plain else tensors.map(local)
+    parts = tensors
+    same = set(range(len(tensors.points)))
+    if not all(type(point) in PLAIN for point in tensors.points):
+        same = {i for i, row in enumerate(tensors.rows()) if are_same_part(row)}
+        parts = tensors.map(local)
     kinds = defaultdict(list)
     for position, row in enumerate(parts.rows()):
-        if _is_plain(row) and _can_round(parts, position):
+        if position in same and is_plain(row) and _can_round(parts, position):
             kinds[row[0].device.type].append((position, row))
     done: set[int] = set()
     for device_type, members in kinds.items():
         backend = backend_of(device_type).backend
-        if backend is not None:
-            taken = [position for position, row in members if backend.takes(row)]
-            some = parts if len(taken) == len(parts.points) else parts.at(taken)
+        if backend is None:
+            continue
+        taken = {position: row for position, row in members if backend.takes(row)}
+        if have_own_memory(list(taken.values())):
+            some = parts if len(taken) == len(parts.points) else parts.at(list(taken))
             backend.run(some, move=move, direction=direction)
             done.update(taken)
     return done
 
 
 def _can_round(tensors: Tensors, position: int) -> bool:
-    """Refuse parts of narrow tensors whose elements are not neighbours in the whole."""
+    """Refuse parts of narrow tensors whose elements are not contiguous in the whole."""
     return not tensors.rounding or tensors.rounding[position].first_index is not None
-
-
-def _is_plain(row: tuple[Tensor, ...]) -> bool:
-    """Refuse what may mean something else than its memory says, and rows of unequal shapes."""
-    shape = row[0].shape
-    for tensor in row:  # noqa: SIM110  all() takes twice as long, in every step for every tensor
-        if type(tensor) not in _PLAIN or tensor.shape != shape:
-            return False
-    return True

@@ -1,7 +1,7 @@
-"""The updates that have a kernel, as plain numbers: what an engine tells a backend.
+"""The updates that have a kernel, as plain numbers: what an engine passes to a backend.
 
 Everything that changes from step to step is a field here and becomes an argument of the kernel, so
-nothing is ever compiled again because a number changed.
+a changed number never causes a recompilation.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,8 @@ class Gradient:
     """The direction of SGD: u = g."""
 
 
-@dataclass(frozen=True, slots=True)
-class Adam:
-    """How a direction comes from a second moment, and perhaps from a first one.
+class Adam(NamedTuple):
+    """How a direction comes from a second moment and, optionally, a first one.
 
     With g the gradient, m and v the moments::
 
@@ -26,7 +25,7 @@ class Adam:
         m ← β₁ m + (1 - β₁) g              (with a first moment; without one, m stands for g)
         u = m_scale · m / (max(√(v_scale · v), floor) + ε)
 
-    Adam's bias correction is a scale of 1 / (1 - βᵗ) and no floor; an average that is its own
+    Adam's bias correction is a scale of 1 / (1 - βᵗ) and no floor; an average that needs no
     correction has scales of 1, and a clamped denominator is a floor and ε = 0.
     """
 
@@ -44,8 +43,7 @@ Direction = Gradient | Adam
 _GRADIENT_NUMBERS = Adam(beta2=0.0, v_scale=1.0, eps=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """How points move along a direction u, at the point y, with λ = ``decay``.
 
     Schedule-free, with γ = ``lr`` and ``lr_y`` = (1 - β) γ::
@@ -63,20 +61,20 @@ class Move:
 
 
 class Rounding(NamedTuple):
-    """Of one tensor's points: what `roadless.optim.numerics.rounding` needs to know."""
+    """What `roadless.optim.numerics.rounding` needs to know of one tensor's points."""
 
     #: In [0, 2⁶⁴).
     key: int
-    #: The index of the first element here in the whole tensor, if all others follow it, or None.
+    #: Index of the first local element in the whole tensor if all others follow it, else None.
     first_index: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Tensors:
-    """What one update reads and writes: lists of one length, in which neighbours belong together.
+    """What one update reads and writes: lists of equal length, matched by position.
 
-    Points and gradients have one dtype, the others that of the arithmetic: the same, or float32 for
-    narrow points. An empty list stands for what the update does not have.
+    Points and gradients share a dtype, the others have that of the arithmetic: the same, or float32
+    for narrow points. An empty list means that the update has no such tensors.
     """
 
     #: y, or p where nothing is averaged; written.
@@ -89,14 +87,14 @@ class Tensors:
     v: list[Tensor] = field(default_factory=list)
     #: m; written. Empty without a first moment.
     m: list[Tensor] = field(default_factory=list)
-    #: What narrow points lack (`roadless.optim.numerics.precision`), int16; written. Empty where
-    #: nobody keeps it.
+    #: What narrow points lack (`roadless.optim.numerics.precision`), int16; written. Empty where it
+    #: is not kept.
     low: list[Tensor] = field(default_factory=list)
     #: How narrow points are rounded. Empty for points that need no rounding.
     rounding: list[Rounding] = field(default_factory=list)
 
     def rows(self) -> list[tuple[Tensor, ...]]:
-        """Return the tensors of each update, those it has, in the order of the fields."""
+        """Return the tensors that each update has, in the order of the fields."""
         return list(zip(*(column for column in self._columns() if column), strict=True))
 
     def at(self, positions: Sequence[int]) -> "Tensors":
@@ -107,7 +105,7 @@ class Tensors:
         return Tensors(p, g, z, v, m, low, [self.rounding[i] for i in positions if self.rounding])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Tensors":
-        """Return the tensors that ``function`` gives for these."""
+        """Return these tensors with ``function`` applied to each."""
         p, g, z, v, m, low = (list(map(function, column)) for column in self._columns())
         return Tensors(p, g, z, v, m, low, self.rounding)
 
@@ -116,10 +114,10 @@ class Tensors:
 
 
 def numbers(move: Move, direction: Direction) -> tuple[float, ...]:
-    """Return the numbers of a step in the order in which kernels take them.
+    """Return the numbers of a step in the order that kernels expect.
 
-    γ, λ, lr_y, c, 1 - c; β₂, 1 - β₂, v_scale, floor, ε; β₁, 1 - β₁, m_scale. Complements are taken
-    here, before anything is rounded to the dtype of the tensors.
+    γ, λ, lr_y, c, 1 - c; β₂, 1 - β₂, v_scale, floor, ε; β₁, 1 - β₁, m_scale. Complements are
+    computed here, before anything is rounded to the dtype of the tensors.
     """
     adam = direction if isinstance(direction, Adam) else _GRADIENT_NUMBERS
     return (

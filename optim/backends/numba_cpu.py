@@ -1,12 +1,13 @@
-"""One-pass kernels on the CPU: numba's machine code, run by the threads of torch itself.
+"""One-pass kernels on the CPU: numba's machine code, run by torch's own threads.
 
-The kernel of an update is compiled at its first use in a process, or by `load`, and never at
-import; it is kept on disk: beside the source in ``__pycache__`` where that can be written,
-else in the user's cache folder (numba's rule; ``NUMBA_CACHE_DIR`` names another).
+The kernel of an update is compiled on first use in a process, or by `load`, never at import. It is
+cached on disk: in ``__pycache__`` beside the source if that is writable, else in the user's cache
+folder (numba's rule; ``NUMBA_CACHE_DIR`` overrides it).
 
-torch's CPU operators run in regions of an OpenMP runtime. The kernels ask that same runtime, by its
-C entry ``GOMP_parallel``, for a region of ``torch.get_num_threads()`` threads: one pool serves both
-sides, where a second pool would fight torch's spinning threads for the cores.
+torch's CPU operators run in regions of an OpenMP runtime. The kernels request a region of
+``torch.get_num_threads()`` threads from the same runtime, through its C entry point
+``GOMP_parallel``: both share one pool, as a second one would compete with torch's spinning threads
+for the cores.
 """
 
 import ctypes
@@ -28,10 +29,10 @@ _log = logging.getLogger(__name__)
 
 _Words = NDArray[np.int64]
 
-#: Elements of one tensor that a thread takes at a time: enough to hide the taking, few enough to
-#: share the last ones out.
+#: Elements of one tensor that a thread takes at a time: enough to hide the cost of taking them, few
+#: enough to balance the load at the end.
 _CHUNK_ELEMENTS = 2**15
-#: The column of a row that says where the gradient is.
+#: The column of a row that holds the gradient's address.
 _GRADIENT = 1
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
@@ -46,8 +47,8 @@ def why_absent() -> str | None:
 def takes(row: tuple[Tensor, ...]) -> bool:
     """Return whether one update's tensors can be given to `run`.
 
-    They can where all are on the CPU and contiguous, and of one dtype, float32 or float64; or where
-    points and gradients are bfloat16 and the state is float32, and int16 for what rounding took.
+    They can if all are on the CPU and contiguous, and either of one dtype, float32 or float64, or
+    bfloat16 for points and gradients, float32 for the state and int16 for what rounding took.
     """
     dtype = row[0].dtype
     if dtype not in _DTYPES or row[1].dtype != dtype:
@@ -66,8 +67,8 @@ def takes(row: tuple[Tensor, ...]) -> bool:
 def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
     """Do the update for all tensors in one parallel region.
 
-    Every element is computed by itself, so the number of threads does not change a bit. Narrow
-    points are computed in float32 and rounded as `roadless.optim.numerics.rounding` rounds them.
+    Elements are independent, so the number of threads does not change a bit. Narrow points are
+    computed in float32 and rounded as in `roadless.optim.numerics.rounding`.
 
     Args:
         tensors: of one dtype; each row is one that `takes` accepts.
@@ -88,9 +89,9 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
 
 
 class Job:
-    """An update of tensors that stay where they are, with gradients that are elsewhere each time.
+    """An update of tensors that stay in place, with gradients at new addresses each time.
 
-    It holds addresses and no tensor: who keeps it keeps those too, and looks whether one has moved.
+    It holds addresses, not tensors: its owner keeps those alive and checks whether one has moved.
     """
 
     def __init__(self, tensors: Tensors) -> None:
@@ -99,6 +100,7 @@ class Job:
         self._table = _table(tensors)
         self._tensor_of, start, length = _chunks(_sizes(tensors))
         self._gradient_starts = start * dtype.itemsize
+        self._has_chunk_each = np.array_equal(self._tensor_of, np.arange(len(tensors.points)))
         self._most_threads = -(-int(length.sum()) // _CHUNK_ELEMENTS)
         self._numbers = np.empty(numba_kernels.NUM_NUMBERS, dtype=_DTYPES[working_dtype(dtype)])
         self._counter = np.zeros(1, dtype=np.int64)
@@ -114,8 +116,11 @@ class Job:
         """Do the update with the gradients at these addresses, one for each tensor."""
         if not self._most_threads:
             return
-        addresses = np.array(gradients, dtype=np.int64)[self._tensor_of]
-        self._table[:, _GRADIENT] = addresses + self._gradient_starts
+        if self._has_chunk_each:
+            self._table[:, _GRADIENT] = gradients
+        else:
+            addresses = np.array(gradients, dtype=np.int64)[self._tensor_of]
+            self._table[:, _GRADIENT] = addresses + self._gradient_starts
         self._numbers[:] = numbers(move, direction)
         self._counter[0] = 0
         # As torch does: no thread is woken for less than a chunk of work.
@@ -124,12 +129,12 @@ class Job:
 
 
 def prepare(tensors: Tensors) -> Job:
-    """Return the update of tensors that `takes` accepts, at least one, to be run many times."""
+    """Return a repeatable update of tensors, at least one, that `takes` accepts."""
     return Job(tensors)
 
 
 def load() -> None:
-    """Compile the kernels of all updates in float32, or read them from the disk."""
+    """Compile the kernels of all updates in float32, or read them from disk."""
     _gomp_parallel()
     for kind in numba_kernels.KINDS:
         _function(kind, "float32")
@@ -144,7 +149,7 @@ def _kind(tensors: Tensors) -> str:
 
 
 def _table(tensors: Tensors) -> _Words:
-    """One line for each chunk: where it is in each tensor, then the columns that kernels name."""
+    """One row per chunk: its address in each tensor, then the columns that the kernels name."""
     rows = tensors.rows()
     tensor_of, start, length = _chunks(_sizes(tensors))
     width = len(rows[0])
@@ -169,7 +174,7 @@ def _sizes(tensors: Tensors) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def _chunks(sizes: tuple[int, ...]) -> tuple[_Words, _Words, _Words]:
-    """Of each chunk of tensors of these sizes: which tensor, the first element, how many."""
+    """Return each chunk's tensor, first element and length, for tensors of these sizes."""
     numel = np.array(sizes, dtype=np.int64)
     tensor_of = np.repeat(np.arange(len(sizes)), -(-numel // _CHUNK_ELEMENTS))
     first_chunk = np.searchsorted(tensor_of, tensor_of)
@@ -181,7 +186,7 @@ def _chunks(sizes: tuple[int, ...]) -> tuple[_Words, _Words, _Words]:
 def _gomp_parallel() -> Callable[[int, int, int, int], None]:
     """``void GOMP_parallel(void (*fn)(void *), void *data, unsigned num_threads, unsigned flags)``.
 
-    Found among the symbols of the process, where torch's own runtime comes first.
+    Looked up among the symbols of the process, where torch's own runtime comes first.
     """
     entry = ctypes.CDLL(None).GOMP_parallel
     entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

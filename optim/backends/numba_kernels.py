@@ -25,6 +25,8 @@ NUM_MORE = 4
 
 #: bfloat16 as numba sees it: its bits.
 _DTYPES = {"float32": float32, "float64": float64, "bfloat16": types.uint16}
+#: Makes a float32 NaN quiet.
+_QUIET = np.uint32(0x400000)
 #: Division by zero is inf, as in torch, and costs no test; nothing else departs from IEEE rules.
 _OPTIONS = {"error_model": "numpy", "nogil": True}
 
@@ -155,10 +157,9 @@ def _from_narrow(bits: Any) -> Any:
 
 @njit(**_OPTIONS)
 def _part_of_ulp(bits: Any) -> Any:
-    """The unit of the low part: the gap above the magnitude, over 2¹⁵."""
-    magnitude = np.uint32(bits) & np.uint32(0x7FFF)
-    gap = _from_narrow(magnitude + np.uint32(1)) - _from_narrow(magnitude)
-    return gap * np.float32(2**-15)
+    """The unit of the low part: `roadless.optim.numerics.precision`'s gap above, over 2¹⁵."""
+    power = _from_narrow(np.uint32(bits) & np.uint32(0x7F80))
+    return min(max(power * np.float32(2.0**-22), np.float32(2.0**-148)), np.float32(2.0**105))
 
 
 def _wide(value: Any) -> Any:
@@ -199,7 +200,9 @@ def _place(points: Any, low: Any, i: Any, value: Any, key: Any, index: Any) -> N
 @overload(_place)
 def _place_of(points: Any, low: Any, i: Any, value: Any, key: Any, index: Any) -> Any:
     def narrow(points: Any, low: Any, i: Any, value: Any, key: Any, index: Any) -> None:
-        bits = np.uint16((_bits_of(value) + _random_bits(key, index)) >> np.uint32(16))
+        carried = _bits_of(value) + _random_bits(key, index)
+        pattern = carried if value == value else _bits_of(value) | _QUIET
+        bits = np.uint16(pattern >> np.uint32(16))
         points[i] = bits
         if low.size:
             parts = np.rint((value - _from_narrow(bits)) / _part_of_ulp(bits))

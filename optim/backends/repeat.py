@@ -1,11 +1,12 @@
-"""A step like the one before: the same tensors in the same places, and only other gradients.
+"""Repeated steps: the same tensors in the same places, with only the gradients different.
 
-To find out which kernel may take which tensors is most of what a small model's step costs. So what
-was found is kept, and the next step asks no more than whether something has moved.
+Finding out which kernel may take which tensors is most of the cost of a small model's step. So the
+result is kept, and the next step only checks whether something has moved.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, Protocol, Self
 
 import torch
@@ -13,24 +14,40 @@ from torch import Tensor
 
 from roadless.optim.backends.form import Direction, Move
 
+_PLAIN = {Tensor}
+_address, _numel, _is_neg = Tensor.data_ptr, Tensor.numel, Tensor.is_neg
+_is_contiguous, _dtype = Tensor.is_contiguous, Tensor.dtype.__get__
+
 
 class Prepared(Protocol):
-    """An update of tensors that stay where they are (``roadless.optim.backends.numba_cpu.Job``)."""
+    """An update of tensors that stay in place (``roadless.optim.backends.numba_cpu.Job``)."""
 
     def run(self, gradients: Sequence[int], *, move: Move, direction: Direction) -> None:
-        """Do it with the gradients at these addresses."""
+        """Run it with the gradients at these addresses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """What one kernel does with all parameters of a group, and where it found them."""
+    """A prepared update of all parameters of a group, and what it was prepared for.
+
+    Lists are by parameter; those of buffers by name, then by parameter.
+    """
 
     prepared: Prepared
     dtype: torch.dtype
-    #: Of the buffers in the states that the kernel uses.
+    #: Names of the state's buffers that the kernel uses.
     names: tuple[str, ...]
-    #: Of each parameter: its state, which no other one has, its address and those of the buffers.
-    places: list[tuple[dict[str, Tensor], int, list[int]]]
+    #: Each shared with no other parameter.
+    states: list[dict[str, Tensor]]
+    buffers: list[Tensor]
+    #: Of parameters, then of buffers.
+    addresses: list[int]
+    #: Of parameters, then of buffers, then of gradients.
+    numels: list[int]
+    #: The addresses of what has elements.
+    written: frozenset[int]
+    #: Of parameters, how many have no elements.
+    num_empty: int
 
     @classmethod
     def of(
@@ -40,38 +57,55 @@ class Repeat:
         states: Mapping[Any, dict[str, Tensor]],
         names: tuple[str, ...],
     ) -> Self:
-        """Note where the tensors of an update are that was prepared; of one dtype, at least one."""
-        places = []
-        for parameter in parameters:
-            state = states[parameter]
-            buffers = [state[name].data_ptr() for name in names]
-            places.append((state, parameter.data_ptr(), buffers))
-        return cls(prepared, parameters[0].dtype, names, places)
+        """Record the tensors of a prepared update: at least one parameter, all of one dtype."""
+        own = [states[parameter] for parameter in parameters]
+        buffers = [state[name] for name in names for state in own]
+        addresses = list(map(_address, [*parameters, *buffers]))
+        return cls(
+            prepared,
+            dtype=parameters[0].dtype,
+            names=names,
+            states=own,
+            buffers=buffers,
+            addresses=addresses,
+            numels=list(map(_numel, [*parameters, *buffers, *parameters])),
+            written=frozenset(addresses) - {0},
+            num_empty=addresses[: len(parameters)].count(0),
+        )
 
     def gradients(
         self, parameters: Sequence[Tensor], states: Mapping[Any, dict[str, Tensor]]
     ) -> list[int] | None:
-        """Return where the gradients are, if a kernel can read them and nothing else has moved.
+        """Return the gradients' addresses, if a kernel can read them and nothing else has changed.
 
-        A tensor cannot change its dtype and stay where it is.
+        A tensor may be cut or transposed and keep its address, and a gradient may be of another
+        kind than the one before: see `roadless.optim.backends.memory`. Every step asks, for one
+        thing of all tensors at a time, because such a loop runs in C.
         """
-        if len(parameters) != len(self.places):
+        if not self._are_states_of(parameters, states):
             return None
-        found = []
-        for parameter, (state, address, buffers) in zip(parameters, self.places, strict=True):
-            gradient = parameter.grad
-            if (
-                states.get(parameter) is not state
-                or parameter.data_ptr() != address
-                or not parameter.is_contiguous()
-                or type(gradient) is not Tensor
-                or gradient.dtype is not self.dtype
-                or not gradient.is_contiguous()
-            ):
-                return None
-            for name, place in zip(self.names, buffers, strict=True):
-                buffer = state.get(name)
-                if buffer is None or buffer.data_ptr() != place:
-                    return None
-            found.append(gradient.data_ptr())
-        return found
+        gradients = [parameter.grad for parameter in parameters]
+        if set(map(type, gradients)) != _PLAIN or set(map(_dtype, gradients)) != {self.dtype}:
+            return None
+        if any(map(_is_neg, gradients)) or any(map(_is_neg, parameters)):
+            return None
+        own = [*parameters, *self.buffers]
+        if list(map(_address, own)) != self.addresses:
+            return None
+        own += gradients
+        if list(map(_numel, own)) != self.numels or not all(map(_is_contiguous, own)):
+            return None
+        found = list(map(_address, gradients))
+        has_own_memory = found.count(0) == self.num_empty and self.written.isdisjoint(found)
+        return found if has_own_memory else None
+
+    def _are_states_of(
+        self, parameters: Sequence[Tensor], states: Mapping[Any, dict[str, Tensor]]
+    ) -> bool:
+        # In one group, as is usual, nothing is looked up: torch's hash of a tensor is slow.
+        is_all = len(states) == len(parameters) and all(map(is_, states, parameters))
+        own = states.values() if is_all else map(states.get, parameters)
+        if len(parameters) != len(self.states) or not all(map(is_, own, self.states)):
+            return False
+        buffers = [state.get(name) for name in self.names for state in self.states]
+        return all(map(is_, buffers, self.buffers))

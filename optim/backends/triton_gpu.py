@@ -1,8 +1,8 @@
-"""One-pass kernels on a GPU: Triton's code, one launch for all tensors of a group.
+"""One-pass kernels on a GPU: Triton code, one launch for all tensors of a group.
 
-A block finds its tensor and its first element in two maps that depend on the sizes alone and stay
-on the device, and its addresses in a small table that is sent again only when a tensor has moved.
-Compiled at the first step, once for a dtype; the numbers of a step are data.
+A block finds its tensor and its first element in two maps that depend only on the sizes and stay on
+the device, and its addresses in a small table that is resent only when a tensor has moved. Compiled
+at the first step, once per dtype; the numbers of a step are data.
 """
 
 from contextlib import nullcontext
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from roadless.optim.backends.form import Direction, Move, Tensors, numbers
 
-#: Elements of a block, and the warps that share them: eight elements a thread, so that every
-#: access is two of 16 bytes in float32 and enough of them are under way to fill the memory bus.
+#: Elements per block, and the warps that share them: eight elements per thread, so that every
+#: access is two of 16 bytes in float32 and enough of them are in flight to saturate the memory bus.
 _BLOCK = 1024
 _WARPS = 4
 _ALIGNMENT_BYTES = 16
@@ -24,14 +24,14 @@ _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 def why_absent() -> str | None:
-    """Return why this backend cannot run in this process; with Triton imported, it can."""
+    """Return None: with Triton imported, this backend can run."""
     return None
 
 
 def takes(row: tuple[Tensor, ...]) -> bool:
     """Return whether one update's tensors can be given to `run`.
 
-    They can where all are on one device, of one dtype, float32 or float64, contiguous and aligned.
+    They can if all are on one device, of one dtype, float32 or float64, contiguous and aligned.
     """
     first = row[0]
     return first.dtype in _DTYPES and all(
@@ -44,7 +44,7 @@ def takes(row: tuple[Tensor, ...]) -> bool:
 
 
 def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
-    """Do the update for all tensors in one launch on each device.
+    """Do the update for all tensors in one launch per device.
 
     Args:
         tensors: of one dtype; each row is one that `takes` accepts.
@@ -58,11 +58,11 @@ def run(tensors: Tensors, *, move: Move, direction: Direction) -> None:
 
 
 def prepare(_tensors: Tensors) -> None:
-    """Nothing: a launch looks its addresses up itself."""
+    """Return None: a launch looks up its addresses itself."""
 
 
 def load() -> None:
-    """Nothing: kernels are compiled for the device of the tensors, at the first step."""
+    """Do nothing: kernels are compiled at the first step, for the tensors' device."""
 
 
 def _launch(rows: list[tuple[Tensor, ...]], tensors: Tensors, values: tuple[float, ...]) -> None:
@@ -85,7 +85,7 @@ def _launch(rows: list[tuple[Tensor, ...]], tensors: Tensors, values: tuple[floa
 
 @lru_cache(maxsize=64)
 def _blocks(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each block its tensor and its first element; and the sizes themselves."""
+    """Return each block's tensor and first element, and the sizes themselves."""
     numel = torch.tensor(sizes)
     num_blocks = (numel + _BLOCK - 1) // _BLOCK
     tensor_of = torch.repeat_interleave(num_blocks)
@@ -101,14 +101,14 @@ def _addresses(addresses: tuple[int, ...], device: torch.device) -> Tensor:
 
 @triton.jit
 def _at(addresses, index, offsets, DTYPE: tl.constexpr):
-    """Where the block's elements of one tensor are."""
+    """The pointers to the block's elements of one tensor."""
     start = tl.load(addresses + index).to(tl.pointer_type(DTYPE))
     return tl.multiple_of(start, 16) + offsets
 
 
 @triton.jit
 def _over_root(u, v, numbers):
-    """u / (max(√(v_scale v), floor) + ε), rounded as IEEE says, which float32 must ask for."""
+    """u / (max(√(v_scale v), floor) + ε), with IEEE rounding, which float32 must request."""
     v_scale, floor, eps = tl.load(numbers + 7), tl.load(numbers + 8), tl.load(numbers + 9)
     is_single: tl.constexpr = v.dtype == tl.float32
     root = tl.sqrt_rn(v_scale * v) if is_single else tl.sqrt(v_scale * v)

@@ -33,11 +33,11 @@ from roadless.optim.backends.repeat import Repeat
 from roadless.optim.core.ages import by_missed, count_missed, note_missed, own_pace
 from roadless.optim.core.averaged_optimizer import AveragedOptimizer
 from roadless.optim.core.gradients import gradient_of
-from roadless.optim.core.shapes import require_shapes
+from roadless.optim.core.shapes import require_fitting_states
 from roadless.optim.numerics.complex_pairs import as_pair
 from roadless.optim.numerics.precision import is_narrow, keep_low_part, low_of, wide, working_dtype
 from roadless.optim.numerics.rounding import rounding_key, stochastically_round_into
-from roadless.optim.numerics.sharding import first_index
+from roadless.optim.numerics.sharding import by_kind, first_index
 from roadless.optim.rules.base import Batch, Group, Rule, State, TensorList
 
 #: Elements that one list operation touches per operand. On a CPU operands then stay in its cache;
@@ -93,11 +93,18 @@ class Engine(AveragedOptimizer):
         """Take one step with parameters that are of one age, if the rule depends on it."""
         if self._is_repeated(parameters, group, pace):
             return
-        require_shapes(parameters, self.state, self._kernel_names(group))
-        is_batched = group.get("foreach", True) is not False
         moving = self._started(parameters, group, missed=pace.missed)
         left = self._left_by_kernels(moving, group, pace)
-        for some in batches(left, is_batched=is_batched):
+        try:
+            self._update_in_torch(left, group, pace)
+        except RuntimeError:
+            # torch stops at unequal sizes and says no names. Asked only then: every step would pay.
+            require_fitting_states(left, self.state, ("low", *self._kernel_names(group)))
+            raise
+
+    def _update_in_torch(self, parameters: TensorList, group: Group, pace: Pace) -> None:
+        is_batched = group.get("foreach", True) is not False
+        for some in batches(parameters, is_batched=is_batched):
             batch = self._batch_of(some, group, pace)
             self._update_batch(batch)
             if batch.points is not some:
@@ -242,6 +249,9 @@ class Engine(AveragedOptimizer):
     def _required(self, group: Group) -> frozenset[str]:
         return frozenset((*self.point_names, *self.rule.buffer_names(group)))
 
+    def _knows(self, name: str, group: Group) -> bool:
+        return name == "low" or super()._knows(name, group)
+
     def _counts_missed(self) -> bool:
         return self.rule.depends_on_age
 
@@ -294,7 +304,16 @@ def _gradient(parameter: Tensor, dtype: torch.dtype, group: Group) -> Tensor:
 
 
 def batches(tensors: Sequence[Tensor], *, is_batched: bool) -> Iterator[TensorList]:
-    """Split into lists of consecutive tensors within the device's limit, or of one tensor each."""
+    """Split into lists of one kind within the device's limit, or of one tensor each.
+
+    torch's list operations (2.13) take no plain and distributed tensors together, nor those of
+    several meshes; torch's own optimizers take them one by one.
+    """
+    for kind in by_kind(tensors):
+        yield from _consecutive(kind, is_batched=is_batched)
+
+
+def _consecutive(tensors: Sequence[Tensor], *, is_batched: bool) -> Iterator[TensorList]:
     batch: TensorList = []
     num_elements = 0
     for tensor in tensors:

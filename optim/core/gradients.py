@@ -5,13 +5,20 @@ from typing import Any
 
 from torch import Tensor
 
+from roadless.optim.core.shapes import refuse_gradient
 from roadless.optim.rules.base import Group, TensorList
 
 
 def gradient_of(parameter: Tensor, group: Group) -> Tensor:
-    """Return the gradient of what is minimised: that of the loss, or its negative."""
+    """Return the gradient of what is minimised: that of the loss, or its negative.
+
+    Raises:
+        ValueError: it is of another size than the parameter.
+    """
     gradient = parameter.grad
     assert gradient is not None
+    if gradient.numel() != parameter.numel():
+        refuse_gradient(gradient, parameter)
     return -gradient if group.get("maximize", False) else gradient
 
 

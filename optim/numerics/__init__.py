@@ -1,1 +1,1 @@
-"""Precision, stochastic rounding, and tensors in shards."""
+"""Precision, stochastic rounding, and sharded tensors."""

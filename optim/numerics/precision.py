@@ -1,11 +1,11 @@
 """Narrow parameters, wide arithmetic: steps are computed in float32, whatever the parameter is.
 
-A float16 or bfloat16 parameter is too coarse to remember a small step. What it shows is rounded
+A float16 or bfloat16 parameter is too coarse to hold a small step. Its value is rounded
 stochastically (`roadless.optim.numerics.rounding`), so that gradients are right on average; where
-more must be remembered, the part that the rounding took away is kept beside it, in 16 bits per
-element.
+more must be kept, the part that rounding removed is stored beside it, in 16 bits per element.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from roadless.optim.numerics.sharding import blocks, local
 
 _NARROW = frozenset({torch.float16, torch.bfloat16})
+#: The bits of the exponent, which alone are a power of 2, or infinite.
+_EXPONENTS = {torch.float16: 0x7C00, torch.bfloat16: 0x7F80}
 #: Parts that a unit in the last place is divided into; int16 holds just less than one unit.
 _PARTS = 2**15
 
@@ -24,14 +26,14 @@ def is_narrow(dtype: torch.dtype) -> bool:
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in, and of new state: float32 for narrower ones, else itself."""
+    """Return the dtype for arithmetic and new state: float32 for narrower ones, else the same."""
     return torch.float32 if is_narrow(dtype) else dtype
 
 
 def wide(parameter: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """Return the parameter in working precision, with the low part that its state may keep.
+    """Return the parameter in working precision, with the low part if its state has one.
 
-    It is the parameter itself, no copy, unless that is narrow.
+    It is the parameter itself, not a copy, unless that is narrow.
     """
     if not is_narrow(parameter.dtype):
         return parameter
@@ -43,7 +45,7 @@ def wide(parameter: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def keep_low_part(point: Tensor, parameter: Tensor, state: dict[str, Tensor]) -> None:
-    """Note in the state what the narrow parameter lacks of the point; `wide` gives it back."""
+    """Save in the state what the narrow parameter lacks of the point; `wide` adds it back."""
     for whole, narrow, low in _blocks(point, parameter, low_of(parameter, state)):
         low.copy_(low_part(whole, narrow))
 
@@ -56,7 +58,7 @@ def low_of(parameter: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut the local parts of equal tensors in the same way; whole if their memory has gaps."""
+    """Split the local parts of same-shaped tensors alike; whole if their memory has gaps."""
     parts = [local(tensor) for tensor in tensors]
     if all(part.is_contiguous() for part in parts):
         return zip(*map(blocks, parts), strict=True)
@@ -89,7 +91,10 @@ def low_part(point: Tensor, narrow: Tensor) -> Tensor:
 
 
 def _ulp(narrow: Tensor) -> Tensor:
-    """The gap from |narrow| to the next larger number."""
-    magnitude = narrow.abs()
-    above = (magnitude.view(torch.int16) + 1).view(narrow.dtype)
-    return above.float() - magnitude.float()
+    """The gap from |narrow| to the next larger number; above all finite ones that below them."""
+    info, exponent = torch.finfo(narrow.dtype), _EXPONENTS[narrow.dtype]
+    power = torch.bitwise_and(narrow.view(torch.int16), exponent).view(narrow.dtype)
+    largest_power = 2.0 ** math.floor(math.log2(info.max))
+    return (power.float() * info.eps).clamp_(
+        info.smallest_normal * info.eps, largest_power * info.eps
+    )

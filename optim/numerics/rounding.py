@@ -4,6 +4,8 @@ The random word of an element depends on (seed, step, parameter, element) alone,
 repeats bit for bit on resume and for any split of the tensor over ranks.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,10 @@ _MASK = 2**64 - 1
 #: SplitMix64's constants: the increment (2⁶⁴ over the golden ratio) and the two multipliers.
 _INCREMENT = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-#: Random bits for an element, and elements for a word: the first has its lowest bits.
+#: Random bits per element, and elements per word: the first element gets its lowest bits.
 _NUM_BITS, _PER_WORD = 16, 4
+#: The bit of a float32 that makes a NaN quiet; bfloat16 keeps it.
+_QUIET = 0x400000
 
 
 def rounding_key(*, seed: int, step: int, parameter: int) -> int:
@@ -25,10 +29,12 @@ def rounding_key(*, seed: int, step: int, parameter: int) -> int:
         step: counted from 1.
         parameter: index among all parameters of the optimizer, >= 0.
     """
-    key = 0
-    for part in (seed, step, parameter):
-        key = _mixed((key + part * _INCREMENT + _INCREMENT) & _MASK)
-    return key
+    return _with(parameter, key=_step_key(seed, step))
+
+
+@lru_cache(maxsize=64)
+def _step_key(seed: int, step: int) -> int:
+    return _with(step, key=_with(seed, key=0))
 
 
 def random_words(key: int, index: Tensor) -> Tensor:
@@ -53,14 +59,14 @@ def random_words(key: int, index: Tensor) -> Tensor:
 def stochastically_rounded(
     values: Tensor, dtype: torch.dtype, *, key: int, index: Tensor | int = 0
 ) -> Tensor:
-    """Round to one of the two neighbours in ``dtype``, to the upper one with probability
+    """Round at random to one of the two neighbours in ``dtype``, so that the mean is the value.
 
     ::
 
         P(upper) = (|value| - lower) / (upper - lower)
 
-    in magnitude, to 16 bits, so that the expected result is the value. What ``dtype`` can represent
-    stays as it is. A value above all finite ones becomes the largest of them or infinite.
+    in magnitude, to 16 bits. Values that ``dtype`` can represent are unchanged. A value above all
+    finite ones becomes the largest of them or infinite.
 
     Args:
         values: float32, of any shape.
@@ -84,7 +90,7 @@ def stochastically_rounded(
 
 
 def stochastically_round_into(parameter: Tensor, point: Tensor, *, key: int) -> None:
-    """Round ``point`` into ``parameter``, in blocks; of distributed tensors, this rank's part.
+    """Round ``point`` into ``parameter``, in blocks; for distributed tensors, this rank's part.
 
     Each element is rounded by its index in the whole tensor, so that the split does not matter.
     """
@@ -100,9 +106,15 @@ def stochastically_round_into(parameter: Tensor, point: Tensor, *, key: int) -> 
 
 
 def _rounded_to_bfloat16(values: Tensor, bits: Tensor) -> Tensor:
-    """Add the random bits to those that bfloat16 drops from a float32: a carry rounds up."""
-    kept = torch.bitwise_and(values.view(torch.int32) + bits, -(2**_NUM_BITS))
-    return kept.view(torch.float32).to(torch.bfloat16)
+    """Add the random bits to those that bfloat16 drops from a float32: a carry rounds up.
+
+    A NaN is made quiet instead: a carry through its payload gives -0, and a payload in the dropped
+    bits alone gives an infinity. Its pattern is kept by hand, because torch's own conversion (2.13,
+    x86) gives NaN one pattern in vector code and another in the last elements.
+    """
+    pattern = values.view(torch.int32)
+    pattern = torch.where(values.isnan(), pattern | _QUIET, pattern + bits)
+    return (pattern >> _NUM_BITS).to(torch.int16).view(torch.bfloat16)
 
 
 def _rounded_between_neighbours(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -124,12 +136,16 @@ def _bits_at(key: int, index: Tensor) -> Tensor:
 
 
 def _bits_from(key: int, start: int, like: Tensor) -> Tensor:
-    """The same of consecutive elements, each word computed once."""
+    """The same for consecutive elements, with each word computed once."""
     first, skipped = divmod(start, _PER_WORD)
     num_words = -(-(skipped + like.numel()) // _PER_WORD)
     words = random_words(key, torch.arange(first, first + num_words, device=like.device))
     bits = words.view(torch.int16)[skipped : skipped + like.numel()].view(like.shape)
     return torch.bitwise_and(bits.to(torch.int32), 2**_NUM_BITS - 1)
+
+
+def _with(part: int, *, key: int) -> int:
+    return _mixed((key + part * _INCREMENT + _INCREMENT) & _MASK)
 
 
 def _mixed(word: int) -> int:
@@ -139,7 +155,7 @@ def _mixed(word: int) -> int:
 
 
 def _shifted(words: Tensor, shift: int) -> Tensor:
-    """Shift right filling with zeros, which torch has for no signed dtype; its products wrap."""
+    """Shift right, filling with zeros, which torch lacks for signed dtypes; its products wrap."""
     return torch.bitwise_and(words >> shift, 2 ** (64 - shift) - 1)
 
 
