@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from roadless.optim.numerics.autocast import outside_autocast
+
 
 class Averaged(Protocol):
     """An optimizer whose result is an average of where its parameters have been.
@@ -38,6 +40,7 @@ def is_at_average(optimizer: Averaged) -> bool:
 
 
 @torch.no_grad()
+@outside_autocast()
 def averaged_point(
     optimizer: Averaged, *, out: Mapping[Tensor, Tensor] | None = None
 ) -> dict[Tensor, Tensor]:
@@ -113,9 +116,7 @@ def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterat
         _drop_gathered(shards)
         yield
     finally:
-        # Through .data, which autograd does not track: a backward pass may span the block.
-        for parameter, value in held.items():
-            parameter.data.copy_(value)
+        _move_back(held)
         _drop_gathered(shards)
         for group, position in positions:
             group["train_mode"] = position
@@ -126,6 +127,7 @@ def at_average(optimizer: Averaged, *, model: nn.Module | None = None) -> Iterat
 
 
 @torch.no_grad()
+@outside_autocast()
 def _move_to_average(optimizer: Averaged, held: dict[Tensor, Tensor]) -> None:
     """Write x into every parameter, after saving its value in ``held``."""
     for group in optimizer.param_groups:
@@ -135,6 +137,13 @@ def _move_to_average(optimizer: Averaged, held: dict[Tensor, Tensor]) -> None:
             if group["train_mode"]:
                 optimizer.remember_training_point(parameter, held[parameter])
         group["train_mode"] = False
+
+
+@outside_autocast()
+def _move_back(held: dict[Tensor, Tensor]) -> None:
+    """Write through .data, which autograd does not track: a backward pass may span the block."""
+    for parameter, value in held.items():
+        parameter.data.copy_(value)
 
 
 def _sharded_modules(optimizer: Averaged, model: nn.Module | None) -> list[nn.Module]:

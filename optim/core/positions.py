@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from roadless.optim.numerics.autocast import outside_autocast
+
 from roadless.optim.core.initial_states import InitialStates
 
 #: A parameter group of torch: its parameters, settings and counters.
@@ -34,6 +36,7 @@ class TwoPositions(Optimizer, ABC):
         """Write y into ``out``, for a parameter that holds x."""
 
     @torch.no_grad()
+    @outside_autocast()
     def eval(self) -> None:
         """Move all parameters to x. For code written for other libraries; see `at_average`.
 
@@ -48,6 +51,7 @@ class TwoPositions(Optimizer, ABC):
                 group["train_mode"] = False
 
     @torch.no_grad()
+    @outside_autocast()
     def train(self) -> None:
         """Move all parameters to y, where steps are taken; a second call has no effect.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from roadless.optim.averaging import Counters, Pace, advance
 from roadless.optim.checks import require_at_least_zero, require_steps
 from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.numerics.autocast import outside_autocast
 from roadless.optim.rules.base import Group as Group
 from roadless.optim.rules.base import TensorList as TensorList
 
@@ -54,9 +55,10 @@ class ScheduleFreeOptimizer(AveragedOptimizer):
         beta, held = self._beta(group), group["held_beta"]
         if beta != held:
             self._check(group)
-            for parameter in group["params"]:
-                if self.state.get(parameter):
-                    self._change_beta(parameter, held, beta)
+            with outside_autocast():
+                for parameter in group["params"]:
+                    if self.state.get(parameter):
+                        self._change_beta(parameter, held, beta)
             group["held_beta"] = beta
 
     def add_param_group(self, param_group: Group) -> None:

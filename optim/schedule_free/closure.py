@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.core.points import is_at_average
+from roadless.optim.numerics.autocast import outside_autocast
 from roadless.optim.numerics.precision import is_narrow
 from roadless.optim.rules.base import Group, TensorList
 from roadless.optim.schedule_free.adamw import AdamWScheduleFree
@@ -70,6 +71,7 @@ class _ClosureForm(FastScheduleFree):
         # Rounded x is too coarse to recover y.
         return is_narrow(parameter.dtype)
 
+    @outside_autocast()
     def _all_to_training_point(self) -> set[Tensor]:
         at_y: set[Tensor] = set()
         for group in self.param_groups:
@@ -89,6 +91,7 @@ class _ClosureForm(FastScheduleFree):
         group["train_mode"] = True
         return moved
 
+    @outside_autocast()
     def _all_to_average(self, at_y: set[Tensor]) -> None:
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -58,7 +58,9 @@ def test_indices_are_those_of_the_whole(
     assert torch.equal(element_index(here), here.to_local())
     first, own = first_index(here), here.to_local().flatten()
     is_one_run = bool((own.diff() == 1).all())
-    assert first is not None or not is_one_run or any(p.dim for p in placements if hasattr(p, "dim"))
+    assert (
+        first is not None or not is_one_run or any(p.dim for p in placements if hasattr(p, "dim"))
+    )
     if first is not None and own.numel():
         assert is_one_run
         assert own[0] == first
