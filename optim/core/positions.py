@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from roadless.optim.numerics.autocast import outside_autocast
-
 from roadless.optim.core.initial_states import InitialStates
+from roadless.optim.numerics.autocast import outside_autocast
 
 #: A parameter group of torch: its parameters, settings and counters.
 Group = dict[str, Any]
