@@ -59,7 +59,7 @@ class ForeachAdamW(_FirstOrder):
         params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
         betas: β₁, > 0 and < 1; and β₂, >= 0 and < 1.
-        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, the smallest denominator, >= 0; with 0 an element rests until it has a gradient.
         weight_decay: λ, >= 0, multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
 
@@ -190,7 +190,7 @@ class ForeachSFAdamW(FastScheduleFree):
         params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
         betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
-        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, the smallest denominator, >= 0; with 0 an element rests until it has a gradient.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
@@ -251,7 +251,7 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         betas: a pair whose first, unless None, is used as β; the second is not used. In the groups
             it is left for torch's OneCycleLR and CyclicLR, which set it where they cycle momentum;
             while it is None there, β is the group's ``beta``.
-        eps: ε, the smallest denominator, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, the smallest denominator, >= 0; with 0 an element rests until it has a gradient.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.

@@ -68,3 +68,24 @@ def taking_torch_options(make: Callable[..., None]) -> Callable[..., None]:
             self._check(group)
 
     return constructor
+
+
+def leaving_torch_options(make: Callable[..., None]) -> Callable[..., None]:
+    """Return the constructor of a wrapper, which leaves torch's options to its base.
+
+    Raises (the constructor):
+        ValueError: the wrapper is given one.
+    """
+    own = inspect.signature(make).parameters
+
+    @functools.wraps(make)
+    def constructor(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in (*_TAKEN, *_REFUSED):
+            if name in kwargs and name not in own:
+                raise ValueError(
+                    f"{name}: expected among the arguments of the base, whose steps these are, "
+                    f"seen {kwargs[name]!r} among the wrapper's"
+                )
+        make(self, *args, **kwargs)
+
+    return constructor

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from roadless.optim.backends import form
 from roadless.optim.checks import (
@@ -119,8 +120,10 @@ class Adam(Rule):
         """Return `factor` of the step."""
         return self.factor(group, t)
 
-    def kernel(self, group: Group, t: int, /) -> form.Adam:
-        """Return β and bias of both moments, with ε as a floor or a summand."""
+    def kernel(self, group: Group, t: int, /) -> form.Adam | None:
+        """Return β and bias of both moments, with ε as a floor or a summand; none without ε."""
+        if not group["eps"]:
+            return None
         second, first = self.second(group, t), self.first(group, t) or Ema(0.0, 1.0)
         return form.Adam(
             beta2=second.beta,
@@ -158,7 +161,9 @@ def remember_squares(vs: TensorList, gradients: TensorList, beta2: float) -> Non
 def reciprocal_roots(vs: TensorList, second: Ema, *, eps: float, is_clamped: bool) -> TensorList:
     """Return 1 / (√(v / bias₂) + ε), or 1 / max(√(v / bias₂), ε), as new tensors.
 
-    Multiplying by the reciprocal needs one temporary; dividing would need a second one.
+    Where all of that is 0, so is the result: with ε = 0, an element that has had no gradient rests,
+    where 0 / 0 would make it NaN. Multiplying by the reciprocal needs one temporary; dividing would
+    need a second one.
     """
     roots = list(torch._foreach_div(vs, second.correction))
     torch._foreach_sqrt_(roots)
@@ -166,5 +171,14 @@ def reciprocal_roots(vs: TensorList, second: Ema, *, eps: float, is_clamped: boo
         torch._foreach_clamp_min_(roots, eps)
     else:
         torch._foreach_add_(roots, eps)
+    if not eps:
+        for root in roots:
+            root.masked_fill_(root == 0, math.inf)
     torch._foreach_reciprocal_(roots)
     return roots
+
+
+def over_root(m: Tensor, v: Tensor, eps: float) -> Tensor:
+    """Return m / (√v + ε), and 0 where that would be 0 / 0."""
+    u = m / (torch.sqrt(v) + eps)
+    return u if eps else u.masked_fill(v == 0, 0.0)

@@ -35,7 +35,7 @@ class AdamWScheduleFree(FastScheduleFree):
         lr: learning rate, >= 0; often 1 to 10 times that of AdamW with a schedule. A number or a
             one-element tensor, read at each step, so it may be changed at any time.
         betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
-        eps: ε, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, >= 0; with 0 an element rests until it has a gradient.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         warmup_steps: steps of linear warmup of the learning rate, >= 0.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.

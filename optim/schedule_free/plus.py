@@ -28,6 +28,7 @@ from roadless.optim.core.averaged_optimizer import AveragedOptimizer
 from roadless.optim.core.gradients import gradient_of, require_dense
 from roadless.optim.numerics.complex_pairs import as_pair, with_pairs
 from roadless.optim.numerics.precision import working_dtype
+from roadless.optim.rules.adam import over_root
 from roadless.optim.rules.base import Group, State, TensorList
 
 
@@ -320,7 +321,7 @@ def _adam(g: Tensor, state: State, group: Group, t: int) -> Tensor:
 
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
-    u: Tensor = m / (1 - beta1**t) / (torch.sqrt(v / (1 - beta2**t)) + group["eps"])
+    u = over_root(m / (1 - beta1**t), v / (1 - beta2**t), group["eps"])
 
     state.update(exp_avg=m, exp_avg_sq=v)
     return u

@@ -21,7 +21,7 @@ class RAdamScheduleFree(FastScheduleFree):
         params: parameters, or parameter-group dicts, each with its own settings.
         lr: learning rate, >= 0; a number or a one-element tensor, read at each step.
         betas: β, > 0 and < 1, closer to 1 for long runs; and β₂, >= 0 and < 1.
-        eps: ε, >= 0; with 0 a gradient that was always zero gives NaN.
+        eps: ε, >= 0; with 0 an element rests until it has a gradient.
         weight_decay: λ, >= 0, decoupled, evaluated at y and multiplied by γ.
         r: power of the step in the averaging weight, >= 0; 0 weighs all steps alike.
         weight_lr_power: power of the largest γ so far in that weight, >= 0.

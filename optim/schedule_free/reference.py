@@ -20,7 +20,7 @@ from roadless.optim.core.ages import count_missed, missed_by, note_missed, own_p
 from roadless.optim.core.gradients import gradient_of
 from roadless.optim.numerics.complex_pairs import with_pairs
 from roadless.optim.numerics.precision import working_dtype
-from roadless.optim.rules.adam import check_betas, check_inner_momentum
+from roadless.optim.rules.adam import check_betas, check_inner_momentum, over_root
 from roadless.optim.rules.base import Group, State, TensorList
 from roadless.optim.rules.radam import rectification, rectified
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
@@ -73,6 +73,9 @@ class _Reference(ScheduleFreeOptimizer):
         with_pairs(self._direction, gradient_of(parameter, group).to(start.dtype), state, group, 1)
         note_missed(state, -1)
         return state
+
+    def _knows(self, name: str, group: Group) -> bool:
+        return name.startswith("exp_avg") or super()._knows(name, group)
 
     def _required(self, _group: Group) -> frozenset[str]:
         return frozenset(("x", "y", "z"))
@@ -196,7 +199,7 @@ class AdamWScheduleFreeReference(_Reference):
 
         v = beta2 * v + (1 - beta2) * g**2
         m = _mean(g, state, mu, t) if mu else g
-        u: Tensor = m / (torch.sqrt(v / (1 - beta2**t)) + epsilon)
+        u = over_root(m, v / (1 - beta2**t), epsilon)
 
         state["exp_avg_sq"] = v
         return u
@@ -270,7 +273,7 @@ class RAdamScheduleFreeReference(_Reference):
         v = state.get("exp_avg_sq", torch.zeros_like(g))
 
         v = beta2 * v + (1 - beta2) * g**2
-        u: Tensor = g / (torch.sqrt(v / (1 - beta2**t)) + epsilon)
+        u = over_root(g, v / (1 - beta2**t), epsilon)
 
         state["exp_avg_sq"] = v
         return g if rectification(beta2, t) is None else u

@@ -63,6 +63,8 @@ def direction(g: Tensor, state: State, layout: Layout, coefficients: Coefficient
     if coefficients.beta1 is not None:
         rotated = state["exp_avg"].lerp_(rotated, 1 - coefficients.beta1)
     u = rotated / v.sqrt().clamp_(min=coefficients.eps)
+    if not coefficients.eps:
+        u.masked_fill_(v == 0, 0)
     if layout.rotated and _may_be_rounding(v, layout):
         u.masked_fill_(v <= _rounding_squared(v, layout), 0)
     return rotate_back(u, bases)

@@ -28,6 +28,7 @@ from torch.optim.optimizer import (
 )
 
 from roadless.optim import at_average, averaged_point
+from roadless.optim.backends import choose
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -373,3 +374,24 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
     for row in randoms(8, params):
         step(optimizer, row)
     assert not same_bits(values(optimizer), before)
+
+
+@pytest.mark.parametrize("least", [0, 2**60])
+def test_without_eps_what_has_had_no_gradient_rests(
+    name: str, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 / 0 would be NaN, as it is in torch. A gradient whose square underflows does no harm."""
+    if "eps" not in make(name, parameters()).defaults or name in WRAPPERS:
+        pytest.skip("no eps of its own")
+    monkeypatch.setattr(choose, "MIN_ELEMENTS", least)
+    matrix, vector = Parameter(torch.ones(4, 3)), Parameter(torch.ones(5))
+    optimizer = make(name, [matrix, vector], lr=0.05, eps=0.0, weight_decay=0.0)
+    for row in randoms(6, [matrix, vector]):
+        row[0][:, 1], row[1][2] = 0.0, 0.0
+        row[1][3] *= 1e-30
+        step(optimizer, row)
+    for p in (*parameters_of(optimizer), *averaged_point(optimizer).values()):
+        assert bool(p.isfinite().all())
+    torch.testing.assert_close(matrix[:, 1], torch.ones(4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(vector[2:4], torch.ones(2), rtol=0, atol=1e-6)
+    assert not torch.equal(vector[:2], torch.ones(2))

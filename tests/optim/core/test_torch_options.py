@@ -133,3 +133,15 @@ def test_a_class_derived_by_a_user_takes_them_too() -> None:
     make_mine: Any = Mine
     assert issubclass(Mine, AveragedOptimizer)
     assert make_mine(parameters(), speed=0.5, maximize=True).param_groups[0]["maximize"] is True
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+@pytest.mark.parametrize("option", REFUSED.keys() | {"maximize", "foreach"})
+def test_a_wrapper_leaves_them_to_its_base(name: str, option: str) -> None:
+    kind = getattr(optim, name)
+    with pytest.raises(ValueError, match=rf"^{option}: expected among the arguments of the base"):
+        kind(torch.optim.SGD(parameters(), lr=0.1), **{option: True})
+    up, down = (
+        kind(torch.optim.SGD(parameters(), lr=0.1, maximize=maximize)) for maximize in (True, False)
+    )
+    assert same_bits(ends(up), ends(down, sign=-1.0))

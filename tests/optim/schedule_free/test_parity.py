@@ -1,6 +1,7 @@
 """Fast, reference and published form agree step by step, whatever the settings."""
 
 import inspect
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,15 +41,24 @@ def published_run(rules: Iterable[str]) -> st.SearchStrategy[Run]:
     """Runs that the published library takes right.
 
     Missed gradients count in its bias corrections, of which SGD has none; and its RAdam never moves
-    where the rectification is never defined, unless it is told to take plain steps until then.
+    where the rectification is never defined, unless it is told to take plain steps until then. It
+    counts a step in which every lr and every gradient is 0, which here only asks for a state.
     """
     drawn = any_run(["sgd"]) | any_run(set(rules) - {"sgd"}, has_gaps=False)
-    return drawn.filter(lambda run: not _never_moves(run))
+    return drawn.filter(lambda run: not _never_moves(run) and not _has_idle_step(run))
 
 
 def _never_moves(run: Run) -> bool:
     silent = run.settings.get("silent_sgd_phase", False)
     return bool(silent and run.settings["betas"][1] <= 0.6)
+
+
+def _has_idle_step(run: Run) -> bool:
+    sizes = [math.prod(shape) for shapes in run.groups for shape in shapes]
+    return any(
+        step.lr == 0 and not any(n for n, has in zip(sizes, step.has_gradient, strict=True) if has)
+        for step in run.steps
+    )
 
 
 def sequences(optimizer: Any) -> list[Tensor]:
