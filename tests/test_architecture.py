@@ -37,7 +37,12 @@ MAY_IMPORT = {
     },
     "roadless.worker.data.formats.arrow_rows": {"numpy", "pyarrow", "roadless.service"},
     "roadless.worker.data.prepared.bpe": {"numpy", "roadless.service", "tokenizers"},
-    "roadless.worker.data.records.hub": {"datasets", "huggingface_hub", "roadless.service"},
+    "roadless.worker.data.records.hub": {
+        "datasets",
+        "huggingface_hub",
+        "numpy",
+        "roadless.service",
+    },
     "roadless.worker.data.formats.images": {"PIL", "numpy", "roadless.service"},
     "roadless.worker.data.formats.pixels": {"PIL", "numpy", "roadless.service"},
     "roadless.worker.data.sources.object_files": {"obstore", "roadless.service"},

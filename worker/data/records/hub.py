@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -32,7 +33,8 @@ from huggingface_hub.errors import (
 )
 
 from roadless.service.contract.job.data import Format, HeldOutSplit, HuggingFaceData
-from roadless.worker.data.formats.chunk import Choose, Chunk, Column, Piece, shown_names
+from roadless.worker.data.formats.chunk import Choose, Chunk, Column, Piece, shown, shown_names
+from roadless.worker.data.formats.columns import written_number
 from roadless.worker.data.progress import Tell, telling
 from roadless.worker.data.records.base import Split
 from roadless.worker.data.records.files import FileRecords, HubFormat, only, pieces_of
@@ -144,20 +146,45 @@ class HubRecords:
     def _numbered(self, chunk: Chunk) -> Chunk:
         """The rows with the numbers of classes that are written by name."""
         numbered = {
-            column: _numbers(values, self.class_names[column], is_text_only=chunk.is_text_only)
-            for column, values in chunk.columns.items()
+            column: _numbers(chunk, column, names=self.class_names[column])
+            for column in chunk.columns
             if column in self.class_names
         }
         return replace(chunk, columns={**chunk.columns, **numbered}) if numbered else chunk
 
 
-def _numbers(values: Column, names: Sequence[str], *, is_text_only: bool) -> Column:
-    """``is_text_only``: a number is a text as well, and then no class's name."""
-    if is_text_only:
-        numbers = {name: str(at) for at, name in enumerate(names) if not name.strip().isdigit()}
-        return [numbers.get(value, value) for value in values]
-    positions = {name: at for at, name in enumerate(names)}
-    return [positions.get(value, value) if isinstance(value, str) else value for value in values]
+def _numbers(chunk: Chunk, column: str, *, names: Sequence[str]) -> Column:
+    values = chunk.columns[column]
+    if isinstance(values, np.ndarray):
+        return values
+    numbers: Mapping[str, Any] = {name: number for number, name in enumerate(names)}
+    if chunk.is_text_only:  # there a number is a text as well, and then no class's name
+        numbers = {name: str(at) for name, at in numbers.items() if not _is_whole(name)}
+    return [
+        _number(chunk, column, row, value, numbers=numbers) if isinstance(value, str) else value
+        for row, value in enumerate(values)
+    ]
+
+
+def _number(
+    chunk: Chunk, column: str, row: int, value: str, *, numbers: Mapping[str, Any]
+) -> int | str:
+    if value in numbers:
+        number: int | str = numbers[value]
+        return number
+    if not _is_whole(value):
+        chunk.refuse(
+            row,
+            column,
+            expected=f"one of the classes {shown_names(list(numbers))} of the description",
+            seen=shown(value),
+            way_out="add it there, or correct the row",
+        )
+    return value if chunk.is_text_only else int(value)
+
+
+def _is_whole(text: str) -> bool:
+    return isinstance(written_number(text), int)
 
 
 def _copied(

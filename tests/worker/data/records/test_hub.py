@@ -284,11 +284,16 @@ def test_classes_that_a_description_names_get_its_numbers(node, format, labels, 
     assert [targets[inputs.index([i])] for i in range(4)] == expected
 
 
-def test_a_class_without_a_number_is_refused(node):
-    node.write("set/README.md", FEATURES)
-    node.write("set/train.csv", csv_text({"x": [0, 1], "y": ["dog", "cow"]}))
-    told = fault(node, Reason.DATA_INVALID)
-    assert "row 2, column 'y': expected a class number, saw 'cow'" in told
+@pytest.mark.parametrize("labels", [["dog", "cow"], ["cow", "dog"], ["cow", "cow"]])
+def test_a_class_that_a_description_does_not_name_is_refused(node, labels):
+    for format, write in {"csv": csv_text, "jsonl": jsonl_text}.items():
+        folder = f"{format}-set"
+        node.write(f"{folder}/README.md", FEATURES)
+        node.write(f"{folder}/train.{format}", write({"x": [0, 1], "y": labels}))
+        told = fault(node, Reason.DATA_INVALID, folder=folder)
+        row = labels.index("cow") + 1
+        assert f"row {row}, column 'y': expected one of the classes 'cat', 'dog'" in told
+        assert "saw 'cow'; add it there" in told
 
 
 def test_other_names_of_classes_are_another_data_set(node):
