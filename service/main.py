@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator
 from types import FrameType
@@ -39,7 +40,7 @@ from roadless.service.secrets import routes as secret_routes
 from roadless.service.secrets.cipher import Cipher, KeyUnusable
 from roadless.service.secrets.keys import open_cipher
 from roadless.service.secrets.rotation import rotate
-from roadless.service.settings import Settings
+from roadless.service.settings import DATABASE_FILE, Settings
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.storage.intake import STORING_THREADS
 from roadless.service.storage.local_blobs import LocalBlobs
@@ -116,6 +117,8 @@ def _open_database(settings: Settings) -> tuple[Database, Cipher]:
     """Return the migrated database, and the cipher for the secrets in it."""
     home = settings.home_dir
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if settings.database_url is None:
+        (home / DATABASE_FILE).touch(mode=0o600)  # SQLite's other files take its mode
     num_threads = settings.request_threads + settings.report_threads
     db = Database(settings.resolved_database_url, pool_size=num_threads)
     with alone(db, home):
@@ -194,6 +197,7 @@ class _Server(uvicorn.Server):
 
 def main() -> None:
     """Serve until a signal arrives."""
+    os.umask(0o077)  # what it writes is its user's alone
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = Settings()
     try:

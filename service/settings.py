@@ -6,6 +6,9 @@ from typing import Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+#: SQLite, in the home folder.
+DATABASE_FILE = "roadless.db"
+
 _BUCKET_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
 
 
@@ -95,4 +98,4 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         """The database in use: ``DATABASE_URL`` or SQLite in the home folder."""
-        return self.database_url or f"sqlite:///{self.home_dir / 'roadless.db'}"
+        return self.database_url or f"sqlite:///{self.home_dir / DATABASE_FILE}"

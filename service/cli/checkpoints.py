@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from roadless.service.cli.terminal import cell, say, say_row, transfer_progress
 from roadless.service.client import Client, ClientError
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.resources import Checkpoint
 
 app = typer.Typer(help="List, pin, delete and export checkpoints.", no_args_is_help=True)
-err = Console(stderr=True)
 
 CheckpointId = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint ID, such as ckpt_...")
@@ -51,7 +49,7 @@ def list_checkpoints(
     """List a job's checkpoints, newest first."""
     with Client() as client:
         for checkpoint in islice(client.checkpoints(job, kind=kind, best=best), limit):
-            typer.echo("\t".join(_cells(checkpoint)))
+            say_row(*_cells(checkpoint))
 
 
 def _cells(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -73,7 +71,7 @@ def pin(checkpoint: CheckpointId) -> None:
     """Keep a checkpoint regardless of its job's retention rules."""
     with Client() as client:
         client.pin(checkpoint)
-    typer.echo(f"{checkpoint} pinned")
+    say(f"{checkpoint} pinned")
 
 
 @app.command()
@@ -81,7 +79,7 @@ def unpin(checkpoint: CheckpointId) -> None:
     """Let a job's retention rules apply to a checkpoint again (checked hourly)."""
     with Client() as client:
         client.unpin(checkpoint)
-    typer.echo(f"{checkpoint} unpinned")
+    say(f"{checkpoint} unpinned")
 
 
 @app.command()
@@ -89,7 +87,7 @@ def delete(checkpoint: CheckpointId) -> None:
     """Delete a checkpoint and its files. Fails while it is pinned or a job needs it."""
     with Client() as client:
         client.delete_checkpoint(checkpoint)
-    typer.echo(f"{checkpoint} deleted")
+    say(f"{checkpoint} deleted")
 
 
 @app.command()
@@ -129,16 +127,15 @@ def _export(folder: Path, out: Path, *, to: Format, wheel: Path | None) -> int:
     arguments = [str(folder), str(out), "--to", to]
     if wheel is not None:
         arguments += ["--wheel", str(wheel)]
-    command = [sys.executable, "-m", "roadless.worker.export", *arguments]
+    command = [sys.executable, "-P", "-m", "roadless.worker.export", *arguments]
     return subprocess.run(command, check=False).returncode
 
 
 def download(client: Client, checkpoint_id: str, folder: Path) -> None:
     """Fetch a checkpoint into the folder, and show on a terminal how far that is."""
     total = client.checkpoint(checkpoint_id).total_bytes
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task(checkpoint_id, total=total)
+    with transfer_progress() as progress:
+        task = progress.add_task(cell(checkpoint_id), total=total)
         client.download(
             checkpoint_id, folder, on_progress=lambda done: progress.update(task, completed=done)
         )

@@ -5,15 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
+from roadless.service.cli.terminal import cell, say, say_row, transfer_progress
 from roadless.service.client import Client, Datasets, require_names
 from roadless.service.contract.job.data import Format
 from roadless.service.contract.uploads.datasets import Dataset
 
 app = typer.Typer(help="Upload, list and delete training data.", no_args_is_help=True)
-err = Console(stderr=True)
 
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="A data set ID, such as ds_...")]
 
@@ -38,13 +36,12 @@ def upload(
         for file in files:
             _upload(datasets, dataset.id, file)
         datasets.seal(dataset.id)
-    typer.echo(dataset.id)
+    say(dataset.id)
 
 
 def _upload(datasets: Datasets, dataset_id: str, file: Path) -> None:
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
-        task = progress.add_task(file.name, total=file.stat().st_size)
+    with transfer_progress() as progress:
+        task = progress.add_task(cell(file.name), total=file.stat().st_size)
         datasets.upload(
             dataset_id, file, on_progress=lambda done: progress.update(task, completed=done)
         )
@@ -57,7 +54,7 @@ def list_datasets(
     """List data sets, newest first."""
     with Client() as client:
         for dataset in islice(Datasets(client).list(), limit):
-            typer.echo("\t".join(_cells(dataset)))
+            say_row(*_cells(dataset))
 
 
 def _cells(dataset: Dataset) -> tuple[str, ...]:
@@ -71,4 +68,4 @@ def delete(dataset: DatasetId) -> None:
     """Delete a data set and its files. Fails while an unfinished job uses it."""
     with Client() as client:
         Datasets(client).delete(dataset)
-    typer.echo(f"{dataset} deleted")
+    say(f"{dataset} deleted")

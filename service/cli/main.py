@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the job continues).
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -10,18 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from roadless.service.cli import checkpoints, datasets, secrets, wheels
 from roadless.service.cli import up as local
 from roadless.service.cli.checkpoints import download
+from roadless.service.cli.documents import DocumentError, load, parse
+from roadless.service.cli.terminal import (
+    accept_any_text,
+    cell,
+    out,
+    say,
+    say_error,
+    say_json,
+    say_row,
+)
 from roadless.service.cli.theory import plan_tables, theory_tables
 from roadless.service.cli.watch import watch as watch_job
-from roadless.service.client import ApiError, Client, ClientError
+from roadless.service.client import ApiError, Client, ClientError, NotJson
 from roadless.service.client import client as sdk
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.requests import Extend
@@ -41,8 +50,6 @@ app.add_typer(datasets.app, name="data")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(wheels.app, name="wheels")
 app.add_typer(checkpoints.app, name="checkpoint")
-out = Console()
-err = Console(stderr=True)
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job ID, such as job_...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the raw JSON response.")]
@@ -54,40 +61,39 @@ class UsageError(Exception):
 
 def main() -> None:
     """Run the command line; errors become readable lines and an exit code."""
+    accept_any_text()
     try:
         app()
     except ApiError as error:
         _complain(error)
         sys.exit(WRONG_REQUEST if error.status == 422 else FAILED)
-    except UsageError as error:
-        _say_error(str(error))
+    except (UsageError, DocumentError, NotJson) as error:
+        say_error(str(error))
         sys.exit(WRONG_REQUEST)
     except (ClientError, local.UpError) as error:
-        _say_error(str(error))
+        say_error(str(error))
         sys.exit(FAILED)
 
 
 def _complain(error: ApiError) -> None:
     if not error.errors:
-        _say_error(f"{error.title} ({error.status}): {error.detail}")
+        say_error(f"{error.title} ({error.status}): {error.detail}")
         return
-    _say_error(f"{error.title} ({error.status}):")
+    say_error(f"{error.title} ({error.status}):")
     for fault in error.errors:
-        _say_error(f"  {fault.pointer or '/'}: {fault.message}")
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-
-
-def _say_error(text: str) -> None:
-    err.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+        say_error(f"  {fault.pointer or '/'}: {fault.message}")
 
 
 @app.command()
 def up(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="ROADLESS_PORT",
+            help="Port to listen on; 0 picks a free one.",
+        ),
     ] = 8700,
     num_cpus: Annotated[
         int | None, typer.Option(min=1, help="CPU cores for training. Default: all.")
@@ -96,7 +102,8 @@ def up(
 ) -> None:
     """Start all components on this machine and run until Ctrl-C."""
     folder = (home or sdk.home()).expanduser().absolute()
-    local.run(local.Plan(home=folder, port=port, num_cpus=num_cpus), say=_say)
+    host = os.environ.get("ROADLESS_HOST") or "127.0.0.1"
+    local.run(local.Plan(home=folder, port=port, host=host, num_cpus=num_cpus), say=say)
 
 
 @app.command()
@@ -107,24 +114,12 @@ def submit(
     watch: Annotated[bool, typer.Option("--watch", help="Follow the job until it ends.")] = False,
 ) -> None:
     """Create a job from a file and print its ID."""
-    spec = _load(file)
+    spec = load(file)
     with Client() as client:
         job = client.submit(spec)
-        _say(job.id)
+        say(job.id)
         if watch:
             _watch(client, job.id)
-
-
-def _load(file: Path) -> Mapping[str, Any]:
-    try:
-        spec = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise UsageError(f"expected a readable file {file}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"expected YAML or JSON in {file}: {error}") from error
-    if not isinstance(spec, dict):
-        raise UsageError(f"expected a mapping in {file}, saw {type(spec).__name__}")
-    return spec
 
 
 @app.command()
@@ -138,8 +133,8 @@ def _watch(client: Client, job_id: str) -> None:
     try:
         job = watch_job(client, job_id, console=out)
     except KeyboardInterrupt:
-        _say(f"{job_id} is still running. To watch it again: roadless watch {job_id}")
-        _say(f"To stop it: roadless stop {job_id}")
+        say(f"{job_id} is still running. To watch it again: roadless watch {job_id}")
+        say(f"To stop it: roadless stop {job_id}")
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(0 if job.phase in {Phase.SUCCEEDED, Phase.STOPPED} else FAILED)
 
@@ -153,18 +148,18 @@ def jobs(
     with Client() as client:
         found = list(islice(client.jobs(phase=phase), limit))
     if not found:
-        _say_error("no jobs found; create one with: roadless submit FILE.yaml")
+        say_error("no jobs found; create one with: roadless submit FILE.yaml")
     elif out.is_terminal:
         out.print(_table(found))
     else:
         for job in found:
-            _say("\t".join(_cells(job)))
+            say_row(*_cells(job))
 
 
 def _table(found: list[Job]) -> Table:
     table = Table("job", "name", "phase", "reason", "step", "created", box=None)
     for job in found:
-        table.add_row(*map(escape, _cells(job)))
+        table.add_row(*(Text(cell(field)) for field in _cells(job)))
     return table
 
 
@@ -184,14 +179,14 @@ def pause(
     """Pause a job and free its resources. Use resume to continue it."""
     with Client() as client:
         paused = client.pause(job, checkpoint="latest" if latest else "save")
-    _say(f"{job} {paused.phase}")
+    say(f"{job} {paused.phase}")
 
 
 @app.command()
 def resume(job: JobId) -> None:
     """Resume a paused or stopped job."""
     with Client() as client:
-        _say(f"{job} {client.resume(job).phase}")
+        say(f"{job} {client.resume(job).phase}")
 
 
 @app.command()
@@ -235,7 +230,7 @@ def extend(
     ]
     with Client() as client:
         extended = client.extend(job, _extend_of(amounts, [plan for plan in plans if plan]))
-    _say(f"{job} {extended.phase}")
+    say(f"{job} {extended.phase}")
 
 
 def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> Extend:
@@ -253,7 +248,7 @@ def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -
 def retry(job: JobId) -> None:
     """Retry a failed job from its latest training state."""
     with Client() as client:
-        _say(f"{job} {client.retry(job).phase}")
+        say(f"{job} {client.retry(job).phase}")
 
 
 @app.command()
@@ -261,21 +256,21 @@ def delete(job: JobId) -> None:
     """Delete a finished job and its metrics, events and checkpoints."""
     with Client() as client:
         client.delete(job)
-    _say(f"{job} deleted")
+    say(f"{job} deleted")
 
 
 @app.command()
 def stop(job: JobId) -> None:
     """Stop a job gracefully: evaluate, then save the model and the training state."""
     with Client() as client:
-        _say(f"{job} {client.stop(job).phase}")
+        say(f"{job} {client.stop(job).phase}")
 
 
 @app.command()
 def cancel(job: JobId) -> None:
     """Cancel a job immediately. Saved checkpoints are kept."""
     with Client() as client:
-        _say(f"{job} {client.cancel(job).phase}")
+        say(f"{job} {client.cancel(job).phase}")
 
 
 @app.command()
@@ -283,7 +278,7 @@ def evaluate(job: JobId) -> None:
     """Evaluate now and keep the checkpoint. Training continues."""
     with Client() as client:
         client.evaluate(job)
-    _say(f"{job} will evaluate after the current step; see: roadless events {job}")
+    say(f"{job} will evaluate after the current step; see: roadless events {job}")
 
 
 @app.command()
@@ -292,7 +287,7 @@ def events(job: JobId) -> None:
     with Client() as client:
         for event in client.events(job):
             at = event.at.astimezone().strftime("%H:%M:%S")
-            _say(f"{at}  {event.code}  {event.message}")
+            say(f"{at}  {cell(event.code)}  {event.message}")
 
 
 @app.command()
@@ -314,7 +309,7 @@ def theory(
     with Client() as client:
         found = client.theory(job, steps=steps, distance=distance, norms=norms)
     if as_json:
-        _say(found.model_dump_json(indent=2))
+        say_json(found.model_dump_json(indent=2))
     else:
         out.print(theory_tables(found))
 
@@ -358,7 +353,7 @@ def plan(
     with Client() as client:
         found = client.plan(request)
     if as_json:
-        _say(found.model_dump_json(indent=2))
+        say_json(found.model_dump_json(indent=2))
     else:
         out.print(plan_tables(found))
 
@@ -374,10 +369,8 @@ def _three(text: str, option: str, form: str) -> tuple[str, str, str]:
 def _schedule(text: str) -> dict[str, Any]:
     """Parse ``wsd,cooldown_len=0.5``; the service says what is wrong with names and values."""
     name, _, arguments = text.partition(",")
-    try:
-        settings = yaml.safe_load("{" + arguments.replace("=", ": ") + "}")
-    except yaml.YAMLError as error:
-        raise UsageError(f"expected --schedule NAME[,KEY=VALUE...], saw {text!r}") from error
+    source = f"expected --schedule NAME[,KEY=VALUE...], saw {text!r}"
+    settings = parse("{" + arguments.replace("=", ": ") + "}", source=source)
     return {"name": name, **settings}
 
 
@@ -399,7 +392,7 @@ def pull(
         checkpoint_id = _newest(client, source) if source.startswith("job_") else source
         target = folder or Path(checkpoint_id)
         download(client, checkpoint_id, target)
-    _say(str(target))
+    say(str(target))
 
 
 def _newest(client: Client, job_id: str) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from roadless.service.cli.terminal import say, say_row
 from roadless.service.client import Client, Secrets
 from roadless.service.contract.secrets import Secret
 
@@ -25,7 +26,7 @@ def put(name: Name) -> None:
     value = _asked(name) if sys.stdin.isatty() else _piped()
     with Client() as client:
         Secrets(client).put(name, value)
-    typer.echo(f"{name} stored; jobs that list it in their secrets receive it")
+    say(f"{name} stored; jobs that list it in their secrets receive it")
 
 
 def _asked(name: str) -> str:
@@ -42,7 +43,7 @@ def list_secrets() -> None:
     """List secrets by name; values are never shown."""
     with Client() as client:
         for secret in Secrets(client).list():
-            typer.echo("\t".join(_cells(secret)))
+            say_row(*_cells(secret))
 
 
 def _cells(secret: Secret) -> tuple[str, ...]:
@@ -56,4 +57,4 @@ def delete(name: Name) -> None:
     """Delete a secret. Jobs that use it will fail the next time they start."""
     with Client() as client:
         Secrets(client).delete(name)
-    typer.echo(f"{name} deleted")
+    say(f"{name} deleted")

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from roadless.service.cli.terminal import cell, printable
 from roadless.service.contract.theory.analysis import Extension, Theory, TheoryPoint
 from roadless.service.contract.theory.plan import Candidate, Plan
 
@@ -22,7 +23,7 @@ def theory_tables(theory: Theory) -> RenderableType:
         _titled("Evaluations", _evaluations(theory)),
         _titled("Tuned for the same steps", _alternatives(theory)),
         _titled(_extension_title(theory.extension), _continuations(theory.extension)),
-        Text(theory.extension.advice),
+        Text(printable(theory.extension.advice)),
         _titled("What the theory does not cover", _caveats(theory)),
     )
 
@@ -40,7 +41,7 @@ def plan_tables(plan: Plan) -> RenderableType:
         return Group(facts, ranking)
     extension = plan.extension
     ways = _titled(_extension_title(extension), _continuations(extension))
-    return Group(facts, ranking, ways, Text(extension.advice))
+    return Group(facts, ranking, ways, Text(printable(extension.advice)))
 
 
 def _facts(theory: Theory) -> Table:
@@ -99,7 +100,7 @@ def _alternatives(theory: Theory) -> Table:
     table = _table("best base rate", "of the one used", "bound", "predicted", first="schedule")
     for one in theory.alternatives:
         numbers = (one.base_lr, one.relative_lr, one.bound, one.predicted)
-        table.add_row(one.schedule, *map(_number, numbers))
+        table.add_row(cell(one.schedule), *map(_number, numbers))
     return table
 
 
@@ -114,7 +115,7 @@ def _continuations(extension: Extension) -> Table:
     for one in extension.continuations:
         start = f"{one.starts_at:,}" if one.starts_at else "from scratch"
         numbers = (one.base_lr, one.cooldown_len, one.factor, one.bound, one.predicted)
-        table.add_row(one.name, start, *map(_number, numbers))
+        table.add_row(cell(one.name), start, *map(_number, numbers))
     return table
 
 
@@ -145,7 +146,7 @@ def _grid(*rows: tuple[str, str]) -> Table:
     grid.add_column(style="dim")
     grid.add_column()
     for name, value in rows:
-        grid.add_row(name, Text(value))
+        grid.add_row(name, Text(printable(value)))
     return grid
 
 

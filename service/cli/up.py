@@ -5,6 +5,7 @@ the others. A dead service or runner is restarted, while training continues. Wit
 nothing can train, so losing that one ends everything.
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -14,10 +15,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 
@@ -28,6 +29,9 @@ POLL_SECONDS = 0.1
 MAX_RESTARTS = 5
 RESTART_WINDOW_SECONDS = 300.0
 TAIL_LINES = 20
+#: What children leave readable: nothing for others. They find tokens, data and models in the home.
+UMASK = 0o077
+LOCK_FILE = "up.lock"
 
 
 class UpError(Exception):
@@ -49,17 +53,22 @@ class Modules:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Where and with how much. ``port`` 0: any free one; ``num_cpus`` None: all of them."""
+    """Where and with how much.
+
+    ``port`` 0: any free one; ``num_cpus`` None: all of them; ``host``: address to listen on.
+    """
 
     home: Path
     port: int
     num_cpus: int | None
+    host: str = "127.0.0.1"
     modules: Modules = Modules()
 
     @property
     def url(self) -> str:
-        """Where the service answers."""
-        return f"http://127.0.0.1:{self.port}"
+        """Where the service answers on this machine."""
+        host = "127.0.0.1" if self.host in ("", "0.0.0.0", "::") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 class Child:
@@ -75,11 +84,14 @@ class Child:
 
     def start(self) -> None:
         """Start or restart the process."""
-        with self.log.open("ab") as out:
+        with open(self.log, "ab", opener=_private) as out:
             self.log_offset = out.tell()
             self._process = subprocess.Popen(
                 self._command,
-                env={**os.environ, **self._env},
+                # A user's queue.py in the current folder must not stand for Python's own: neither
+                # here nor, by the variable, in what these processes start.
+                env={**os.environ, "PYTHONSAFEPATH": "1", **self._env},
+                umask=UMASK,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -129,10 +141,15 @@ def run(plan: Plan, *, say: Say) -> None:
     Raises:
         UpError: something did not start, or died for good. Nothing is left running.
     """
+    _require_alone(plan.home)
     plan = _with_free_port(plan)
-    (plan.home / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_folders(plan.home)
     children: list[Child] = []
-    with _signals() as is_asked_to_stop, _taken_down(children, say):
+    with (
+        _alone(plan),
+        _signals() as is_asked_to_stop,
+        _taken_down(children, say),
+    ):
         _bring_up(plan, children, is_asked_to_stop=is_asked_to_stop, say=say)
         _announce(plan, say)
         while not is_asked_to_stop():
@@ -140,16 +157,86 @@ def run(plan: Plan, *, say: Say) -> None:
             time.sleep(POLL_SECONDS)
 
 
+def _make_folders(home: Path) -> None:
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home / "logs").mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UpError(
+            f"expected a folder that can be written as the home, saw {home}: {error.strerror}; "
+            "choose another with --home"
+        ) from error
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only its owner reads."""
+    return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def _alone(plan: Plan) -> Iterator[None]:
+    """Hold the home's lock, which the kernel frees with this process, and say in it who holds it.
+
+    Raises UpError if another process holds it.
+    """
+    path = plan.home / LOCK_FILE
+    with open(path, "a+", opener=_private) as file:
+        _lock(file, plan.home)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "url": plan.url}))
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def _require_alone(home: Path) -> None:
+    """Say who holds the home, before its busy port is noticed; makes nothing."""
+    with suppress(OSError), (home / LOCK_FILE).open("r+") as file:
+        _lock(file, home)
+
+
+def _lock(file: TextIO, home: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise UpError(
+            f"expected no other roadless up on {home}, saw {_holder(file.read())}; stop that one "
+            "first, or choose another folder with --home and another port with --port"
+        ) from error
+
+
+def _holder(said: str) -> str:
+    try:
+        known = json.loads(said)
+        return f"process {known['pid']} at {known['url']}"
+    except (ValueError, TypeError, KeyError):  # it is about to write it
+        return "one that is starting or stopping"
+
+
 def _with_free_port(plan: Plan) -> Plan:
     """Take a port now, so that a busy one is refused before anything starts."""
-    with socket.socket() as probe:
+    is_ipv6 = ":" in plan.host
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", plan.port))
+            probe.bind((plan.host, plan.port))
         except OSError as error:
-            raise UpError(f"expected port {plan.port} to be free: {error.strerror}") from error
+            raise UpError(
+                f"expected port {plan.port} to be free: {error.strerror}; stop what listens "
+                f"there{_who_answers(plan)}, or choose another with --port or ROADLESS_PORT"
+            ) from error
         port = probe.getsockname()[1]
-    return Plan(home=plan.home, port=port, num_cpus=plan.num_cpus, modules=plan.modules)
+    return replace(plan, port=port)
+
+
+def _who_answers(plan: Plan) -> str:
+    """That another Roadless has the port: one that was killed leaves its service behind."""
+    try:
+        is_ours = httpx.get(f"{plan.url}/healthz", timeout=1).json() == {"status": "ok"}
+    except (httpx.HTTPError, ValueError):
+        is_ours = False
+    return " (it answers as a Roadless service)" if is_ours else ""
 
 
 @contextmanager
@@ -185,7 +272,7 @@ def _bring_up(
 ) -> None:
     def start(name: str, module: str, *arguments: str, **env: str) -> Child:
         say(f"starting the {name}")
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, "-P", "-m", module, *arguments]
         log = plan.home / "logs" / f"{name.replace(' ', '-')}.log"
         children.append(Child(name, command, log=log, env=env))
         return children[-1]
@@ -217,7 +304,7 @@ def _announced(ray: Child) -> dict[str, Any]:
 def _service_env(plan: Plan) -> dict[str, str]:
     return {
         "ROADLESS_HOME": str(plan.home),
-        "ROADLESS_HOST": "127.0.0.1",
+        "ROADLESS_HOST": plan.host,
         "ROADLESS_PORT": str(plan.port),
     }
 

@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from roadless.service.cli.terminal import cell, printable
 from roadless.service.client import ApiError, Client, Unreachable
 from roadless.service.contract.resources import CurvePoint, Job
 from roadless.service.contract.states import TERMINAL, Phase
@@ -169,11 +170,12 @@ def panel(look: Look) -> RenderableType:
     facts.add_row("train loss", _number(look.train_loss, ".5g"))
     facts.add_row("eval at x", Text(_eval_text(look.curve)))
     curve = Text(sparkline([point.loss for point in look.curve]), style="cyan")
-    return Panel(Group(facts, curve), title=Text(f"{job.name}  {job.id}"), title_align="left")
+    title = Text(f"{cell(job.name)}  {job.id}")
+    return Panel(Group(facts, curve), title=title, title_align="left")
 
 
 def _phase(job: Job) -> tuple[str, str]:
-    details = [text for text in (job.reason, job.message) if text]
+    details = [printable(text) for text in (job.reason, job.message) if text]
     text = f"{job.phase}  {': '.join(details)}" if details else str(job.phase)
     return text, _COLOURS.get(job.phase, "cyan")
 
@@ -194,7 +196,7 @@ def _eval_text(curve: Sequence[CurvePoint]) -> str:
         return NOTHING_YET
     point = curve[-1]
     metrics = "".join(
-        f"  {name} {_number(value, '.5g')}" for name, value in sorted(point.metrics.items())
+        f"  {cell(name)} {_number(value, '.5g')}" for name, value in sorted(point.metrics.items())
     )
     return f"loss {_number(point.loss, '.5g')}{metrics}  (step {point.step:,})"
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from roadless.service.cli.terminal import say, say_row
 from roadless.service.client import Client, Wheels
 from roadless.service.contract.uploads.wheels import Wheel
 
@@ -20,7 +21,7 @@ def upload(
 ) -> None:
     """Upload a wheel and print its ID, for the 'wheel' field of a model."""
     with Client() as client:
-        typer.echo(Wheels(client).upload(file).id)
+        say(Wheels(client).upload(file).id)
 
 
 @app.command("list")
@@ -30,7 +31,7 @@ def list_wheels(
     """List wheels, newest first."""
     with Client() as client:
         for wheel in islice(Wheels(client).list(), limit):
-            typer.echo("\t".join(_cells(wheel)))
+            say_row(*_cells(wheel))
 
 
 def _cells(wheel: Wheel) -> tuple[str, ...]:
@@ -45,4 +46,4 @@ def delete(
     """Delete a wheel. Fails while an unfinished job uses it."""
     with Client() as client:
         Wheels(client).delete(wheel)
-    typer.echo(f"{wheel} deleted")
+    say(f"{wheel} deleted")

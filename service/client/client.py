@@ -6,11 +6,13 @@ was lost on the way has its effect once. Errors:
     ClientError
       ApiError       the service refused; carries its problem details
       Unreachable    no answer after all retries
+      NotJson        what is to be sent has a value that JSON does not have
       Corrupt        downloaded bytes do not have the hash that the manifest promises
       WaitTimeout    the job did not get there in time
 """
 
 import hashlib
+import json
 import os
 import secrets
 import time
@@ -46,6 +48,7 @@ TIMEOUT_SECONDS = 30.0
 #: Seconds before each retry.
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 LONGEST_PAUSE_SECONDS = 5.0
+_JSON = {"Content-Type": "application/json"}
 
 Resource = TypeVar("Resource", bound=BaseModel)
 OnProgress = Callable[[int], None]
@@ -70,6 +73,10 @@ class ApiError(ClientError):
 
 class Unreachable(ClientError):
     """No answer after all retries."""
+
+
+class NotJson(ClientError):
+    """What is to be sent has a value that JSON does not have, such as a date or an infinity."""
 
 
 class Corrupt(ClientError):
@@ -191,9 +198,9 @@ class Client:
 
         Raises ApiError with status 412 when the job has changed since ``job`` was read.
         """
-        headers = {"If-Match": f'"{job.version}"'}
-        body = changes.model_dump(mode="json", exclude_unset=True)
-        answer = self._send("PATCH", f"/v1/jobs/{job.id}", json=body, headers=headers)
+        headers = {"If-Match": f'"{job.version}"', **_JSON}
+        body = _as_json(changes.model_dump(mode="json", exclude_unset=True))
+        answer = self._send("PATCH", f"/v1/jobs/{job.id}", content=body, headers=headers)
         return Job.model_validate_json(answer.content)
 
     def delete(self, job_id: str) -> None:
@@ -434,9 +441,11 @@ class Client:
         key: str | None = None,
     ) -> Resource:
         headers = {"Idempotency-Key": key or secrets.token_urlsafe(18)}
-        return kind.model_validate_json(
-            self._send("POST", path, json=body, headers=headers).content
-        )
+        content = None
+        if body is not None:
+            headers, content = {**headers, **_JSON}, _as_json(body)
+        answer = self._send("POST", path, content=content, headers=headers)
+        return kind.model_validate_json(answer.content)
 
     def _pages(
         self, page: type[Page[Resource]], path: str, /, *, after: str | None = None, **params: Any
@@ -475,6 +484,14 @@ class Client:
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
+
+
+def _as_json(body: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NotJson(f"expected values that JSON has, saw: {error}") from error
 
 
 def _pause_asked(response: httpx.Response, pause: float) -> float:

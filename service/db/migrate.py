@@ -34,7 +34,9 @@ def migrate(db: Database) -> None:
 
 @contextmanager
 def _alone_on_sqlite(home: Path) -> Iterator[None]:
-    with (home / "migrate.lock").open("w") as file:
+    path = home / "migrate.lock"
+    path.touch(mode=0o600)
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

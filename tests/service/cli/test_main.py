@@ -6,7 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ import yaml
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
+UTF8 = {"PYTHONIOENCODING": "utf-8"}
+LATIN = {"PYTHONIOENCODING": "latin-1"}
 STEP = {"kind": "step", "tokens": 0, "gpu_seconds": 0}
 Command = Callable[..., subprocess.Popen[str]]
 
@@ -25,12 +27,17 @@ def start(url, settings, tmp_path) -> Iterator[Command]:
     # What a shell starts in the background ignores Ctrl-C, and all that it starts itself does too.
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def starting(*arguments: str, url: str = url, **options: Any) -> subprocess.Popen[str]:
+    def starting(
+        *arguments: str,
+        url: str = url,
+        environment: Mapping[str, str] = UTF8,
+        **options: Any,
+    ) -> subprocess.Popen[str]:
         given = {"ROADLESS_URL": url, "ROADLESS_HOME": str(settings.home_dir), "TERM": "xterm"}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         process = subprocess.Popen(
             [sys.executable, "-m", "roadless.service.cli", *arguments],
-            env=os.environ | given,
+            env=os.environ | given | environment,
             cwd=tmp_path,
             text=True,
             **pipes,
@@ -109,6 +116,47 @@ def test_a_file_that_is_no_spec_is_a_usage_error(roadless, tmp_path, text, said)
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("2026-12-01", "job.yaml, line 7, column 7: expected a value that JSON has, saw timestamp"),
+        (".inf", "job.yaml, line 7, column 7: expected a finite number, saw .inf"),
+        ("!!set {a}", "job.yaml, line 7, column 7: expected a value that JSON has, saw set"),
+    ],
+)
+def test_a_value_that_only_yaml_has_is_one_line_and_no_job(
+    service, roadless, tmp_path, value, said
+):
+    text = "name: a\nmodel: {}\ndata: {}\ntask: a\noptimizer:\n  name: sgd\n  lr: "
+    (tmp_path / "job.yaml").write_text(f"{text}{value}\n")
+    code, out, err = roadless("submit", "job.yaml")
+    assert (code, out) == (2, "")
+    assert err.startswith(said)
+    assert len(err.splitlines()) == 1
+    assert service.get("/jobs").json()["data"] == []
+
+
+def test_numbers_that_json_does_not_have_are_usage_errors_elsewhere_too(roadless):
+    for arguments in (
+        ("plan", "--horizon", "10", "--grad-norm", "inf"),
+        ("plan", "--horizon", "10", "--distance", "nan"),
+        ("plan", "--horizon", "10", "--schedule", "wsd,cooldown_len=.inf"),
+        ("plan", "--horizon", "10", "--schedule", "wsd,cooldown_len=2026-12-01"),
+    ):
+        code, _, err = roadless(*arguments)
+        assert code == 2, arguments
+        assert "expected" in err
+        assert len(err.splitlines()) == 1
+        assert "Traceback" not in err
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped(service, roadless, digits_spec):
+    service.submit(digits_spec | {"name": "Grüße \U0001f600"})
+    code, out, _ = roadless("jobs", environment=LATIN, encoding="latin-1")
+    assert code == 0
+    assert "Grüße \\U0001f600" in out
 
 
 def test_an_unknown_command_is_a_usage_error(roadless):

@@ -4,16 +4,21 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from roadless.service.cli import up
+from roadless.service.cli.main import app
 
 DRIVER = """
     import sys
@@ -21,7 +26,9 @@ DRIVER = """
     from roadless.service.cli import up
 
     modules = up.Modules(ray="fake_ray", service="fake_service", runner="fake_runner")
-    plan = up.Plan(home=Path(sys.argv[1]), port=0, num_cpus=2, modules=modules)
+    plan = up.Plan(
+        home=Path(sys.argv[1]), port=0, host=sys.argv[2], num_cpus=2, modules=modules
+    )
     try:
         up.run(plan, say=lambda line: print(line, flush=True))
     except up.UpError as error:
@@ -74,14 +81,14 @@ FAKES = {
 class Running:
     """The driver process, and what it and its children said."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, host: str) -> None:
         self.folder = folder
         (folder / "driver.py").write_text(textwrap.dedent(DRIVER))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ROADLESS_", "RAY_"))}
         self.output = folder / "output"
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "driver.py", str(folder / "home")],
+                [sys.executable, "driver.py", str(folder / "home"), host],
                 cwd=folder,
                 env=kept | {"PYTHONPATH": str(folder)},
                 stdout=out,
@@ -112,10 +119,10 @@ class Running:
 def start(tmp_path) -> Iterator:
     started: list[Running] = []
 
-    def starting(**changed: str) -> Running:
+    def starting(*, host: str = "127.0.0.1", **changed: str) -> Running:
         for name, text in (FAKES | changed).items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        started.append(Running(tmp_path))
+        started.append(Running(tmp_path, host=host))
         return started[-1]
 
     yield starting
@@ -254,3 +261,156 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return state != "Z"
+
+
+# ---- one home, one roadless up -------------------------------------------------------------------
+
+
+def test_a_second_one_on_the_same_home_hears_who_is_there(start):
+    running = start()
+    running.wait_for("Ctrl-C stops everything.")
+    port = running.wait_for_note("service")["env"]["ROADLESS_PORT"]
+    plan = up.Plan(home=running.folder / "home", port=int(port), num_cpus=None)
+    with pytest.raises(up.UpError) as refused:
+        up.run(plan, say=lambda line: None)
+    said = str(refused.value)
+    assert f"process {running.process.pid} at http://127.0.0.1:{port}" in said
+    assert "--home" in said
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    assert len(running.notes("ray")) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_next_one_starts_once_it_has_gone_however_it_went(start, number):
+    first = start()
+    first.wait_for("Ctrl-C stops everything.")
+    first.process.send_signal(number)
+    first.process.wait(20)
+    second = start()
+    second.wait_for("Ctrl-C stops everything.")
+
+
+def test_a_port_that_another_service_has_is_told_with_the_way_out(tmp_path):
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status":"ok"}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        plan = up.Plan(home=tmp_path / "home", port=server.server_port, num_cpus=None)
+        with pytest.raises(up.UpError, match="answers as a Roadless service") as refused:
+            up.run(plan, say=lambda line: None)
+        server.shutdown()
+    assert "--port or ROADLESS_PORT" in str(refused.value)
+
+
+def test_a_home_that_cannot_be_written_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    plan = up.Plan(home=tmp_path / "file" / "home", port=0, num_cpus=None)
+    with pytest.raises(up.UpError, match="choose another with --home"):
+        up.run(plan, say=lambda line: None)
+
+
+# ---- whose modules, whose files ------------------------------------------------------------------
+
+#: Modules of the standard library that a user's folder may well have files named like.
+USERS_MODULES = ("platform", "queue", "select", "random", "types", "tokenize", "statistics")
+
+
+def test_modules_of_the_users_folder_are_not_taken_for_pythons(tmp_path):
+    """Neither by what is started nor by what that starts."""
+    for name in USERS_MODULES:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the user\\'s own')\n")
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / "a_probe.py").write_text(
+        "import subprocess, sys, os\n"
+        f"import {', '.join(USERS_MODULES)}\n"
+        f"below = 'import {', '.join(USERS_MODULES)}; print(\"below\")'\n"
+        "subprocess.run([sys.executable, '-c', below], check=True)\n"
+        "subprocess.run([sys.executable, '-m', 'a_below'], check=True)\n"
+    )
+    (tmp_path / "probe" / "a_below.py").write_text(f"import {', '.join(USERS_MODULES)}\n")
+    code = (
+        "import sys; from pathlib import Path; from roadless.service.cli import up\n"
+        "command = [sys.executable, '-P', '-m', 'a_probe']\n"
+        "child = up.Child('probe', command, log=Path('log'), env={})\n"
+        "child._process.wait(); print(child.exit_code(), child.said())\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "probe")}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split() == ["0", "below"], done.stdout + done.stderr
+
+
+def test_what_is_started_is_started_on_a_safe_path(start):
+    running = start(
+        fake_runner="""
+        from fakes_note import *
+        os.environ["ROADLESS_SAFE"] = str(sys.flags.safe_path)
+        note("runner"); leave("runner")
+        while True: time.sleep(1)
+    """
+    )
+    assert running.wait_for_note("runner")["env"]["ROADLESS_SAFE"] == "True"
+
+
+def test_the_home_and_what_is_in_it_are_their_users_alone(start):
+    running = start(
+        fake_service=FAKES["fake_service"].replace(
+            'note("service")',
+            "import pathlib; home = pathlib.Path(os.environ['ROADLESS_HOME']); "
+            "(home / 'a file').touch(); (home / 'a folder').mkdir(); note('service')",
+        )
+    )
+    running.wait_for("Ctrl-C stops everything.")
+    running.wait_for_note("runner")
+    home = running.folder / "home"
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
+    assert {path.name for path in modes} >= {"a file", "a folder", "logs", "runner.log", "up.lock"}
+    assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
+
+
+def test_the_address_to_listen_on_reaches_the_service(start):
+    running = start(host="0.0.0.0")
+    running.wait_for("Ctrl-C stops everything.")
+    service, runner = (
+        running.wait_for_note("service")["env"],
+        running.wait_for_note("runner")["env"],
+    )
+    assert service["ROADLESS_HOST"] == "0.0.0.0"
+    assert runner["ROADLESS_URL"] == f"http://127.0.0.1:{service['ROADLESS_PORT']}"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8700"),
+        ("0.0.0.0", "http://127.0.0.1:8700"),
+        ("::1", "http://[::1]:8700"),
+        ("node-1", "http://node-1:8700"),
+    ],
+)
+def test_where_the_service_answers_follows_from_where_it_listens(tmp_path, host, url):
+    assert up.Plan(home=tmp_path, port=8700, host=host, num_cpus=None).url == url
+
+
+def test_the_port_is_that_of_the_variable_or_of_the_option(monkeypatch, tmp_path):
+    plans = []
+    monkeypatch.setattr(up, "run", lambda plan, say: plans.append(plan))
+    monkeypatch.setenv("ROADLESS_PORT", "8765")
+    monkeypatch.setenv("ROADLESS_HOST", "127.0.0.2")
+    for arguments in ([], ["--port", "8766"]):
+        runner = CliRunner().invoke(app, ["up", "--home", str(tmp_path), *arguments])
+        assert runner.exit_code == 0, runner.output
+    assert [(plan.port, plan.host) for plan in plans] == [(8765, "127.0.0.2"), (8766, "127.0.0.2")]
+    monkeypatch.setenv("ROADLESS_PORT", "many")
+    assert CliRunner().invoke(app, ["up"]).exit_code == 2
