@@ -65,8 +65,8 @@ def prepare(
     writer.sort_classes()
     if writer.left_out:
         say(
-            f"{records.name}: {shown_names(writer.left_out)} look like an index or name folders, "
-            "and are no features; name a column in `columns` to train on it"
+            f"{records.name}: the columns {shown_names(writer.left_out)} are no features, since "
+            "they look like an index or are a folder's; name one in `columns` to train on it"
         )
     if writer.class_names:
         say(f"{records.name}: the classes 0, 1, ... are {shown_names(writer.class_names)}")

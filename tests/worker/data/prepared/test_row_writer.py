@@ -168,7 +168,7 @@ def test_an_index_is_no_feature_and_the_history_says_so(node, kind):
     assert sorted(all_rows(data)[0]) == [[1.0], [2.0], [3.0], [4.0]]
     (said,) = told
     assert repr(index) in said
-    assert "are no features; name a column in `columns` to train on it" in said
+    assert "are no features, since they look like an index" in said
     if index:
         data = build(node, name, columns=[index, "a"])
         assert data.description.input_shape == (2,)
