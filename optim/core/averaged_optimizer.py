@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.averaging import Counters, Pace
+from roadless.optim.checks import plain, require_at_least_zero
 from roadless.optim.core.ages import note_none_missed
 from roadless.optim.core.gradients import require_dense, with_gradient
 from roadless.optim.core.initial_states import POINTS, is_initial
@@ -24,6 +25,7 @@ from roadless.optim.core.saved_optimizer import (
     without_count_below_zero,
 )
 from roadless.optim.core.torch_options import check_torch_options, taking_torch_options
+from roadless.optim.numerics.autocast import outside_autocast
 from roadless.optim.numerics.complex_pairs import as_pair, require_plain_complex
 from roadless.optim.rules.base import Group, State, TensorList
 
@@ -91,6 +93,9 @@ class AveragedOptimizer(SavedOptimizer):
         check_torch_options(settings)
         self._check(settings)
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        # A tensor as lr stays one: a program may change it in place.
+        group.update({n: plain(v) for n, v in group.items() if n not in ("params", "lr")})
         try:
             require_plain_complex(self.param_groups[-1]["params"])
         except ValueError:
@@ -113,7 +118,7 @@ class AveragedOptimizer(SavedOptimizer):
 
         Raises:
             RuntimeError: the parameters of some group hold x.
-            ValueError: a gradient is sparse.
+            ValueError: a gradient is sparse, or a learning rate was set to what is none.
         """
         if self._is_request_for_state(closure):
             return None
@@ -128,14 +133,22 @@ class AveragedOptimizer(SavedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        require_dense(self.param_groups)
+        self._require_ready()
         for group in self.param_groups:
             self._step_group(group)
         return loss
 
+    @_disable_dynamo
+    def _require_ready(self) -> None:
+        """Refuse learning rates and gradients that no step can be taken with, before any is."""
+        for group in self.param_groups:
+            require_at_least_zero(group, "lr")
+        require_dense(self.param_groups)
+
     # Numbers that change in every step are hidden from the compiler, which would recompile for
     # each. This form of ``torch.compiler.disable`` defers its import, as torch's own do.
     @_disable_dynamo
+    @outside_autocast()
     def _step_group(self, group: Group) -> None:
         before = Counters(k=group["k"], weight_sum=group["weight_sum"], lr_max=group["lr_max"])
         counters, pace = self._pace(group, before)
@@ -147,10 +160,7 @@ class AveragedOptimizer(SavedOptimizer):
             scheduled_lr=pace.lr,
         )
 
-    def _lineage(self) -> dict[str, Any]:
-        kin = (one for one in type(self).__mro__ if one.__module__.startswith("roadless.optim."))
-        return {"name": type(self).__name__, "form": next(kin).__name__}
-
+    @outside_autocast()
     def _initial_states(self) -> dict[Tensor, State]:
         return {
             parameter: self._initial_state(parameter, group)
@@ -173,7 +183,7 @@ class AveragedOptimizer(SavedOptimizer):
         for name, tensor in state.items():
             if shapes := self._shapes_of(name, parameter, settings):
                 require_shape(name, tensor, shapes=shapes, of=of)
-        if is_initial(state, parameter, num_steps=int(saved["k"])):
+        if is_initial(state, num_steps=int(saved["k"])):
             return {}
         return without_count_below_zero(state)
 
@@ -194,7 +204,7 @@ class AveragedOptimizer(SavedOptimizer):
                 self.state[parameter] = {n: on_device_of(parameter, t) for n, t in state.items()}
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does, and under ``optimizer`` whose it is.
+        """Return the state as torch does, and under ``optimizer`` in its groups whose it is.
 
         Reading it changes nothing, at any time and in either position.
         """

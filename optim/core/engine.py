@@ -94,12 +94,12 @@ class Engine(AveragedOptimizer):
         if self._is_repeated(parameters, group, pace):
             return
         moving = self._started(parameters, group, missed=pace.missed)
-        left = self._left_by_kernels(moving, group, pace)
         try:
+            left = self._left_by_kernels(moving, group, pace)
             self._update_in_torch(left, group, pace)
-        except RuntimeError:
-            # torch stops at unequal sizes and says no names. Asked only then: every step would pay.
-            require_fitting_states(left, self.state, ("low", *self._kernel_names(group)))
+        except (KeyError, RuntimeError):
+            # torch stops at sizes that do not fit, and names nothing. To ask first costs each step.
+            require_fitting_states(moving, self.state, self._kernel_names(group))
             raise
 
     def _update_in_torch(self, parameters: TensorList, group: Group, pace: Pace) -> None:
@@ -188,7 +188,7 @@ class Engine(AveragedOptimizer):
         states = [self.state[p] for p in parameters]
         names = self._kernel_names(group)
         columns = {
-            letter: [state[name] for state in states if name in names and name in state]
+            letter: [state[name] for state in states if name in names]
             for letter, name in _KERNEL_LETTERS.items()
         }
         gradients = [gradient_of(p, group) for p in parameters]

@@ -7,7 +7,7 @@ step; here it must leave no trace, wherever the parameters are.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,15 +32,20 @@ class InitialStates(defaultdict[Tensor, dict[str, Any]]):
         return InitialStates, (dict(self),)
 
 
-def is_idle(groups: Iterable[Group], closure: Callable[[], Any] | None) -> bool:
+def is_idle(groups: Sequence[Group], closure: Callable[[], Any] | None) -> bool:
     """Return whether a step would move nothing and learn nothing.
 
-    Without a closure, with every lr 0, and without a gradient that is not zero. Ranks agree on the
-    answer: sharded gradients are summed over their mesh.
+    Without a closure, with every lr 0, and with a gradient of zeros wherever one is required. Ranks
+    agree on the answer: sharded gradients are summed over their mesh.
     """
     if closure is not None or any(float(group["lr"]) for group in groups):
         return False
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in groups for p in group["params"]]
+    if not any(p.numel() for p in parameters) or any(
+        p.requires_grad and p.grad is None for p in parameters
+    ):
+        return False
+    gradients = [p.grad for p in parameters if p.grad is not None]
     return not any(bool(whole(_magnitude(gradient))) for gradient in gradients)
 
 
@@ -49,20 +54,22 @@ def _magnitude(gradient: Tensor) -> Tensor:
     return dense.detach().abs().sum()
 
 
-def is_initial(state: Mapping[str, Tensor], parameter: Tensor, *, num_steps: int) -> bool:
+def is_initial(state: Mapping[str, Tensor], *, num_steps: int) -> bool:
     """Return whether a saved state is one of a parameter that has had no gradient.
 
-    Its averages are zero. If it counts gradients, it says so by a number below 0; if not, its
-    points are still the parameter's value, or no step was taken at all.
+    Its averages are zero, and its count of gradients is below 0. Where nothing is counted, no step
+    has been taken at all.
     """
     averages = [tensor for name, tensor in state.items() if name.startswith("exp_avg")]
     if not state or any(bool(local(tensor).any()) for tensor in averages):
         return False
     counts = [int(state[name]) for name in COUNTS if name in state]
-    if counts:
-        return min(counts) < 0
-    points = [tensor for name, tensor in state.items() if name in POINTS]
-    return num_steps == 0 or (bool(points) and all(_is_equal(z, parameter) for z in points))
+    return min(counts) < 0 if counts else num_steps == 0
+
+
+def is_unmoved(state: Mapping[str, Tensor], parameter: Tensor) -> bool:
+    """Return whether all points of a state are the parameter's value."""
+    return all(_is_equal(state[name], parameter) for name in POINTS if name in state)
 
 
 def _is_equal(point: Tensor, parameter: Tensor) -> bool:

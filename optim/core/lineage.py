@@ -5,7 +5,7 @@ neither, or die of a KeyError.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -30,13 +30,13 @@ def refusal(expected: str, seen: str) -> ValueError:
     )
 
 
-def has_other_settings(saved: Group, own: Group, defaults: Mapping[str, Any]) -> bool:
+def has_other_settings(saved: Group, own: Set[str], defaults: Mapping[str, Any]) -> bool:
     """Return whether a group is of another optimizer, as far as its settings tell.
 
     It is, if it lacks settings that this one is made with, and has others that this one does not
     know. One alone is a release with fewer settings, or with more, or a user's own entry.
     """
-    return bool(_TELLING & (defaults.keys() - saved.keys())) and bool(saved.keys() - own.keys())
+    return bool(_TELLING & (defaults.keys() - saved.keys())) and bool(saved.keys() - own)
 
 
 def name_by_settings(groups: list[Group]) -> str:
@@ -44,11 +44,9 @@ def name_by_settings(groups: list[Group]) -> str:
     seen = set[str]().union(*groups) - {"params"}
     fitting = {name: len(own) for name, own in _of_torch() if own <= seen and own != {"lr"}}
     names = [name for name, size in fitting.items() if size == max(fitting.values())]
-    return (
-        f"torch's {' or '.join(names)}"
-        if names
-        else f"an optimizer with the settings {', '.join(sorted(seen))}"
-    )
+    if names:
+        return f"torch's {' or '.join(names)}"
+    return f"an optimizer with the settings {', '.join(sorted(seen))}"
 
 
 def _of_torch() -> Iterator[tuple[str, set[str]]]:

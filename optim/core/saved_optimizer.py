@@ -28,7 +28,8 @@ from roadless.optim.core.positions import Group, TwoPositions
 
 State = dict[str, Any]
 
-#: Under this key a state dict says whose state it is. torch's distributed checkpoint drops it.
+#: Under this key the groups of a state dict say whose state it is. Groups in use do not have it: of
+#: their settings none may be missing in a flattened checkpoint, and older ones lack this.
 _NAMED = "optimizer"
 
 
@@ -38,9 +39,10 @@ class SavedOptimizer(TwoPositions):
     #: The group's count of steps, by which a state of this family is known.
     _counter: str = "k"
 
-    @abstractmethod
     def _lineage(self) -> dict[str, Any]:
         """Return whose state this is: ``name``, and ``form``, equal where states mean the same."""
+        kin = (one for one in type(self).__mro__ if one.__module__.startswith("roadless.optim."))
+        return {"name": type(self).__name__, "form": next(kin).__name__}
 
     def _is_kin(self, lineage: Mapping[str, Any]) -> bool:
         """Return whether a state with that lineage means the same here."""
@@ -74,7 +76,7 @@ class SavedOptimizer(TwoPositions):
         return True
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does, and under ``optimizer`` whose it is.
+        """Return the state as torch does, and under ``optimizer`` in its groups whose it is.
 
         Reading it changes nothing, at any time and in either position.
         """
@@ -117,20 +119,23 @@ class SavedOptimizer(TwoPositions):
     def _checked(self, given: StateDict) -> StateDict:
         saved = cleaned(given)
         self._require_own(saved)
+        for group in saved["param_groups"]:
+            group.pop(_NAMED, None)
         require_groups(saved["param_groups"], self.param_groups)
         known = members(saved["param_groups"], self.param_groups)
         require_known(saved["state"], known)
+        num_steps = max((int(g.get(self._counter, 0)) for g in saved["param_groups"]), default=0)
+        require_some(saved["state"], num_steps=num_steps)
         self._read(saved)
         for key, state in saved["state"].items():
             _, group, name = known[key]
-            required = self._required(self._settings_of(group))
-            require_complete(given["state"][key], state, required, of=name)
-        num_steps = max((int(g.get(self._counter, 0)) for g in saved["param_groups"]), default=0)
-        require_some(saved["state"], num_steps=num_steps)
+            given_state = given["state"][key]
+            required = self._required_of(given_state, state, self.defaults | group)
+            require_complete(given_state, state, required, of=name)
         return saved
 
-    def _settings_of(self, saved: Group) -> Group:
-        return self.defaults | saved
+    def _required_of(self, _given: Mapping[str, Any], _read: State, group: Group) -> frozenset[str]:
+        return self._required(group)
 
     def _require_own(self, saved: StateDict) -> None:
         """Refuse the state of another optimizer.
@@ -138,13 +143,13 @@ class SavedOptimizer(TwoPositions):
         Raises:
             ValueError: with the names of both.
         """
-        name = self._lineage()["name"]
-        lineage = saved.get(_NAMED)
-        if isinstance(lineage, dict):
+        name, groups = self._lineage()["name"], saved["param_groups"]
+        named = [group[_NAMED] for group in groups if isinstance(group.get(_NAMED), dict)]
+        for lineage in named:
             if not self._is_kin(lineage):
                 raise refusal(name, str(lineage.get("name")))
-        elif self._is_foreign(saved):
-            raise refusal(name, name_by_settings(saved["param_groups"]))
+        if not named and self._is_foreign(saved):
+            raise refusal(name, name_by_settings(groups))
 
     def _is_foreign(self, saved: StateDict) -> bool:
         """Return whether a state without a name is another optimizer's, as far as can be told."""
@@ -153,17 +158,28 @@ class SavedOptimizer(TwoPositions):
         return (
             any(self._counter not in group for group in groups)
             or any(has_other_settings(group, own, self.defaults) for group in groups)
-            or any(self._is_of_another(state) for state in saved["state"].values())
+            or any(self._is_of_another(s, groups[0]) for s in saved["state"].values())
         )
 
-    def _is_of_another(self, state: Any) -> bool:
-        required = self._required(self.defaults)
-        points = required & set(POINTS)
-        return bool(state) and isinstance(state, dict) and not points <= state.keys()
+    def _is_of_another(self, state: Any, group: Group) -> bool:
+        if not isinstance(state, dict) or not state:
+            return False
+        settings = self.defaults | group
+        telling = self._required(settings) & {*POINTS, *COUNTS}
+        return not telling <= state.keys() or not all(self._knows(n, settings) for n in state)
+
+    def _knows(self, name: str, group: Group) -> bool:
+        """Return whether a state may have a tensor of this name."""
+        return (
+            name in self._required(group)
+            or name == "missed"
+            or any(name in state for state in self.state.values())
+        )
 
 
 def _sign(optimizer: Any, saved: StateDict) -> None:
-    saved[_NAMED] = optimizer._lineage()
+    for group in saved["param_groups"]:
+        group[_NAMED] = optimizer._lineage()
 
 
 def on_device_of(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ An engine (`roadless.optim.core.engine`) around any rule; the averaging is writt
 Equations are spelled out in `roadless.optim.schedule_free.reference`.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,24 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
         if not group["train_mode"] and self._remembers_y(parameter):
             state["y"] = parameter.detach().clone()
         return state
+
+    def _is_kin(self, lineage: Mapping[str, Any]) -> bool:
+        # The form spelled out has x as well, which follows from y and z.
+        own = self._lineage()["form"]
+        return lineage.get("form") in (own, f"{own}Reference")
+
+    def _knows(self, name: str, group: Group) -> bool:
+        return name in ("x", "y") or super()._knows(name, group)
+
+    def _read_state(self, state: State, parameter: Tensor, saved: Group, *, of: str) -> State:
+        if saved.get("decay_at_z", False) and "decay_at_z" not in self.defaults:
+            raise ValueError(
+                f"state_dict: expected decay_at_z=False, as {type(self).__name__} decays at y, "
+                "seen True"
+            )
+        dropped = ("x", "y") if saved.get("train_mode", True) else ("x",)
+        kept = {name: tensor for name, tensor in state.items() if name not in dropped}
+        return super()._read_state(kept, parameter, saved, of=of)
 
     def _remembers_y(self, _parameter: Tensor) -> bool:
         """Return whether y is in the state of a parameter that holds x."""
@@ -133,6 +152,7 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
 
 def _towards_z(point: Tensor, state: State, weight: float, *, out: Tensor | None = None) -> Tensor:
     """Return point + weight (z - point), in ``out`` if there is one, whatever its dtype."""
+    require_shapes(state, point, ("z",))
     z = state["z"].to(point)
     if out is None or (out.dtype == point.dtype and out.device == point.device):
         return torch.lerp(point, z, weight, out=out)
@@ -142,7 +162,7 @@ def _towards_z(point: Tensor, state: State, weight: float, *, out: Tensor | None
 def _place(parameter: Tensor, state: State, y: Tensor) -> None:
     """Set the parameter to y, rounded to nearest, and keep what rounding took."""
     parameter.copy_(y)
-    if "low" in state:
+    if "low" in state and is_narrow(parameter.dtype):
         keep_low_part(y, parameter, state)
 
 

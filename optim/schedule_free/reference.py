@@ -18,6 +18,7 @@ from roadless.optim.averaging import Pace
 from roadless.optim.checks import require_bool, require_inside_unit_interval
 from roadless.optim.core.ages import count_missed, missed_by, note_missed, own_pace
 from roadless.optim.core.gradients import gradient_of
+from roadless.optim.core.shapes import require_shapes
 from roadless.optim.numerics.complex_pairs import with_pairs
 from roadless.optim.numerics.precision import working_dtype
 from roadless.optim.rules.adam import check_betas, check_inner_momentum, over_root
@@ -37,6 +38,7 @@ class _Reference(ScheduleFreeOptimizer):
         count_missed(group, self.state, active=parameters)
         for parameter in parameters:
             state = self._state_of(parameter, pace)
+            require_shapes(state, parameter, ("x", "y", "z", "exp_avg", "exp_avg_sq"))
             g = gradient_of(parameter, group).to(state["z"].dtype)
             own = own_pace(pace, group, missed=missed_by(state), lr_factor=self._lr_factor)
             u = with_pairs(self._direction, g, state, group, own.age)

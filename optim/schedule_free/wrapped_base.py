@@ -8,7 +8,7 @@ import inspect
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -17,23 +17,46 @@ from torch.optim.optimizer import Optimizer
 from roadless.optim.averaging import Counters, advance
 from roadless.optim.checks import require_at_least_zero, require_inside_unit_interval
 from roadless.optim.core.descent import Descent
-from roadless.optim.core.positions import Group, TwoPositions
+from roadless.optim.core.initial_states import POINTS, InitialStates, is_unmoved
+from roadless.optim.core.loading import StateDict, members, require_shape
+from roadless.optim.core.positions import Group
+from roadless.optim.core.saved_optimizer import SavedOptimizer, on_device_of
+from roadless.optim.core.torch_options import leaving_torch_options
+from roadless.optim.numerics.autocast import outside_autocast
+from roadless.optim.schedule_free.base_state import (
+    BASE,
+    form_of,
+    globals_in,
+    is_all_zero,
+    load_base,
+    prefixed,
+    split,
+)
+from roadless.optim.schedule_free.idle_step import initial_states_of
 
 State = dict[str, Any]
 Member = tuple[Tensor, Group]
 
-#: Prefix of the base's names in a saved state.
-_BASE = "base."
 
-
-class AveragedBase(TwoPositions):
+class AveragedBase(SavedOptimizer):
     """An optimizer around a base optimizer, which steps z.
 
     A group keeps, beside the base's settings: ``train_mode``; ``sf_momentum`` (β),
     ``weight_decay_at_y``, ``sf_r`` and ``sf_weight_lr_power``, which may be set per group; the
     counters ``sf_k``, ``sf_weight_sum``, ``sf_lr_max``; and ``sf_held_momentum``, the β that the
     current y was made with, so that x is unchanged when ``sf_momentum`` is changed.
+
+    The base's tensors are listed in ``state`` under ``base.`` names; they remain the base's.
     """
+
+    _counter = "sf_k"
+    #: Names that every state of the averaging has.
+    _points: ClassVar[frozenset[str]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = leaving_torch_options(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, base: Optimizer, settings: Group) -> None:
         _require_wrappable(base)
@@ -47,13 +70,14 @@ class AveragedBase(TwoPositions):
             "sf_lr_max": counters.lr_max,
         }
         super().__init__(base.param_groups, base.defaults | settings | memory)
+        self._share_globals(globals_in({"state": base.state}))
 
     @abstractmethod
     def _begin(self, y: Tensor, state: State, group: Group) -> None:
         """Remember what is needed of y, and set the parameter to z, decayed at y."""
 
     @abstractmethod
-    def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
+    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
         """Take the base's new z from the parameter, average, and set it to y."""
 
     def add_param_group(self, param_group: Group) -> None:
@@ -86,6 +110,8 @@ class AveragedBase(TwoPositions):
         Raises:
             RuntimeError: the parameters of some group hold x.
         """
+        if self._is_request_for_state(closure):
+            return None
         self._require_training_position()
         loss = None
         if closure is not None:
@@ -96,20 +122,39 @@ class AveragedBase(TwoPositions):
         self._step_base(members)
         return loss
 
+    @outside_autocast()
     def _step_base(self, members: list[Member]) -> None:
+        for group in self.param_groups:
+            require_at_least_zero(group, "lr")
         for group in self.param_groups:
             self._convert(group)
         for parameter, group in members:
             self._begin(parameter, self._state_of(parameter), group)
         shares = [0.0] * len(self.param_groups)
+        strange = _made_usual([parameter for parameter, _ in members])
         try:
-            self.base.step()
+            self._step_dense_or_say_so(members)
             # After the step, as the base may estimate its own learning rate there.
             shares = [_advance(group) for group in self.param_groups]
         finally:
+            for parameter, gradient in strange.items():
+                if parameter.grad is not None:
+                    parameter.grad = gradient
             c_of = {id(g): c for g, c in zip(self.param_groups, shares, strict=True)}
             for parameter, group in members:
-                self._finish(parameter, self.state[parameter], group, c_of[id(group)])
+                self._average(parameter, self.state[parameter], group, c_of[id(group)])
+            self._share_states(members)
+
+    def _step_dense_or_say_so(self, members: list[Member]) -> None:
+        try:
+            self.base.step()
+        except RuntimeError as error:
+            if any(p.grad is not None and p.grad.is_sparse for p, _ in members):
+                raise ValueError(
+                    f"expected dense gradients, as {type(self.base).__name__} takes no other, seen "
+                    "a sparse one; make embeddings with sparse=False"
+                ) from error
+            raise
 
     def _convert(self, group: Group) -> None:
         """Move the group's y from the β it was made with to the current β; x is unchanged."""
@@ -121,48 +166,141 @@ class AveragedBase(TwoPositions):
                 self._training_point_into(parameter, group, parameter)
 
     @abstractmethod
+    def _start(self, parameter: Tensor) -> State:
+        """Return the averaging state of a parameter that has its first gradient."""
+
+    @abstractmethod
     def _state_of(self, parameter: Tensor) -> State:
         """Return the averaging state of a parameter that has a gradient, new if it is the first."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything: averaging, position, and the base's state under ``base.`` names."""
+    def _initial_states(self) -> dict[Tensor, State]:
+        if _has_own_form(self.base):
+            self._share_globals(globals_in(self.base.state_dict()))
+        bases = initial_states_of(self.base)
+        return {
+            p: self._initial_state(p, group) | prefixed(bases.get(p, {}))
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        }
+
+    def _initial_state(self, parameter: Tensor, _group: Group) -> State:
+        return self._start(parameter)
+
+    def _lineage(self) -> dict[str, Any]:
+        own = super()._lineage()
+        name, form = type(self.base).__name__, form_of(self.base)
+        return {"name": f"{own['name']}({name})", "form": f"{own['form']}({form})"}
+
+    def _share_states(self, members: list[Member]) -> None:
+        """List the base's tensors in the states of these parameters; they stay the base's.
+
+        torch's distributed checkpoint (2.13.0) loads from a flattened state what it finds listed
+        in ``state``, and drops the rest in silence.
+        """
+        for parameter, _ in members:
+            state = self.state[parameter]
+            for name in [name for name in state if name.startswith(BASE)]:
+                del state[name]
+            state.update(prefixed(self.base.state.get(parameter, {})))
+        if not _has_own_form(self.base):
+            self._share_globals(globals_in({"state": self.base.state}))
+
+    def _share_globals(self, values: State) -> None:
+        """List in the first group what the base keeps beside the states of parameters.
+
+        A distributed checkpoint has no other place for it.
+        """
+        first = self.param_groups[0]
+        for name in [name for name in first if name.startswith(BASE)]:
+            del first[name]
+        first.update(values)
+
+    def state_dict(self) -> StateDict:
+        """Return everything: averaging, position, and the base's state under ``base.`` names.
+
+        What the base keeps beside the states of parameters is under such names in the first group.
+        Reading the state changes nothing, at any time and in either position.
+        """
+        saved = self.base.state_dict()
+        self._share_globals(globals_in(saved))
         own = self.state
-        self.state = self._whole_state()
+        self.state = self._joined(saved["state"])
         try:
             return super().state_dict()
         finally:
             self.state = own
+            self._forget_initial_states()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict()`` returned, into the averaging and into the base.
+    def _joined(self, bases: Mapping[Any, Any]) -> defaultdict[Tensor, State]:
+        """Return a state for saving; ``bases`` are the base's, by the parameter's number."""
+        joined: defaultdict[Tensor, State] = defaultdict(dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        is_initial = isinstance(self.state, InitialStates)
+        for number, parameter in enumerate(parameters):
+            state = dict(self.state.get(parameter, {}))
+            if not is_initial:
+                state = split(state)[0]
+            if state := state | prefixed(bases.get(number, {})):
+                joined[parameter] = state
+        return joined
 
-        State tensors keep their own dtype, so that training continues bit for bit. The parameters
-        are loaded with the model, and must be from the same step.
+    def _required(self, _group: Group) -> frozenset[str]:
+        return self._points
 
-        Raises:
-            ValueError: groups or their sizes differ.
-        """
-        super().load_state_dict(state_dict)
-        own, bases = _split(state_dict["state"])
-        self.base.load_state_dict(state_dict | {"state": bases})
+    def _required_of(self, given: Mapping[str, Any], read: State, group: Group) -> frozenset[str]:
+        of_base = frozenset(name for name in given if name.startswith(BASE))
+        own, _ = split(read)
+        return of_base | super()._required_of(given, read, group) if own else of_base
+
+    def _is_of_another(self, state: Any, _group: Group) -> bool:
+        own = split(state)[0] if isinstance(state, dict) else {}
+        return bool(own) and not self._points <= own.keys() <= set(POINTS)
+
+    def _read(self, saved: StateDict) -> None:
+        self._require_globals(saved["param_groups"][0])
+        known = members(saved["param_groups"], self.param_groups)
+        for key, state in saved["state"].items():
+            parameter, group, name = known[key]
+            own, base = split(state)
+            own = {name: own[name] for name in own.keys() & self._kept_points(group)}
+            for point in own.keys() & set(POINTS):
+                require_shape(point, own[point], shapes=(parameter.shape,), of=name)
+            if _is_initial(own, base, parameter, group):
+                # What a base makes when it is made, as Adagrad does, it also needs to step.
+                own, base = {}, dict(self.base.state.get(parameter, {}))
+            saved["state"][key] = own | prefixed(base)
+
+    def _kept_points(self, saved: Group) -> frozenset[str]:
+        """Return the points that are kept of a saved state; at y, the parameter is y itself."""
+        return self._points | (frozenset() if saved.get("train_mode", True) else {"y"})
+
+    def _require_globals(self, saved: Group) -> None:
+        names = globals_in({"state": self.base.state}).keys()
+        if missing := sorted(names - saved.keys()):
+            raise ValueError(
+                f"state_dict: expected {', '.join(missing)} in its first group, as "
+                f"{type(self.base).__name__} keeps it beside the states of parameters, seen none"
+            )
+
+    def _finish(self, saved: StateDict, own_groups: list[Group]) -> None:
+        parts = {key: split(state) for key, state in saved["state"].items()}
+        groups = [dict(group) for group in saved["param_groups"]]
+        for group, own in zip(groups, own_groups, strict=True):
+            kept = {name: own[name] for name in own.keys() - group.keys() - {"params"}}
+            group.update({n: v for n, v in kept.items() if not n.startswith(BASE)})
+        globals_ = {n: groups[0].pop(n) for n in list(groups[0]) if n.startswith(BASE)}
+        bases = {key: base for key, (_, base) in parts.items() if base}
+        load_base(self.base, {"state": bases, "param_groups": groups}, globals_)
         # The base has created its own dicts for the groups; share them again.
         self.param_groups = list(self.base.param_groups)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
         self.state = defaultdict(dict)
-        for i, parameter in zip(saved_ids, parameters, strict=True):
-            if i in own:
-                self.state[parameter] = _on_device(own[i], parameter)
-            if i in bases:
-                _restore(self.base.state[parameter], bases[i])
-
-    def _whole_state(self) -> defaultdict[Tensor, State]:
-        whole: defaultdict[Tensor, State] = defaultdict(dict)
-        for parameter, values in self.state.items():
-            whole[parameter] = dict(values)
-        for parameter, values in self.base.state.items():
-            whole[parameter].update({_BASE + name: value for name, value in values.items()})
-        return whole
+        for key, (parameter, _, _) in members(groups, self.param_groups).items():
+            if own := parts.get(key, ({}, {}))[0]:
+                self.state[parameter] = {n: on_device_of(parameter, t) for n, t in own.items()}
+        of_state = [(p, g) for g in self.param_groups for p in g["params"] if p in self.state]
+        self._share_states(of_state)
+        self._share_globals(globals_)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"base": self.base}
@@ -190,6 +328,35 @@ def _require_wrappable(base: Optimizer) -> None:
             raise ValueError(f"base: expected lr in every group, seen {type(base).__name__}")
 
 
+def _has_own_form(base: Optimizer) -> bool:
+    """Return whether the base saves its state in a way of its own."""
+    return type(base).state_dict is not Optimizer.state_dict and not isinstance(
+        base, SavedOptimizer
+    )
+
+
+def _is_initial(own: State, base: State, parameter: Tensor, group: Group) -> bool:
+    """Return whether a saved state is one of a parameter that has had no gradient."""
+    if not own or not is_all_zero(base):
+        return False
+    return int(group["sf_k"]) == 0 or (bool(base) and is_unmoved(own, parameter))
+
+
+def _made_usual(parameters: list[Tensor]) -> dict[Tensor, Tensor]:
+    """Give a base gradients as it knows them; return those that were there instead.
+
+    torch's own (2.13.0) read no lazily conjugated gradient, and none of another dtype than the
+    parameter's, which a parameter may have since 2.10 (``grad_dtype``).
+    """
+    strange: dict[Tensor, Tensor] = {}
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and (gradient.is_conj() or gradient.dtype != parameter.dtype):
+            strange[parameter] = gradient
+            parameter.grad = gradient.resolve_conj().to(parameter.dtype)
+    return strange
+
+
 def _advance(group: Group) -> float:
     """Advance the group's counters by one step and return its c."""
     counters, pace = advance(
@@ -201,27 +368,3 @@ def _advance(group: Group) -> float:
     )
     group.update(sf_k=counters.k, sf_weight_sum=counters.weight_sum, sf_lr_max=counters.lr_max)
     return pace.c
-
-
-def _split(saved: Mapping[Any, State]) -> tuple[dict[Any, State], dict[Any, State]]:
-    """Split the state of each parameter into ours and the base's, without the prefix."""
-    own: dict[Any, State] = {}
-    bases: dict[Any, State] = {}
-    for i, values in saved.items():
-        for name, value in values.items():
-            if name.startswith(_BASE):
-                bases.setdefault(i, {})[name.removeprefix(_BASE)] = value
-            else:
-                own.setdefault(i, {})[name] = value
-    return own, bases
-
-
-def _on_device(values: State, parameter: Tensor) -> State:
-    return {name: z.to(device=parameter.device, copy=True) for name, z in values.items()}
-
-
-def _restore(loaded: State, saved: State) -> None:
-    """Undo what torch does to tensors on loading: it casts some, and shares the others."""
-    for name, value in saved.items():
-        if isinstance(value, Tensor) and isinstance(loaded[name], Tensor):
-            loaded[name] = value.to(device=loaded[name].device, copy=True)

@@ -5,6 +5,9 @@ The forms with the averaging built in (`roadless.optim.schedule_free.sgd`,
 optimizers not written yet.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
@@ -111,11 +114,25 @@ class ScheduleFreeWrapper(AveragedBase):
         z: Tensor = self.state.get(parameter, {}).get("z", parameter)
         return z.to(parameter)
 
+    _points = frozenset({"z"})
+
+    def _is_kin(self, lineage: Mapping[str, Any]) -> bool:
+        # The form spelled out has x as well, which follows from y and z.
+        own = self._lineage()["form"]
+        return lineage.get("form") in (own, own.replace("Wrapper(", "WrapperReference(", 1))
+
+    def _start(self, parameter: Tensor) -> State:
+        return {"z": parameter.detach().clone()}
+
+    def _initial_state(self, parameter: Tensor, group: Group) -> State:
+        # Held at x, a parameter has its y in the state.
+        kept = {} if group["train_mode"] else {"y": parameter.detach().clone()}
+        return self._start(parameter) | kept
+
     def _state_of(self, parameter: Tensor) -> State:
         state: State = self.state[parameter]
-        z = state.get("z")
         # The contents of the two are swapped, so z has the parameter's dtype and device.
-        state["z"] = parameter.detach().clone() if z is None else z.to(parameter)
+        state.update({"z": state["z"].to(parameter)} if "z" in state else self._start(parameter))
         return state
 
     def _begin(self, y: Tensor, state: State, group: Group) -> None:
@@ -124,7 +141,7 @@ class ScheduleFreeWrapper(AveragedBase):
         y.copy_(torch.sub(z, y, alpha=_decay(group)) if group["weight_decay_at_y"] else z)
         z.copy_(x)
 
-    def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
+    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
         x = torch.lerp(state["z"], z, c)
         state["z"].copy_(z)
         z.copy_(x.lerp_(z, 1 - group["sf_held_momentum"]))
@@ -165,22 +182,28 @@ class ScheduleFreeWrapperReference(AveragedBase):
         out.copy_(self.state.get(parameter, {}).get("x", parameter))
 
     def _training_point_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
-        if state := self.state.get(parameter):
+        state = self.state.get(parameter, {})
+        if "x" in state:
             state["y"] = _between(state["x"], state["z"], group)
             out.copy_(state["y"])
         else:
             out.copy_(parameter)
 
+    _points = frozenset({"x", "y", "z"})
+
+    def _start(self, parameter: Tensor) -> State:
+        return {name: parameter.detach().clone() for name in ("x", "y", "z")}
+
     def _state_of(self, parameter: Tensor) -> State:
         state: State = self.state[parameter]
-        if not state:
-            state.update({name: parameter.detach().clone() for name in ("x", "y", "z")})
+        if "x" not in state:
+            state.update(self._start(parameter))
         return state
 
     def _begin(self, y: Tensor, state: State, group: Group) -> None:
         y.copy_(state["z"] - _decay(group) * state["y"])
 
-    def _finish(self, z: Tensor, state: State, group: Group, c: float) -> None:
+    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
         x = (1 - c) * state["x"] + c * z
         state.update(x=x, y=_between(x, z, group), z=z.detach().clone())
         z.copy_(state["y"])
