@@ -3,6 +3,9 @@
 from roadless.worker.data.base import Description
 from roadless.worker.errors import ModelInvalid
 
+#: Of images: grey, RGB, and RGB with alpha.
+_CHANNELS = (1, 3, 4)
+
 
 def image_shape(data: Description, *, model: str) -> tuple[int, int, int]:
     """Return channels, height and width; raise ModelInvalid for samples that are not images."""
@@ -13,6 +16,12 @@ def image_shape(data: Description, *, model: str) -> tuple[int, int, int]:
             f"{data.input_shape}"
         )
     channels, height, width = data.input_shape
+    if width in _CHANNELS and channels == height > max(_CHANNELS):
+        raise ModelInvalid(
+            f"expected images of shape (channels, height, width) for {model}, saw samples of shape "
+            f"{data.input_shape}, with the channels last; transpose them, or store them as uint8, "
+            "which is recognised"
+        )
     return channels, height, width
 
 

@@ -24,6 +24,7 @@ INPUTS_FILE, TARGETS_FILE = "inputs.bin", "targets.bin"
 MAX_CLASS_NAMES = 10_000
 _SORTED_AT_ONCE = 2**20
 _INDEX_NAME = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9]+(\.[0-9]+)*")
+_CHANNELS = (1, 3, 4)  # of images: grey, RGB, and RGB with alpha
 _NAMES_WAY_OUT = "name those to use in `columns`, or write the same columns in every row and file"
 
 
@@ -93,6 +94,8 @@ class RowWriter:
         self.has_uncounted = False
         #: Columns that are no features because nobody named any, and they look like an index.
         self.left_out: list[str] = []
+        #: The shape of images that came as (height, width, channels).
+        self.turned_from: tuple[int, ...] | None = None
 
     def __enter__(self) -> "RowWriter":
         self._files = [path.open("wb") for path in self._paths]
@@ -182,6 +185,9 @@ class RowWriter:
         if len(columns) > 1 or columns[0].ndim == 1:
             columns = [np.concatenate([one.reshape(len(one), -1) for one in columns], axis=1)]
         inputs = columns[0]
+        if self._wanted.image is None and _is_channels_last(inputs):
+            self.turned_from = inputs.shape[1:]
+            inputs = np.moveaxis(inputs, -1, 1)
         inputs = inputs if _is_image(inputs) else inputs.astype(self._float, copy=False)
         self._first = self._first or (inputs.dtype, inputs.shape[1:])
         if inputs.dtype != self._first[0]:
@@ -284,6 +290,17 @@ class RowWriter:
             f"{name}, rows 1 to {self.num_rows}, column {lost.name!r}: expected numbers that "
             f"float32 tells apart, saw {lost.least!r} to {lost.greatest!r}; {way_out}"
         )
+
+
+def _is_channels_last(values: NDArray[Any]) -> bool:
+    """Whether these are images as (height, width, channels), and cannot be meant otherwise.
+
+    Pillow, matplotlib and Keras give them so; a model would see as many channels as rows of pixels.
+    """
+    if values.dtype != np.uint8 or values.ndim != 4:
+        return False
+    first, last = values.shape[1], values.shape[-1]
+    return last in _CHANNELS and first > max(_CHANNELS)
 
 
 def _is_image(values: NDArray[Any]) -> bool:

@@ -68,6 +68,11 @@ def prepare(
             f"{records.name}: the columns {shown_names(writer.left_out)} are no features, since "
             "they look like an index or are a folder's; name one in `columns` to train on it"
         )
+    if writer.turned_from is not None:
+        say(
+            f"{records.name}: images of shape {writer.turned_from} become {writer.input_shape}, "
+            "channels first, as models expect them"
+        )
     if writer.class_names:
         say(f"{records.name}: the classes 0, 1, ... are {shown_names(writer.class_names)}")
     train_rows, eval_rows = _split(ends, held_out, name=records.name)

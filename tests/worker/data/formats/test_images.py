@@ -237,3 +237,43 @@ def test_references_and_arrays_in_an_image_column_are_refused(node, cells, probl
     assert caught.value.reason is Reason.DATA_INVALID
     assert "set.parquet, row 1, column 'seen'" in str(caught.value)
     assert problem in str(caught.value)
+
+
+# ---- arrays of pixels ---------------------------------------------------------------------------
+
+
+def of_arrays(node: Node, pixels: Any, format: str, say: Any = print) -> Any:
+    labels = [i % 2 for i in range(len(pixels))]
+    if format == "npz":
+        np.savez(node.root / "set.npz", x=pixels, y=labels)
+    else:
+        cells = (
+            pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+            if format == "tensors"
+            else pa.array(pixels.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
+        )
+        pq.write_table(pa.table({"x": cells, "y": labels}), node.root / "set.parquet")
+    kind = "npz" if format == "npz" else "parquet"
+    spec = {"format": kind, "path": f"{node.root}/set.{kind}", "target": "y"}
+    return node.build(spec, say=say)
+
+
+@pytest.mark.parametrize("format", ["npz", "tensors", "lists"])
+@pytest.mark.parametrize("num_channels", [1, 3, 4])
+def test_images_with_their_channels_last_are_turned_and_it_is_said(node, format, num_channels):
+    last = np.arange(4 * 5 * 6 * num_channels, dtype=np.uint8).reshape(4, 5, 6, num_channels)
+    told: list[str] = []
+    data = of_arrays(node, last, format, say=told.append)
+    assert data.description.input_shape == (num_channels, 5, 6)
+    inputs, _ = all_rows(data)
+    assert sorted(inputs) == sorted(last.transpose(0, 3, 1, 2).astype(float).tolist())
+    said = f"images of shape (5, 6, {num_channels}) become ({num_channels}, 5, 6), channels first"
+    assert any(said in text for text in told)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 3), (1, 5, 4), (4, 4, 4), (2, 5, 3), (6, 5, 2)])
+def test_arrays_that_may_have_their_channels_first_stay_as_they_are(node, shape):
+    pixels = np.zeros((4, *shape), np.uint8)
+    assert of_arrays(node, pixels, "npz").description.input_shape == shape
+    pixels = np.zeros((4, 5, 6, 3), np.float32)
+    assert of_arrays(node, pixels, "npz").description.input_shape == (5, 6, 3)
