@@ -25,7 +25,8 @@ from roadless.optim.checks import (
 )
 from roadless.optim.core.ages import count_missed, missed_by, note_missed
 from roadless.optim.core.averaged_optimizer import AveragedOptimizer
-from roadless.optim.core.gradients import gradient_of, require_dense
+from roadless.optim.core.gradients import gradient_of
+from roadless.optim.core.shapes import require_shapes
 from roadless.optim.numerics.complex_pairs import as_pair, with_pairs
 from roadless.optim.numerics.precision import working_dtype
 from roadless.optim.rules.adam import over_root
@@ -177,7 +178,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
             raise ValueError("step(): expected a closure, as it needs the loss, seen None")
         with torch.enable_grad():
             loss = 0.0 if closure is None else closure()
-        require_dense(self.param_groups)
+        self._require_ready()
         process_group = closure.process_group if isinstance(closure, _Known) else None
         self._measure(self._loss_of(float(loss), process_group))
         for group in self.param_groups:
@@ -257,6 +258,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         count_missed(group, self.state, active=parameters)
         for parameter in parameters:
             state = self._state_of(parameter, pace)
+            require_shapes(state, parameter, ("x", "y", "z", "exp_avg", "exp_avg_sq"))
             g = gradient_of(parameter, group).to(state["z"].dtype)
             u = with_pairs(_adam, g, state, group, pace.t - missed_by(state))
             self._move(parameter, u, group, pace)
@@ -328,6 +330,7 @@ def _adam(g: Tensor, state: State, group: Group, t: int) -> Tensor:
 
 
 def _inner(g: Tensor, state: State) -> Tensor:
+    require_shapes(state, g, ("x", "z"))
     terms = as_pair(g.to(state["z"].dtype)) * as_pair(state["z"] - state["x"])
     return terms.sum(dtype=torch.float64)
 

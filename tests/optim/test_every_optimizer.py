@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import warnings
 from pathlib import Path
@@ -395,3 +396,23 @@ def test_without_eps_what_has_had_no_gradient_rests(
     torch.testing.assert_close(matrix[:, 1], torch.ones(4), rtol=0, atol=1e-6)
     torch.testing.assert_close(vector[2:4], torch.ones(2), rtol=0, atol=1e-6)
     assert not torch.equal(vector[:2], torch.ones(2))
+
+
+@pytest.mark.parametrize("lr", [math.nan, math.inf, -0.1, "0.05", torch.tensor(math.nan)], ids=str)
+def test_a_learning_rate_that_is_none_is_refused_before_anything_moves(name: str, lr: Any) -> None:
+    """Set between steps, by a scheduler or by hand, in the second of two groups."""
+    params = parameters()
+    optimizer = make(name, [{"params": params[:1]}, {"params": params[1:]}], lr=0.05)
+    for row in randoms(8, params):
+        step(optimizer, row)
+    before, counted = values(optimizer), copy.deepcopy(optimizer.param_groups[0])
+    optimizer.param_groups[1]["lr"] = lr
+    with pytest.raises(ValueError, match=r"^lr: expected .*, seen "):
+        step(optimizer, row)
+    optimizer.param_groups[1]["lr"] = 0.05
+    for seen, held in zip(values(optimizer), before, strict=True):
+        torch.testing.assert_close(seen, held, rtol=1e-6, atol=1e-6)
+    counters = {"k", "sf_k"} & counted.keys()
+    assert all(optimizer.param_groups[0][k] == counted[k] for k in counters)
+    step(optimizer, row)
+    assert not same_bits(values(optimizer), before)
