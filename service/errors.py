@@ -17,6 +17,7 @@
       PreconditionRequired            428  a change must say which version it means
       Unavailable                     503  database or blobs are away; try again
         Locked                        503  another transaction holds a row for too long
+        DiskFull                      503  database, blobs or uploads have no room left
 
 Each class carries its HTTP status and a stable ``code``, which becomes the problem's type, and the
 HTTP headers that go with it.
@@ -132,7 +133,7 @@ class RangeNotSatisfiable(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Database or blob store does not answer, or a disk is full; nothing was lost, try again."""
+    """Database or blob store does not answer; nothing was lost, try again."""
 
     status, code, title = 503, "unavailable", "Temporarily unavailable"
     headers = {"Retry-After": "1"}
@@ -140,3 +141,16 @@ class Unavailable(ServiceError):
 
 class Locked(Unavailable):
     """Another transaction holds a row that this one needs, for longer than it should."""
+
+
+class DiskFull(Unavailable):
+    """A disk has no room for what is to be written; nothing was lost, try again once it has."""
+
+    code, title = "disk_full", "Disk full"
+    headers = {"Retry-After": "5"}
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"expected room for {what}, saw no disk space left at the service; nothing is lost: "
+            "its operator must free some, then try again"
+        )

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import FrameType
 from typing import cast
 
@@ -23,6 +24,7 @@ from roadless.service.clock import utc_now
 from roadless.service.datasets import routes as dataset_routes
 from roadless.service.db.migrate import alone, migrate
 from roadless.service.db.session import Database
+from roadless.service.errors import Unavailable
 from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
@@ -42,6 +44,7 @@ from roadless.service.secrets.keys import open_cipher
 from roadless.service.secrets.rotation import rotate
 from roadless.service.settings import DATABASE_FILE, Settings
 from roadless.service.storage.blobs import BlobStore
+from roadless.service.storage.disk import needing_room
 from roadless.service.storage.intake import STORING_THREADS
 from roadless.service.storage.local_blobs import LocalBlobs
 from roadless.service.storage.s3_blobs import S3Blobs
@@ -116,6 +119,11 @@ def _compose(settings: Settings) -> AppState:
 def _open_database(settings: Settings) -> tuple[Database, Cipher]:
     """Return the migrated database, and the cipher for the secrets in it."""
     home = settings.home_dir
+    with needing_room(home, what="the home folder"):
+        return _open_home(settings, home)
+
+
+def _open_home(settings: Settings, home: Path) -> tuple[Database, Cipher]:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     if settings.database_url is None:
         (home / DATABASE_FILE).touch(mode=0o600)  # SQLite's other files take its mode
@@ -206,6 +214,8 @@ def main() -> None:
         sys.exit(f"the service cannot store checkpoints: {error}")
     except KeyUnusable as error:
         sys.exit(f"the service cannot store secrets: {error}")
+    except Unavailable as error:
+        sys.exit(f"the service cannot start: {error}")
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -49,7 +49,6 @@ def _place(db: Database, token: str) -> tuple[str, str]:
 
 
 async def _intake(blobs: Blobs, settings: AppSettings, limiter: StoringLimiter) -> Intake:
-    settings.uploads_dir.mkdir(exist_ok=True)
     return Intake(settings.uploads_dir, blobs, settings.max_file_bytes, limiter)
 
 

@@ -73,6 +73,12 @@ def main() -> None:
     except (ClientError, local.UpError) as error:
         say_error(str(error))
         sys.exit(FAILED)
+    except BrokenPipeError:  # who reads the output has left, as `head` does
+        sys.exit(FAILED)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        say_error(f"expected a file{where} that can be read or written: {error.strerror or error}")
+        sys.exit(FAILED)
 
 
 def _complain(error: ApiError) -> None:

@@ -30,7 +30,6 @@ async def receive(
     ``uploads``: a folder for files in progress. Raises TooLarge beyond 64 MiB, Invalid for an empty
     part or a hash other than ``sha256``, and Unavailable when nothing arrives for 30 s.
     """
-    uploads.mkdir(exist_ok=True)
     with Incoming(uploads / secrets.token_hex(16)) as incoming:
         try:
             await append(incoming, request.stream(), max_bytes=MAX_PART_BYTES, what="part")

@@ -10,7 +10,7 @@ from alembic.config import Config
 from sqlalchemy import Engine, text
 
 from roadless import migrations
-from roadless.service.db.session import Database
+from roadless.service.db.session import Database, translated
 
 #: Any number, the same in every replica.
 _ADVISORY_LOCK = 0x0AD1E55
@@ -27,7 +27,7 @@ def migrate(db: Database) -> None:
     """Run the migrations that are missing. Call it alone."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    with db.engine.connect() as connection:
+    with translated(), db.engine.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

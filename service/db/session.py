@@ -4,9 +4,12 @@ SQLite has one writer: writers queue on a lock of this process and begin IMMEDIA
 ever sees "database is locked"; readers see a snapshot (WAL). PostgreSQL needs neither.
 """
 
+import logging
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -14,7 +17,9 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from roadless.service.errors import Invalid, Locked, Unavailable
+from roadless.service.errors import DiskFull, Invalid, Locked, Unavailable
+
+log = logging.getLogger(__name__)
 
 #: How long a writer waits for its turn on SQLite.
 BUSY_SECONDS = 10
@@ -25,6 +30,9 @@ LOCK_SECONDS = 5
 IDLE_SECONDS = 15
 
 _LOCK_NOT_AVAILABLE = "55P03"
+_DISK_FULL = "53100"
+#: "database or disk is full"; and "disk I/O error" where the index of its log finds no room.
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 class Database:
@@ -61,7 +69,7 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, immediate: bool) -> Iterator[Session]:
-        with _translated(), self.engine.connect() as connection:
+        with translated(), self.engine.connect() as connection:
             connection = connection.execution_options(roadless_immediate=immediate)
             with Session(connection, expire_on_commit=False) as session, session.begin():
                 yield session
@@ -71,14 +79,20 @@ class Database:
         with self.read() as session:
             session.execute(text("SELECT 1"))
 
+    @property
+    def file(self) -> Path | None:
+        """Where SQLite keeps its data; None for PostgreSQL, and in memory."""
+        name = self.engine.url.database
+        return Path(name) if self.is_sqlite and name and name != ":memory:" else None
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn a database that is away, or refuses a value, into our errors, keeping the cause."""
+def translated() -> Iterator[None]:
+    """Turn a database that is away or full, or refuses a value, into our errors, with the cause."""
     try:
         yield
     except (DataError, OverflowError) as error:
@@ -87,11 +101,19 @@ def _translated() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
             raise Locked("another request is holding a lock; try again") from error
+        if _is_full(error):
+            log.error("the database has no disk space left; requests wait for it")
+            raise DiskFull("the database") from error
         raise Unavailable("the database does not answer; try again") from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise Unavailable("the database connection was lost; try again") from error
         raise
+
+
+def _is_full(error: Exception) -> bool:
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return code in _SQLITE_FULL or _sqlstate(error) == _DISK_FULL
 
 
 def _sqlstate(error: Exception) -> str | None:

@@ -20,11 +20,16 @@ _READ_BYTES = 1 << 20
 
 
 class Incoming:
-    """The file at ``path``, made if it is absent; raises Unavailable while another writes it."""
+    """The file at ``path``, made with its folder if it is absent.
+
+    Raises Unavailable while another writes it, or there is no room.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab", buffering=0)
+        with needing_room(path.parent):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            self._file = path.open("ab", buffering=0)
         if not is_locked_by(self._file.fileno(), path):
             self._file.close()
             raise Unavailable("another connection is uploading this file; try again")

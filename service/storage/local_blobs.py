@@ -28,6 +28,9 @@ class LocalBlobs:
             _bring(source, part)
             _fsync(part)
             part.replace(target)
+            self._fsync_folders(target)
+
+    def _fsync_folders(self, target: Path) -> None:
         for folder in target.parents:
             _fsync(folder)
             if folder == self._root.resolve():

@@ -20,7 +20,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from roadless.service.errors import BlobMissing, Unavailable
+from roadless.service.errors import BlobMissing, DiskFull, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,14 @@ CONTENT_SECONDS = 20
 CONNECTIONS = 64
 
 _ABSENT = frozenset({"404", "NoSuchKey"})
+#: What compatible stores answer when their disks or a quota are full (MinIO, Ceph, OpenStack).
+_FULL = frozenset(
+    {
+        *{"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"},
+        *{"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity"},
+    }
+)
+_INSUFFICIENT_STORAGE = 507
 #: Is beside the projects' folders, so it is none of them.
 _PROBE = "probe"
 
@@ -157,9 +165,18 @@ def translated() -> Iterator[None]:
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _ABSENT:
             raise BlobMissing("the file is not stored") from error
+        if _is_full(error):
+            log.error("the blob store is full: %s", error)
+            raise DiskFull("this file in the blob store") from error
         raise _away(error) from error
     except (BotoCoreError, Boto3Error) as error:
         raise _away(error) from error
+
+
+def _is_full(error: ClientError) -> bool:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    code = error.response.get("Error", {}).get("Code")
+    return status == _INSUFFICIENT_STORAGE or code in _FULL
 
 
 def _away(error: Exception) -> Unavailable:

@@ -33,7 +33,6 @@ async def receive_wheel(
 
     ``folder``: for uploads in progress. Raises TooLarge, and Invalid for another hash.
     """
-    folder.mkdir(exist_ok=True)
     with Incoming(folder / secrets.token_hex(16)) as incoming:
         try:
             await append(incoming, request.stream(), max_bytes=MAX_WHEEL_BYTES, what="wheel")

@@ -331,6 +331,21 @@ def test_pull_takes_a_checkpoint_into_the_folder_given(service, roadless, tmp_pa
     assert (tmp_path / "models" / "one" / "model.safetensors").read_bytes() == b"old"
 
 
+def test_pull_to_where_nothing_can_be_written_is_one_line(service, roadless, tmp_path, digits_spec):
+    _, rank = service.running(digits_spec)
+    checkpoint = rank.save(10, content=b"x" * 100_000)
+    (tmp_path / "file").write_text("no folder")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "model.safetensors.part").symlink_to("/dev/full")
+    for folder, seen in (("file/models", "Not a directory"), ("full", "No space left on device")):
+        code, _, err = roadless("pull", checkpoint, "--dir", folder)
+        assert code == 1
+        assert err.startswith("expected a file")
+        assert err.rstrip().endswith(seen)
+        assert "Traceback" not in err
+
+
 def test_pull_of_a_job_without_a_model_says_what_to_do(service, roadless, digits_spec):
     job, _ = service.running(digits_spec)
     code, _, err = roadless("pull", job)
