@@ -109,6 +109,7 @@ def _named(
 ) -> NamedSet:
     known = main.description.num_classes or None
     described = prepared_alike(one.data, like=spec.data, num_classes=known)
+    described = _as_colourful(described, main=main)
     described = _as_exact(described, standardised=is_standardised(spec.data))
     with naming(one.name):
         data = build(described)
@@ -121,6 +122,14 @@ def _named(
         if is_standardised(spec.data):
             data = _standardised(data, like=main, label=label_of_data(one.data))
     return NamedSet(one.name, data, one.max_batches)
+
+
+def _as_colourful(data: DataSpec, *, main: DataSet) -> DataSpec:
+    """The set, with grey images as colour where those of the model's data are in colour."""
+    shape = main.description.input_shape
+    if not isinstance(data, RecordsData) or data.image is None or data.image_channels is not None:
+        return data
+    return data.model_copy(update={"image_channels": 3}) if shape[:1] == (3,) else data
 
 
 def _as_exact(data: DataSpec, *, standardised: bool) -> DataSpec:

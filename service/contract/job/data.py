@@ -172,6 +172,9 @@ BuiltinData = Annotated[
 # ---- records ------------------------------------------------------------------------------------
 
 
+_OF_IMAGES = ("image_size", "image_channels")
+
+
 class _RecordsData(Spec):
     """Which part of a record makes the sample: with ``target`` numbers or an image, else a text."""
 
@@ -192,6 +195,11 @@ class _RecordsData(Spec):
     )
     image_size: tuple[Pixels, Pixels] | None = Field(
         None, description="height, width to resize to; null: all images must have one size"
+    )
+    image_channels: Literal[1, 3] | None = Field(
+        None,
+        description="1: colour images become grey; 3: grey ones become RGB; null: the first image "
+        "decides, and one that would lose its colour is refused",
     )
     text: ColumnName | None = Field(
         None, description="column of the texts; formats text and bytes have none"
@@ -226,8 +234,9 @@ class _RecordsData(Spec):
             raise ValueError("expected target or text, saw both")
         if self.image is not None and self.columns is not None:
             raise ValueError("expected columns or image, saw both")
-        if self.image_size is not None and self.image is None:
-            raise ValueError("expected an image column beside image_size, saw none")
+        about = next((name for name in _OF_IMAGES if getattr(self, name) is not None), None)
+        if about is not None and self.image is None:
+            raise ValueError(f"expected an image column beside {about}, saw none")
         return self
 
     @model_validator(mode="after")

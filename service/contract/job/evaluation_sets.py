@@ -123,7 +123,10 @@ def prepared_alike(data: DataSpec, *, like: DataSpec, num_classes: int | None = 
 
 def _columns_alike(data: RecordsData, *, like: RecordsData) -> dict[str, Any]:
     if data.image is not None:
-        return {"image_size": data.image_size or like.image_size}
+        return {
+            "image_size": data.image_size or like.image_size,
+            "image_channels": data.image_channels or like.image_channels,
+        }
     return {"columns": data.columns or like.columns}
 
 

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from data_cases import Node, write_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_files import GREY, RGB, png
 from ranks_in_turn import over_ranks
 from torch import nn
 from training_bench import START, Bench, bits, make_brief, make_spec
@@ -478,6 +481,28 @@ def test_images_are_not_scaled_by_the_mean_of_numbers(node: Node) -> None:
     reason, message = fault(node, data={**main, "standardise": True}, sets=[other])
     assert (reason, message) == (Reason.DATA_INVALID, f"evaluation set 'set_0': {expected}")
     assert built(node, data=main, sets=[other]).named
+
+
+def images_of(node: Node, name: str, pixels: list[Any]) -> Any:
+    """A set of images of these pixels, each of which is in it 20 times."""
+    kinds = {True: GREY, False: RGB}
+    contents = [png(np.array(one), depth=8, colour=kinds[np.ndim(one) == 2]) for one in pixels] * 20
+    path = str(node.root / f"{name}.parquet")
+    table = pa.table({"seen": contents, "y": [i % 2 for i in range(len(contents))]})
+    pq.write_table(table, path)
+    return {"kind": "files", "format": "parquet", "path": path, "image": "seen", "target": "y"}
+
+
+def test_grey_images_of_a_set_are_read_as_colour_where_those_of_the_model_are(node: Node) -> None:
+    colour = images_of(node, "colour", [[[[255, 0, 0], [0, 255, 0]]], [[[0, 0, 9], [9, 9, 9]]]])
+    grey = images_of(node, "grey", [[[0, 51]], [[51, 0]]])
+    (named,) = built(node, data=colour, sets=[grey]).named
+    inputs = named.data.eval_batch(0, 40).inputs
+    assert inputs.shape[1:] == (3, 1, 2)
+    assert {round(value, 3) for value in inputs.unique().tolist()} == {-1.0, -0.6}
+    reason, told = fault(node, data=grey, sets=[colour])
+    assert reason is Reason.DATA_INVALID
+    assert "'set_0': expected samples of shape (1, 1, 2) of the model's data" in told
 
 
 def test_samples_that_cannot_be_scaled_do_not_fit_a_standardised_job(node: Node) -> None:

@@ -17,6 +17,7 @@ _MAX_PIXELS = 64 * 2**20
 Image.MAX_IMAGE_PIXELS = _MAX_PIXELS // 2  # Pillow warns at this and refuses at twice as many
 #: From 8 bits a sample to 16: 255 becomes 65535.
 _TO_DEEP = 257
+_LUMA = (299, 587, 114)  # thousandths of red, green and blue
 
 
 class Decoder:
@@ -25,11 +26,13 @@ class Decoder:
     A later one is fitted to it where that loses nothing: grey to colour and 8 bits to 16, and the
     other way where no pixel has a colour, or none more than 8 bits.
 
-    ``size``: height and width to resize to, or None.
+    ``size``: height and width to resize to, or None. ``num_channels``: 1 to make all grey, 3 to
+    make all RGB, or None.
     """
 
-    def __init__(self, size: tuple[int, int] | None) -> None:
+    def __init__(self, size: tuple[int, int] | None, num_channels: int | None = None) -> None:
         self._resized_to = size
+        self._num_channels = num_channels
         self._first: Pixels | None = None
 
     def decode(self, chunk: Chunk, name: str) -> Pixels:
@@ -53,6 +56,8 @@ class Decoder:
             chunk.refuse(row, name, expected=expected, seen=str(error) or type(error).__name__)
 
     def _like_first(self, image: Pixels) -> Pixels:
+        if self._num_channels is not None:
+            image = _with_channels(image, self._num_channels)
         if self._resized_to is not None:
             image = _resized(image, *self._resized_to)
         if self._first is None:
@@ -88,16 +93,27 @@ def _resized_channel(channel: Pixels, height: int, width: int) -> Pixels:
     return resized if channel.dtype == np.uint8 else np.rint(resized).astype(channel.dtype)
 
 
+def _with_channels(image: Pixels, num_channels: int) -> Pixels:
+    """Grey from colour by the luma of ITU-R BT.601, as Pillow and torchvision have it."""
+    if len(image) == num_channels:
+        return image
+    if num_channels > 1:
+        return np.repeat(image, num_channels, axis=0)
+    luma = np.tensordot(np.array(_LUMA), image.astype(np.uint32), axes=1)
+    grey: Pixels = ((luma + 500) // 1000).astype(image.dtype)
+    return grey[None]
+
+
 def _with_channels_of(first: Pixels, image: Pixels) -> Pixels:
     if len(image) < len(first):
-        return np.repeat(image, len(first), axis=0)
+        return _with_channels(image, len(first))
     if len(image) > len(first):
         if (image != image[:1]).any():
             raise NotShowable(
                 expected="a grey image like the first one",
                 seen="a colour image",
-                way_out="convert all to one kind, or put one in colour first: grey ones are then "
-                "read as colour",
+                way_out="set image_channels to 3 to read grey ones as colour, or to 1 for the "
+                "other way",
             )
         return image[:1]
     return image

@@ -116,6 +116,7 @@ def _wanted(spec: RecordsData, *, task: Task) -> Wanted:
         columns=spec.columns,
         image=spec.image,
         image_size=spec.image_size,
+        image_channels=spec.image_channels,
         targets=(spec.target,) if isinstance(spec.target, str) else spec.target,
         task=task,
         num_classes=spec.num_classes,

@@ -35,6 +35,7 @@ class Wanted:
     columns: tuple[str, ...] | None  #: None: every column but the targets
     image: str | None  #: column of encoded images, instead of ``columns``
     image_size: tuple[int, int] | None  #: height and width to resize images to
+    image_channels: int | None  #: 1 or 3; None: as the first image has
     targets: tuple[str, ...]
     task: Task  #: classification or regression
     num_classes: int | None  #: None: as many as the labels say
@@ -216,7 +217,7 @@ class RowWriter:
         if self._wanted.image is None:
             return numbers(chunk, name)
         self._decoder = self._decoder or lazy_import("formats.images").Decoder(
-            self._wanted.image_size
+            self._wanted.image_size, self._wanted.image_channels
         )
         assert self._decoder is not None
         return self._decoder.decode(chunk, name)

@@ -55,6 +55,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "expected columns or image, saw both",
     ),
     ({**FILES, "format": "parquet", "target": "y", "image_size": [2, 2]}, "an image column"),
+    (
+        {**FILES, "format": "parquet", "target": "y", "image_channels": 3},
+        "expected an image column beside image_channels, saw none",
+    ),
+    ({**FILES, "format": "parquet", "target": "y", "image": "i", "image_channels": 4}, "1 or 3"),
     ({**FILES, "format": "csv", "target": "y", "tokenizer": "/t"}, "no tokenizer or separator"),
     ({**FILES, "format": "text", "separator": "x"}, "expected no separator for bytes"),
     ({**FILES, "format": "text", "tokenizer": "s3://b/t"}, "expected a tokenizer on the nodes"),

@@ -186,6 +186,7 @@ def test_rows_take_what_they_leave_out_from_the_models_data() -> None:
     assert (own.columns, own.num_classes) == (("c",), 2)
     images = {**TABLE, "format": "parquet", "image": "x"}
     assert alike(images, like={**images, "image_size": (8, 8)}).image_size == (8, 8)
+    assert alike(images, like={**images, "image_channels": 1}).image_channels == 1
     assert alike(images, like=like).columns is None
     assert alike(TABLE, like=DIGITS).columns is None
 

@@ -32,8 +32,10 @@ def colour(pixels: Any, depth: int = 8) -> bytes:
     return png(np.array(pixels), depth=depth, colour=RGB)
 
 
-def decoded(*values: object, size: tuple[int, int] | None = None) -> Any:
-    return Decoder(size).decode(Chunk("set.parquet", 1, {"seen": values}), "seen")
+def decoded(
+    *values: object, size: tuple[int, int] | None = None, num_channels: int | None = None
+) -> Any:
+    return Decoder(size, num_channels).decode(Chunk("set.parquet", 1, {"seen": values}), "seen")
 
 
 def fault(*values: object) -> str:
@@ -75,6 +77,21 @@ def test_deep_grey_becomes_deep_colour():
     assert images[1].tolist() == [(np.array(GREY_8) * 257).tolist()] * 3
 
 
+def test_three_channels_make_grey_images_colour_whichever_is_first():
+    images = decoded(grey(GREY_8), colour(COLOUR_8), num_channels=3)
+    assert images[0].tolist() == [GREY_8] * 3
+    assert images[1].transpose(1, 2, 0).tolist() == COLOUR_8
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_one_channel_makes_colour_images_grey_by_luma(depth):
+    samples = np.random.default_rng(0).integers(0, 2**depth, (4, 5, 3))
+    images = decoded(colour(samples, depth=depth), grey(samples[..., 0], depth), num_channels=1)
+    luma = samples @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(images[0, 0] - luma).max() <= 0.5 + 1e-9
+    assert np.array_equal(images[1, 0], samples[..., 0])
+
+
 @pytest.mark.parametrize("depth", [8, 16])
 @given(value=st.integers(0, 65535), height=st.integers(1, 5), width=st.integers(1, 5))
 def test_a_flat_image_keeps_its_value_at_any_size(depth, value, height, width):
@@ -103,7 +120,7 @@ def test_the_dimmest_bits_of_a_deep_image_are_told_apart():
 
 def test_colour_behind_grey_is_refused_with_a_way_out():
     said = fault(grey(GREY_8), grey(GREY_8), colour(COLOUR_8))
-    assert "a grey image like the first one, saw a colour image; convert all to one kind" in said
+    assert "a grey image like the first one, saw a colour image; set image_channels to 3 to" in said
 
 
 def test_16_bits_behind_8_are_refused_with_a_way_out():
