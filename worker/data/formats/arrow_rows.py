@@ -19,6 +19,8 @@ from roadless.worker.errors import DataInvalid
 
 #: Few: encoded images make rows of 100 KB and more.
 _ROWS = 1024
+#: The second is for names of columns that are not UTF-8.
+_NOT_ARROW = (pa.ArrowException, UnicodeDecodeError)
 
 
 def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
@@ -30,7 +32,7 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             _require_once(names, present, file=file)
             batches = content.iter_batches(batch_size=_ROWS, columns=list(names))
             yield from chunks_of(batches, names=names, file=file)
-    except pa.ArrowException as error:
+    except _NOT_ARROW as error:
         raise DataInvalid(f"{file}: expected a Parquet file, saw: {error}") from error
 
 
@@ -42,7 +44,7 @@ def read_ipc(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             names = choose(schema.names, file, aside=_index_of(schema))
             _require_once(names, schema.names, file=file)
             yield from chunks_of(_in_parts(batches), names=names, file=file)
-    except pa.ArrowException as error:
+    except _NOT_ARROW as error:
         raise DataInvalid(f"{file}: expected an Arrow file, saw: {error}") from error
 
 

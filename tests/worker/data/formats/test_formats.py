@@ -278,6 +278,12 @@ def test_a_torn_parquet_file_is_refused(node):
     assert caught.value.reason in (Reason.DATA_INVALID, Reason.DATA_UNREADABLE)
 
 
+def test_a_column_whose_name_is_not_utf_8_is_refused(node):
+    path = Path(write_table(node, "rows.parquet", {"x-x-x": [1.0, 2.0], "y": [0, 1]}))
+    path.write_bytes(path.read_bytes().replace(b"x-x-x", b"x-\xe9-x"))
+    assert "rows.parquet: expected a Parquet file, saw: 'utf-8'" in fault(node, "rows.parquet")
+
+
 @pytest.mark.parametrize(
     ("format", "content", "problem"),
     [
