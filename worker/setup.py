@@ -124,7 +124,8 @@ def set_up_training(
     training, parallelism = spec.training, spec.parallelism
     if training.deterministic:
         require_determinism()
-    require_trainable(model)
+    with blaming(ModelInvalid, "a model that tells its parameters"):
+        require_trainable(model)
     share_start(model, cluster=cluster)
     lay_out(model, parallelism=parallelism)
     set_precision(model, training.precision)

@@ -154,6 +154,41 @@ class Expanded(Base):
         return super().forward(inputs) * self.scale
 
 
+class TiedByMemory(Base):
+    """Two parameters in one place, where one under two names was meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(NUM_INPUTS, NUM_CLASSES)
+        self.other.weight.data = self.layer.weight.data
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return super().forward(inputs) + self.other(inputs.flatten(1))
+
+
+class Overlapping(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = torch.zeros(15)
+        self.first, self.second = nn.Parameter(numbers[:10]), nn.Parameter(numbers[5:])
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return super().forward(inputs) + self.first + self.second
+
+
+class OfEightBits(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(NUM_CLASSES).to(torch.float8_e4m3fn))
+
+
+class MadeForInference(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.inference_mode():
+            self.scale = nn.Parameter(torch.ones(NUM_CLASSES))
+
+
 class StartsAtInfinity(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -261,6 +296,39 @@ class ClampsWeights(Base):
     def forward(self, inputs: torch.Tensor) -> Any:
         self.layer.weight.data.clamp_(-0.01, 0.01)
         return super().forward(inputs)
+
+
+class GrowsBuffer(Base):
+    """As caches do that keep what they have seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        if self.training:
+            self.seen = torch.cat([self.get_buffer("seen"), torch.ones(1)])
+        return super().forward(inputs)
+
+
+class AddsBuffer(Base):
+    def forward(self, inputs: torch.Tensor) -> Any:
+        if self.training and not hasattr(self, "seen"):
+            self.register_buffer("seen", torch.ones(3))
+        return super().forward(inputs)
+
+
+class KeepsItsGraph(Base):
+    """Adds what it found in the pass before, gradients and all."""
+
+    before: torch.Tensor | None = None
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        outputs = super().forward(inputs)
+        if self.training:
+            added = 0.0 if self.before is None else self.before.mean()
+            outputs = self.before = outputs.tanh() + added
+        return outputs
 
 
 # ---- what differs from time to time --------------------------------------------------------------
@@ -429,6 +497,39 @@ class OneBlockTwice(Base):
         for block in self.blocks:
             inputs = block(inputs.flatten(1)).tanh()
         return super().forward(inputs)
+
+
+class TwoTypes(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(NUM_CLASSES, dtype=torch.float64))
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return super().forward(inputs) * self.scale.float()
+
+
+class Empty(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.none = nn.Parameter(torch.zeros(0, NUM_CLASSES))
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return super().forward(inputs) + self.none.sum(dim=0)
+
+
+class CountsItsBlocks(Base):
+    """Has a number under the name that others give their list of blocks."""
+
+    blocks = 3
+
+
+class WeightNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(NUM_INPUTS, NUM_CLASSES))
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self.layer(inputs.flatten(1))
 
 
 # ---- oddities that are no faults -----------------------------------------------------------------

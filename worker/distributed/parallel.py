@@ -15,7 +15,7 @@ from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.distributed.shared_tensors import share_buffers
 from roadless.worker.errors import ModelInvalid
 from roadless.worker.model.base import blocks_of
-from roadless.worker.model.faults import told
+from roadless.worker.model.faults import is_of_machine, told
 
 
 def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -> None:
@@ -26,14 +26,17 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
     that torch cannot shard.
     """
     mesh = _mesh(cluster, parallelism)
-    _require_dimensions(model)
+    _require_shape(model)
+    _require_one_dtype(model)
     ties = _ties(model)
     # torch's replicas take the lead's buffers before each pass; its shards keep their own.
     model.register_forward_pre_hook(partial(_take_buffers, cluster))
     try:
         for unit in (*_units(model), model):
             fully_shard(unit, mesh=mesh)
-    except (AssertionError, AttributeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # only looks at the model: no rank speaks to another here
+        if is_of_machine(error):
+            raise
         raise ModelInvalid(
             f"expected a model that torch can shard, saw {told(error)}; use strategy ddp"
         ) from error
@@ -66,14 +69,49 @@ def _units(model: nn.Module) -> list[nn.Module]:
     return [unit for unit in units if unit is not model]
 
 
-def _require_dimensions(model: nn.Module) -> None:
-    """FSDP2 of torch 2.13 has no shards of scalars."""
+def _require_shape(model: nn.Module) -> None:
+    """FSDP2 of torch 2.13 has no shards of scalars, and fails in a step over what is empty."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise ModelInvalid(
                 f"expected parameters of at least one dimension with strategy fsdp, saw the scalar "
                 f"{name}; give it the shape (1,), or use strategy ddp"
             )
+        if not parameter.numel():
+            raise ModelInvalid(
+                f"expected parameters with elements with strategy fsdp, saw {name} of shape "
+                f"{tuple(parameter.shape)}; use strategy ddp"
+            )
+
+
+def _require_one_dtype(model: nn.Module) -> None:
+    """FSDP2 of torch 2.13 gathers what a unit has of its own at once, and in its first pass fails
+    over two dtypes.
+    """
+    dtypes: dict[nn.Module, set[torch.dtype]] = {}
+    _note_dtypes(model, unit=model, units=set(_units(model)), found=dtypes)
+    for unit, found in dtypes.items():
+        if len(found) > 1:
+            raise ModelInvalid(
+                f"expected parameters of one dtype in {type(unit).__name__} with strategy fsdp, "
+                f"saw {', '.join(sorted(map(str, found)))}; give those of each dtype a module of "
+                "their own, or use strategy ddp"
+            )
+
+
+def _note_dtypes(
+    module: nn.Module,
+    *,
+    unit: nn.Module,
+    units: set[nn.Module],
+    found: dict[nn.Module, set[torch.dtype]],
+) -> None:
+    """Note the dtypes that each unit has outside of the units within it."""
+    unit = module if module in units else unit
+    trained = (one for one in module.parameters(recurse=False) if one.requires_grad)
+    found.setdefault(unit, set()).update(parameter.dtype for parameter in trained)
+    for child in module.children():
+        _note_dtypes(child, unit=unit, units=units, found=found)
 
 
 def _ties(model: nn.Module) -> frozenset[tuple[str, ...]]:

@@ -34,7 +34,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     A model lists them as ``blocks``; a model without that attribute has none.
     """
-    return list(getattr(model, "blocks", ()))
+    blocks = getattr(model, "blocks", ())
+    is_list = isinstance(blocks, nn.ModuleList | nn.Sequential | list | tuple)  # not their number
+    parts = list(blocks) if is_list else []
+    return parts if all(isinstance(part, nn.Module) for part in parts) else []
 
 
 @contextmanager

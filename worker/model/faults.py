@@ -70,11 +70,14 @@ def is_of_owner(error: BaseException) -> bool:
     Not so when memory ends, when an accelerator fails, or when another rank is gone: torch's
     collectives (2.13) raise a plain RuntimeError then, in the midst of a forward pass.
     """
-    if isinstance(error, (JobFailed, *_OF_THE_MACHINE)):
-        return False
+    return not (isinstance(error, JobFailed) or is_of_machine(error) or _is_of_peers(error))
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Return whether memory has ended or an accelerator fails by itself."""
     if isinstance(error, torch.AcceleratorError):
-        return _ASSERTION in str(error)
-    return not _is_of_peers(error)
+        return _ASSERTION not in str(error)
+    return isinstance(error, _OF_THE_MACHINE)
 
 
 def told(error: BaseException) -> str:
@@ -93,7 +96,12 @@ def foreign_frames(error: BaseException) -> list[str]:
 
 
 def _is_of_peers(error: BaseException) -> bool:
-    """Whether torch's distributed package raised it, called by no code of the model's."""
+    """Whether torch's distributed package raised it, called by no code of the model's.
+
+    What it says of a model is an AssertionError, a ValueError and the like.
+    """
+    if not isinstance(error, RuntimeError | OSError) or isinstance(error, NotImplementedError):
+        return False
     for frame in reversed(_frames(error)):
         path = os.path.realpath(frame.filename)
         if path.startswith(_PEERS):

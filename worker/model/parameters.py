@@ -1,6 +1,7 @@
 """What the worker asks of a model's parameters, whatever its forward pass does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from roadless.worker.errors import ModelInvalid
 
+_TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAZY = (UninitializedParameter, UninitializedBuffer)
 
 
@@ -22,11 +24,27 @@ def require_trainable(model: nn.Module) -> None:
         )
     for name, parameter in trained:
         _require_plain(name, parameter)
+    _require_own_memory(trained)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
             raise ModelInvalid(
                 f"expected dense gradients, which the optimizers take, saw an embedding {name} "
                 "with sparse=True"
+            )
+
+
+def _require_own_memory(named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Each parameter is stepped by itself: of two in one place the last would win."""
+    spans = sorted(
+        (parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes, name)
+        for name, parameter in named
+        if parameter.numel() and parameter.is_contiguous()
+    )
+    for (_, end, name), (start, _, other) in pairwise(spans):
+        if start < end:
+            raise ModelInvalid(
+                f"expected each parameter in memory of its own, saw {name} and {other} in the same "
+                "place; to tie two, use one nn.Parameter for both"
             )
 
 
@@ -43,10 +61,15 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _require_plain(name: str, parameter: nn.Parameter) -> None:
-    if not parameter.is_floating_point():
+    if parameter.dtype not in _TRAINED:
         raise ModelInvalid(
-            f"expected real floating-point parameters to train, saw {name} of {parameter.dtype}; "
-            "a complex one is kept as two real numbers, by torch.view_as_real"
+            "expected real floating-point parameters of 16 bits or more to train, saw "
+            f"{name} of {parameter.dtype}; a complex one is kept as two real numbers, by "
+            "torch.view_as_real"
+        )
+    if parameter.is_inference():
+        raise ModelInvalid(
+            f"expected parameters that can be trained, saw {name} made under torch.inference_mode"
         )
     if parameter.layout is not torch.strided or parameter.device.type == "meta":
         raise ModelInvalid(

@@ -17,7 +17,8 @@ from roadless.optim.numerics.sharding import local
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.job.tasks import Task
 from roadless.service.contract.job.training import accumulation_steps
-from roadless.worker.checkpointing.safetensors_file import is_storable
+from roadless.worker.checkpointing.model_files import forms_of
+from roadless.worker.checkpointing.safetensors_file import TensorForm, is_storable
 from roadless.worker.data.base import Batch, Description
 from roadless.worker.distributed.precision import computing_in
 from roadless.worker.distributed.process_group import Cluster
@@ -39,6 +40,8 @@ _REPEATED = 1e-3
 _NEAR, _NEAR_IF_NARROW = 1e-4, 3e-2
 #: Outputs of each rank that are compared.
 _COMPARED = 4096
+#: In training; a graph that is kept from the first one breaks the second.
+_PASSES = 2
 #: Numbers drawn to stir weights with, over and over; a prime, so that no two rows get the same.
 _STIR_NUMBERS = 65_537
 _STIR_OF_VECTORS = 0.1
@@ -62,7 +65,10 @@ def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> None:
         if spec.task == "causal_lm" and data.tokens_per_sample > 1:
             require_causal(model, batch.inputs[:1], num_tokens=data.num_classes)
         num_samples = min(SAMPLES, _microbatch_size(spec, world_size=cluster.world_size))
-        _learn(model, batch.split(num_samples)[0], data=data, spec=spec)
+        forms = forms_of(model)
+        for _ in range(_PASSES):
+            _learn(model, batch.split(num_samples)[0], data=data, spec=spec)
+        _require_forms(model, forms)
     _require_identities(model, before)
     if _norms(model) != norms:
         raise ModelInvalid("expected a forward pass to leave the parameters, saw it change them")
@@ -306,6 +312,18 @@ def _require_identities(model: nn.Module, before: dict[str, nn.Parameter]) -> No
         raise ModelInvalid(
             "expected a forward pass to keep the parameters that the model was made with, saw "
             f"others under {', '.join(changed[:5])}; make them in the constructor"
+        )
+
+
+def _require_forms(model: nn.Module, before: dict[str, TensorForm]) -> None:
+    """A checkpoint is put into a model that has not trained."""
+    after = forms_of(model)
+    names = before.keys() | after.keys()
+    changed = [name for name in sorted(names) if before.get(name) != after.get(name)]
+    if changed:
+        raise ModelInvalid(
+            "expected a state_dict that training changes no names and shapes of, saw others under "
+            f"{', '.join(changed[:5])}, which a fresh model cannot load"
         )
 
 

@@ -111,6 +111,8 @@ def test_shards_move_a_buffer_as_replicas_do(run: Callable[..., list[Any]]) -> N
     [
         ("Scalar", "saw the scalar scale; give it the shape (1,), or use strategy ddp"),
         ("TiedBlocks", "saw some shared between blocks"),
+        ("TwoTypes", "expected parameters of one dtype in TwoTypes with strategy fsdp"),
+        ("Empty", "saw none of shape (0, 10); use strategy ddp"),
         ("SparseEmbedding", "with sparse=True"),
         ("ComplexWeights", "saw phase of torch.complex64"),
         ("DropsAlways", "expected the same outputs for the same inputs in evaluation mode"),
@@ -125,7 +127,17 @@ def test_a_fault_is_final_in_shards_too(
     assert message in refusal(run(kind, FSDP))
 
 
-@pytest.mark.parametrize("kind", ["Turned", "ChannelsLast", "OneBlockTwice", "IntegerParameter"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "Turned",
+        "ChannelsLast",
+        "OneBlockTwice",
+        "IntegerParameter",
+        "CountsItsBlocks",
+        "WeightNorm",
+    ],
+)
 def test_whatever_lies_otherwise_in_memory_trains_in_shards_as_in_replicas(
     run: Callable[..., list[Any]], kind: str
 ) -> None:

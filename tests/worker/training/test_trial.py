@@ -72,7 +72,7 @@ def test_a_model_passes_in_every_precision(name: str, precision: str) -> None:
     [
         *("DrawsInVain", "LockAndGenerator", "IntegerParameter", "HalfFrozen"),
         *("ComplexBuffer", "TensorExtraState", "Scalar", "Turned", "ChannelsLast"),
-        *("FollowsItsInputs", "TiedBlocks", "OneBlockTwice"),
+        *("FollowsItsInputs", "TiedBlocks", "OneBlockTwice", "TwoTypes", "Empty", "WeightNorm"),
     ],
 )
 @pytest.mark.parametrize("optimizer", ["adamw_schedulefree", "soap"])
@@ -249,6 +249,13 @@ def test_a_model_that_evaluates_to_something_else_each_time_is_refused(kind: str
         ("AllFrozen", "expected parameters to train, saw 2 parameters, none of which requires"),
         ("ComplexWeights", "saw phase of torch.complex64"),
         ("Expanded", "expected each number of scale in memory of its own"),
+        ("TiedByMemory", "saw layer.weight and other.weight in the same place"),
+        ("Overlapping", "saw first and second in the same place"),
+        ("OfEightBits", "of 16 bits or more to train, saw scale of torch.float8_e4m3fn"),
+        ("MadeForInference", "saw scale made under torch.inference_mode"),
+        ("GrowsBuffer", "a state_dict that training changes no names and shapes of, saw others"),
+        ("AddsBuffer", "saw others under seen, which a fresh model cannot load"),
+        ("KeepsItsGraph", "saw RuntimeError: Trying to backward through the graph a second time"),
         ("StartsAtInfinity", "expected finite numbers to start from, saw NaN or infinity in layer"),
         ("OnMeta", "expected dense parameters with values"),
         ("LazyAside", "expected parameters with shapes, saw lazy ones: aside.weight"),
