@@ -81,12 +81,31 @@ class Engine(AveragedOptimizer):
         if not self.rule.depends_on_age:
             self._update_alike(parameters, group, pace)
             return
+        if self._is_steady(parameters, group, pace):
+            return
         count_missed(group, self.state, active=parameters)
         alike = by_missed(parameters, self.state, of_new=pace.t - 1)
         for missed, some in alike.items():
             own = own_pace(pace, group, missed=missed, lr_factor=self.rule.lr_factor)
             self._update_alike(some, group, own)
-        kept = [key for key in self._repeats if key[0] != id(group) or key[1] in alike]
+        self._note_ages(parameters, group, alike)
+
+    def _is_steady(self, parameters: TensorList, group: Group, pace: Pace) -> bool:
+        """Repeat a step of a group in which all had a gradient then as now, and are of one age.
+
+        Nobody's count can have changed since, so that nobody's has to be read.
+        """
+        missed = self._only_age.get(id(group))
+        if missed is None or len(parameters) != len(group["params"]):
+            return False
+        own = own_pace(pace, group, missed=missed, lr_factor=self.rule.lr_factor)
+        return self._is_repeated(parameters, group, own)
+
+    def _note_ages(self, parameters: TensorList, group: Group, ages: Collection[int]) -> None:
+        self._only_age.pop(id(group), None)
+        if len(ages) == 1 and len(parameters) == len(group["params"]):
+            self._only_age[id(group)] = next(iter(ages))
+        kept = [key for key in self._repeats if key[0] != id(group) or key[1] in ages]
         self._forget_repeats(keep=kept)
 
     def _update_alike(self, parameters: TensorList, group: Group, pace: Pace) -> None:
@@ -179,6 +198,12 @@ class Engine(AveragedOptimizer):
         """Repeats by group and missed steps; not part of the state, and not copied with it."""
         repeats: dict[tuple[int, int], Repeat] = vars(self).setdefault("_kept_repeats", {})
         return repeats
+
+    @property
+    def _only_age(self) -> dict[int, int]:
+        """Steps missed, by group, where all parameters had a gradient in the last step."""
+        ages: dict[int, int] = vars(self).setdefault("_kept_ages", {})
+        return ages
 
     def _kernel_names(self, group: Group) -> tuple[str, ...]:
         """Return the names of the state's tensors that kernels use."""

@@ -68,3 +68,22 @@ def test_counters_go_on_where_they_stopped() -> None:
     counters, _ = advance(Counters(), lr=0.5, **PLAIN)
     assert counters == Counters(k=1, weight_sum=0.25, lr_max=0.5)
     assert advance(replace(counters), lr=0.5, **PLAIN)[1] == Pace(t=2, lr=0.5, c=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "t"),
+    [
+        ({"r": 100.0, "weight_lr_power": 0.0, "lr": 0.1}, 1300),
+        ({"r": 200.0, "weight_lr_power": 2.0, "lr": 1.0}, 40),
+        ({"r": 0.0, "weight_lr_power": 100.0, "lr": 1e-4}, 1),
+    ],
+)
+def test_weights_that_leave_the_range_of_floats_are_refused(settings: dict, t: int) -> None:
+    """Infinite ones would leave x where it is, and so would those that are 0, without a word."""
+    counters = replace(Counters(), k=t - 1)
+    with pytest.raises(ValueError, match=r"r, weight_lr_power: expected powers whose weights are"):
+        advance(counters, warmup_steps=0, **settings)
+
+
+def test_a_learning_rate_of_next_to_nothing_is_no_fault_of_the_powers() -> None:
+    assert advance(Counters(), lr=1e-200, warmup_steps=0, r=0.0, weight_lr_power=2.0)[1].c == 0.0

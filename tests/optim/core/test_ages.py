@@ -155,3 +155,27 @@ def test_kernels_are_kept_for_each_age_and_no_longer(
         step(optimizer, [drawn(t), drawn(20 + t) if t >= 4 else None, drawn(40) if t % 2 else None])
     assert len(jobs) >= 12
     assert len(vars(optimizer)["_kept_repeats"]) <= 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    patterns=st.lists(st.tuples(*[st.booleans()] * 3), min_size=1, max_size=14),
+    name=st.sampled_from(["AdamWScheduleFree", "ForeachAdamW", "RAdamScheduleFree"]),
+)
+def test_a_step_that_is_repeated_is_of_the_right_age(
+    patterns: list[tuple[bool, ...]], name: str
+) -> None:
+    """Whoever misses which steps, kernels and plain torch go the same way."""
+    ends, usual = [], choose.MIN_ELEMENTS
+    for least in (0, NEVER):
+        choose.MIN_ELEMENTS = least
+        optimizer = make(name, [Parameter(drawn(i)) for i in range(3)], lr=0.05)
+        for t, has in enumerate(patterns):
+            # Twice each, so that a repeat follows whatever it can.
+            for again in range(2):
+                row = [drawn(100 * t + 10 * again + i) if has[i] else None for i in range(3)]
+                step(optimizer, row)
+        ends.append([moving(optimizer, p) for p in parameters_of(optimizer)])
+    choose.MIN_ELEMENTS = usual
+    for a, b in zip(*ends, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
