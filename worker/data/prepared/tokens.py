@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from roadless.worker.data.formats.chunk import Piece
 from roadless.worker.data.prepared.token_dataset import TokenString
-from roadless.worker.data.prepared.tokenizer import Tokenizer, narrowest
+from roadless.worker.data.prepared.tokenizer import Bytes, Tokenizer, narrowest
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.records.base import Records, Split, require_all_filled, splits_of
+from roadless.worker.errors import DataInvalid
 
 _TOKENS, _TEXTS, _FACTS = "tokens.bin", "texts.bin", "tokens.json"
 #: How much is tokenised in one call, by all cores of the rank.
@@ -51,7 +52,7 @@ def prepare(
     ``tell`` receives the progress periodically. Raises the JobFailed errors named ``Data...``.
     """
     ends: dict[Split, int] = {}
-    with _Writer(work, tokenizer, is_raw=records.is_raw) as writer:
+    with _Writer(work, tokenizer, name=records.name, is_raw=records.is_raw) as writer:
         for split in splits_of(records):
             writer.begin_text()
             for batch in _batches(records.pieces(split, work=work, tell=tell)):
@@ -115,14 +116,16 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 class _Writer:
     """Appends tokens and the positions of texts, and hashes what it writes."""
 
-    def __init__(self, work: Path, tokenizer: Tokenizer, *, is_raw: bool) -> None:
+    def __init__(self, work: Path, tokenizer: Tokenizer, *, name: str, is_raw: bool) -> None:
         self._tokenizer = tokenizer
+        self._name = name
         self._dtype = narrowest(tokenizer.vocabulary)
         self._separator = np.array([] if is_raw else [tokenizer.separator], dtype=self._dtype)
         self._paths = work / _TOKENS, work / _TEXTS
         self._files: list[BinaryIO] = []
         self._digest = hashlib.sha256()
         self._begins_text = True
+        self._num_texts = 0
         self.num_tokens = 0
         self.num_bytes = 0
 
@@ -152,6 +155,9 @@ class _Writer:
     def _append(self, tokens: NDArray[Any], piece: Piece) -> None:
         if self._begins_text and not piece.content:
             return  # an empty text
+        self._num_texts += self._begins_text
+        if self._separator.size and isinstance(self._tokenizer, Bytes):
+            self._require_no_separator(tokens)
         if self._begins_text:
             np.array([self.num_tokens, self.num_bytes], dtype=np.int64).tofile(self._files[1])
         self._begins_text = piece.ends_text
@@ -161,6 +167,14 @@ class _Writer:
         self._digest.update(content)
         self.num_tokens += len(content) // self._dtype.itemsize
         self.num_bytes += len(piece.content)
+
+    def _require_no_separator(self, tokens: NDArray[Any]) -> None:
+        """One within a text would cut it in two; JSON can say it."""
+        if (tokens == self._separator[0]).any():
+            raise DataInvalid(
+                f"{self._name}, text {self._num_texts} of those that are not empty: expected no "
+                "zero byte, which parts texts of bytes, saw one; take it out, or name a `tokenizer`"
+            )
 
     def bytes_per_token(self, texts: NDArray[np.int64], *, since: int) -> float:
         """Average from token ``since`` on; within a text, bytes are spread evenly."""

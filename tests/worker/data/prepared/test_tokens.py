@@ -140,6 +140,27 @@ def test_pieces_of_a_text_join_to_it_and_never_cut_a_character(tmp_path_factory,
     assert [piece.ends_text for piece in pieces] == [False] * (len(pieces) - 1) + [True]
 
 
+@pytest.mark.parametrize("format", ["jsonl", "text"])
+def test_a_zero_byte_in_a_text_would_part_it_and_is_refused(node, format, bpe):
+    content = ["fine", "", "two\0texts", "fine"]
+    if format == "jsonl":
+        write_table(node, "a.jsonl", {"t": content * 40})
+    else:
+        node.write("a.text", "\n".join(content) * 9)
+    spec = {"format": format, "path": f"{node.root}/a.{format}"}
+    spec |= {"text": "t"} if format == "jsonl" else {}
+    with pytest.raises(JobFailed) as caught:
+        node.build(spec, task="causal_lm")
+    assert caught.value.reason is Reason.DATA_INVALID
+    number = {"jsonl": 2, "text": 1}[format]
+    assert f"a.{format}, text {number} of those that are not empty: expected no zero" in str(
+        caught.value
+    )
+    assert node.build({**spec, "tokenizer": bpe}, task="causal_lm").num_train > 0
+    raw = node.build({"format": "bytes", "path": f"{node.root}/a.{format}"}, task="causal_lm")
+    assert raw.num_train > 0
+
+
 def test_files_of_text_are_texts_and_files_of_bytes_are_one_string(node):
     node.write("1.txt", TEXT)
     node.write("2.txt", TEXT[::-1])
