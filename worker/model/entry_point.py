@@ -12,7 +12,7 @@ from torch import nn
 from roadless.service.contract.job.models import EntryPointModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
-from roadless.worker.model.faults import blaming, told
+from roadless.worker.model.faults import blaming, is_of_owner, told
 from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
 from roadless.worker.model.trial import require_outputs
 from roadless.worker.rank_launch import ModelSources
@@ -83,6 +83,8 @@ def load(
         raise not_found(
             f"expected {name} to be installed on this node, saw {told(error)}"
         ) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if not is_of_owner(error):
+            raise
         raise broken(f"expected to import {module_name}, saw {told(error)}") from error
     return function

@@ -4,6 +4,7 @@ The owner's own frames come first in the message, innermost first. What a machin
 has done wrong stays as it is, so that the attempt is tried again.
 """
 
+import errno
 import os
 import sys
 import sysconfig
@@ -20,6 +21,8 @@ from roadless.worker.errors import JobFailed, ModelInvalid
 
 #: Frames of the owner that a message shows, and characters of each.
 _MAX_FRAMES, _MAX_WIDTH = 6, 240
+#: Characters of an error's own words, so that frames have their place below them.
+_MAX_SAID = 2000
 #: The installed package consists of links in a checkout.
 _OURS = tuple(
     os.path.realpath(path) + os.sep
@@ -32,7 +35,19 @@ _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 _PEERS = (_TORCH + "distributed" + os.sep, _TORCH + os.path.join("nn", "parallel", "distributed"))
 #: Each module's call in torch; inside of it the module's own code or a hook runs.
 _CALL = "_call_impl"
-_OF_THE_MACHINE = (MemoryError, torch.OutOfMemoryError)
+#: What a file that is not there has not; an error that somebody's code raises itself has none.
+_ERRNOS = frozenset(
+    {
+        *(errno.ENOMEM, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EAGAIN),
+        *(errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ETIMEDOUT),
+        *(errno.ENETUNREACH, errno.EHOSTUNREACH),
+    }
+)
+#: Of RuntimeErrors of torch 2.13, which has no type of its own for them.
+_SAID_OF_MACHINES = (
+    *("DefaultCPUAllocator", "CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS"),
+    *("CUSOLVER_STATUS", "CUFFT_", "NCCL"),
+)
 #: In what CUDA says when a kernel was asked for nonsense, such as an index beyond a table.
 _ASSERTION = "device-side assert"
 
@@ -45,7 +60,7 @@ def blaming(failure: Callable[[str], JobFailed], expected: str) -> Iterator[None
     """
     try:
         yield
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if not is_of_owner(error):
             raise
         raise failure(f"expected {expected}, saw {told(error)}") from error
@@ -55,7 +70,7 @@ def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Return ``model(inputs)``; raise ModelInvalid for what the model's own code raises."""
     try:
         outputs: torch.Tensor = model(inputs)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         if not is_of_owner(error):
             raise
         raise ModelInvalid(
@@ -70,19 +85,26 @@ def is_of_owner(error: BaseException) -> bool:
     Not so when memory ends, when an accelerator fails, or when another rank is gone: torch's
     collectives (2.13) raise a plain RuntimeError then, in the midst of a forward pass.
     """
-    return not (isinstance(error, JobFailed) or is_of_machine(error) or _is_of_peers(error))
+    if isinstance(error, JobFailed | KeyboardInterrupt | GeneratorExit):
+        return False
+    return not (is_of_machine(error) or _is_of_peers(error))
 
 
 def is_of_machine(error: BaseException) -> bool:
-    """Return whether memory has ended or an accelerator fails by itself."""
-    if isinstance(error, torch.AcceleratorError):
-        return _ASSERTION not in str(error)
-    return isinstance(error, _OF_THE_MACHINE)
+    """Return whether memory, disk, network or an accelerator failed, which another try may find
+    well.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _ERRNOS
+    if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+        said = str(error)
+        return any(word in said for word in _SAID_OF_MACHINES) and _ASSERTION not in said
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def told(error: BaseException) -> str:
     """Return the error in words, and below them the frames of neither torch nor this product."""
-    said = f"{type(error).__name__}: {error}".rstrip(": ")
+    said = f"{type(error).__name__}: {error}".rstrip(": ")[:_MAX_SAID]
     return "\n".join([said, *foreign_frames(error)])
 
 
