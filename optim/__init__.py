@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from roadless.optim.backends.choose import load_kernels
-    from roadless.optim.batchnorm import batch_statistics, recalibrate, using_buffers
+    from roadless.optim.batchnorm import batch_statistics, recalibrate
+    from roadless.optim.buffers import using_buffers
     from roadless.optim.core.points import at_average, averaged_point
     from roadless.optim.heavyball import (
         ForeachAdamW,
@@ -115,7 +116,7 @@ _HOMES = {
     "batch_statistics": "roadless.optim.batchnorm",
     "load_kernels": "roadless.optim.backends.choose",
     "recalibrate": "roadless.optim.batchnorm",
-    "using_buffers": "roadless.optim.batchnorm",
+    "using_buffers": "roadless.optim.buffers",
 }
 
 

@@ -1,25 +1,49 @@
-"""Batch-norm statistics at the current parameters, computed without affecting training.
+"""Running statistics at the current parameters, computed without affecting training.
 
-The running statistics of training belong to y. A model evaluated at x needs those of x: exact ones
-over given batches, in a form that many processes can share.
+The statistics of training belong to y. A model evaluated at x needs those of x: exact ones over
+given batches, in a form that many processes can share.
+
+What a model's buffers are at x:
+
+* Batch norm (``SyncBatchNorm`` and the lazy forms included), and instance norm with
+  ``track_running_stats``: the exact statistics of all batches.
+* Layers whose statistics training does not change keep them: those in evaluation mode while other
+  modules train (frozen, as in fine-tuning), and those of ``momentum=0``.
+* Other persistent buffers that a pass in training mode changes (power iterations of spectral norm,
+  codebooks, queues, normalisers of one's own): what passes over the batches make of them, from
+  their present values, at x. Only `recalibrate` does this, since such passes are a sequence that
+  processes cannot share. What cannot be found out is warned of by name.
+* All others, among them what no checkpoint holds, a table or a cache: as they are.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
+from roadless.optim.buffers import (
+    buffer_name,
+    buffers_aside,
+    changed_by_pass,
+    in_modes,
+    persistent_buffers,
+    swapped,
+    training_modes,
+    using_buffers,
+)
 from roadless.optim.numerics.sharding import block_elements
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Moments of one layer's inputs, by channel (C), in float64."""
+    """Moments of a batch-norm layer's inputs, by channel (C), in float64."""
 
     #: Values in each channel, shape ().
     count: Tensor
@@ -28,11 +52,82 @@ class Moments:
     #: Variance, divided by the count, shape (C,).
     var: Tensor
 
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Compute the mean, then the variance about it, in blocks that fit in a cache.
+
+        As exact as ``torch.var_mean`` of all in float64, which takes about ten times as long on a
+        CPU.
+        """
+        channels = values.shape[1]
+        dims = [dim for dim in range(values.dim()) if dim != 1]
+        as_values = [1, channels, *([1] * (values.dim() - 2))]
+        blocks = _blocks(values)
+        count = values.new_tensor(values.numel() // channels, dtype=torch.float64)
+        mean = _added(block.double().sum(dims) for block in blocks) / count
+        centre = mean.view(as_values)
+        squares = _added((block.double() - centre).square_().sum(dims) for block in blocks)
+        return cls(count=count, mean=mean, var=squares / count)
+
+    def merged(self, other: Self) -> Self:
+        """Pool two by the law of total variance: mean of variances plus variance of means."""
+        count = self.count + other.count
+        own, others = self.count / count, other.count / count
+        distance = other.mean - self.mean
+        return replace(
+            self,
+            count=count,
+            mean=self.mean + others * distance,
+            var=own * self.var + others * other.var + own * others * distance**2,
+        )
+
+    def running_var(self) -> Tensor:
+        """Return what the layer keeps: the variance with n / (n - 1).
+
+        Raises:
+            ValueError: there is but one value in each channel.
+        """
+        if self.count <= 1:
+            raise ValueError("batches: expected more than one value in each channel, seen one")
+        return self.var * self.count / (self.count - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceMoments:
+    """Means over instances of the moments of an instance-norm layer's inputs, in float64."""
+
+    #: Instances, shape ().
+    count: Tensor
+    #: Mean, by channel, shape (C,).
+    mean: Tensor
+    #: Unbiased variance within an instance, shape (C,).
+    var: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> Self:
+        """Compute them in blocks that fit in a cache."""
+        blocks = [block.double().flatten(2) for block in _blocks(values)]
+        count = values.new_tensor(len(values), dtype=torch.float64)
+        mean = _added(block.mean(2).sum(0) for block in blocks) / count
+        return cls(count, mean, _added(block.var(2).sum(0) for block in blocks) / count)
+
+    def merged(self, other: Self) -> Self:
+        """Pool two: means of both, weighted by their instances."""
+        count = self.count + other.count
+        share = other.count / count
+        mean, var = self.mean.lerp(other.mean, share), self.var.lerp(other.var, share)
+        return replace(self, count=count, mean=mean, var=var)
+
+    def running_var(self) -> Tensor:
+        """Return what the layer keeps."""
+        return self.var
+
 
 _STATISTICS = ("running_mean", "running_var")
+_Norm = _BatchNorm | _InstanceNorm
 
 #: By the layer's name in the model.
-BatchStatistics = dict[str, Moments]
+BatchStatistics = dict[str, Moments | InstanceMoments]
 
 
 def recalibrate(
@@ -41,22 +136,31 @@ def recalibrate(
     *,
     forward: Callable[[Any], object] | None = None,
 ) -> dict[str, Tensor]:
-    """Compute exact batch-norm statistics over all batches, at the current parameters.
+    """Compute what the model's buffers are at the current parameters, over all batches.
 
-    True averages over all values, not running ones. The model's buffers, its training modes and
-    torch's random state are restored afterwards. A model without batch norm costs nothing.
+    Statistics of batch and instance norm are true averages over all values, not running ones; other
+    buffers that training changes are what training's passes make of them
+    (`roadless.optim.batchnorm`). The model's buffers, its training modes and torch's random state
+    are restored afterwards. A model without buffers costs nothing; one that has others than those
+    of norm layers, a pass in training mode, and one for each batch where that changes them.
 
     Args:
-        model: the bare model, not its distributed wrapper.
+        model: the bare model, not its distributed wrapper, in the modes that it trains in: a layer
+            in evaluation while others train is frozen, and keeps its statistics. Where all of it is
+            in evaluation, frozen layers cannot be told, and none is taken as such.
         batches: at least one; each holds more than one value per channel.
         forward: runs the model on one batch; None calls ``model(batch)``.
 
     Returns:
-        ``running_mean`` and ``running_var`` of each layer that tracks them, by their name in
-        ``model.state_dict()``, for `using_buffers`; empty without such layers.
+        Those buffers by their name in ``model.state_dict()``, for `roadless.optim.using_buffers`:
+        ``running_mean`` and ``running_var`` of norm layers, in float64, and others that differ.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, one value per channel in all, or a lazy layer that has seen
+            no batch.
+
+    Warns:
+        UserWarning: buffers, by name, whose values at x cannot be found out.
 
     >>> import torch
     >>> from roadless.optim import recalibrate
@@ -67,40 +171,59 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0.])
     """
-    if not _tracking_layers(model):
+    names = _buffers_besides_statistics(model)
+    if not names and not blank_statistics(model):
         return {}
-    return combine([batch_statistics(model, batch, forward=forward) for batch in batches])
+    statistics: list[BatchStatistics] = []
+    others: dict[str, Tensor] = {}
+    for batch in batches:
+        run = partial(forward or model, batch)
+        if others or (names and not statistics):
+            others |= _changed_by_training(model, run, names=names, start=others)
+        with using_buffers(model, others):
+            statistics.append(batch_statistics(model, batch, forward=forward))
+    return combine(statistics) | others
 
 
 @torch.no_grad()
 def batch_statistics(
     model: nn.Module, batch: Any, *, forward: Callable[[Any], object] | None = None
 ) -> BatchStatistics:
-    """Run one batch and return the moments of each batch-norm layer's inputs.
+    """Run one batch and return the moments of each norm layer's inputs.
 
     Each layer normalises by the batch's own statistics, as in training; all else is as in
-    evaluation, so dropout is off. There is no communication with other processes, and the result
-    depends only on the batch, not on the process that computes it.
+    evaluation, so dropout is off, and frozen layers use the statistics that they keep. There is no
+    communication with other processes, and the result depends only on the batch, not on the process
+    that computes it.
 
     Args:
-        model: the bare model, not its distributed wrapper.
+        model: the bare model, not its distributed wrapper, in the modes that it trains in.
         batch: what ``forward`` takes.
         forward: runs the model on the batch; None calls ``model(batch)``.
 
     Returns:
         Moments by layer name, for `combine`; empty without layers that track statistics.
 
+    Raises:
+        ValueError: a lazy layer has seen no batch.
+
     Source: Wu and Johnson 2021, "Rethinking Batch in BatchNorm", arXiv 2105.07576, section 3.
     """
     layers = _tracking_layers(model)
     if not layers:
         return {}
-    seen: dict[str, list[Moments]] = {name: [] for name in layers}
-    # In evaluation, a layer without running statistics uses the batch's, and has none to change.
-    hidden = {_buffer_name(name, leaf): None for name in layers for leaf in _STATISTICS}
-    with _in_evaluation(model), _swapped(model, hidden), ExitStack() as hooks:
+    seen: dict[str, list[Any]] = {name: [] for name in layers}
+    with (
+        buffers_aside(model),
+        in_modes(dict.fromkeys(model.modules(), False)),
+        _normalising_by_batch(model, layers),
+        ExitStack() as hooks,
+    ):
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(partial(_observe, seen[name])).remove)
+            if _changes_statistics(layer):
+                hook = partial(_observe, seen[name])
+                handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+                hooks.callback(handle.remove)
         (forward or model)(batch)
     return {name: reduce(_merge, moments) for name, moments in seen.items() if moments}
 
@@ -115,11 +238,11 @@ def combine(statistics: Sequence[BatchStatistics]) -> dict[str, Tensor]:
         statistics: one per batch, at least one.
 
     Returns:
-        ``running_mean``, and ``running_var`` with the n / (n - 1) that batch norm applies to it, in
-        float64, by buffer name. ``num_batches_tracked`` is left out: it counts training batches.
+        ``running_mean`` and ``running_var`` as the layers keep them, in float64, by buffer name.
+        ``num_batches_tracked`` is left out: it counts training batches.
 
     Raises:
-        ValueError: there is no batch.
+        ValueError: there is no batch, or one value per channel in all.
     """
     if not statistics:
         raise ValueError("batches: expected at least one, seen none")
@@ -127,118 +250,127 @@ def combine(statistics: Sequence[BatchStatistics]) -> dict[str, Tensor]:
     buffers: dict[str, Tensor] = {}
     for name in names:
         whole = reduce(_merge, (batch[name] for batch in statistics if name in batch))
-        buffers[_buffer_name(name, "running_mean")] = whole.mean
-        buffers[_buffer_name(name, "running_var")] = whole.var * whole.count / (whole.count - 1)
+        buffers[buffer_name(name, "running_mean")] = whole.mean
+        buffers[buffer_name(name, "running_var")] = whole.running_var()
     return buffers
 
 
-@contextmanager
-def using_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
-    """Set the model's named buffers to copies of these values inside the block.
+def blank_statistics(model: nn.Module) -> BatchStatistics:
+    """Return moments of no values for each layer that `batch_statistics` would look at."""
+    layers = _tracking_layers(model).items()
+    return {name: _blank(layer) for name, layer in layers if _changes_statistics(layer)}
 
-    Values are rounded to the buffer's dtype and moved to its device. Afterwards the model has its
-    original buffer tensors back, whatever happened inside.
 
-    Args:
-        model: the model that the names belong to.
-        buffers: values by name, as in ``model.state_dict()``; may be empty.
+def packed(statistics: BatchStatistics, *, like: BatchStatistics) -> Tensor:
+    """Return all numbers in a row, in the order of ``like``; zeros for layers without moments.
 
-    Raises:
-        ValueError: the model has no such buffer, or it has another shape.
+    So that processes can send them to each other.
     """
-    copies = {name: _copy_like(_buffer(model, name), value) for name, value in buffers.items()}
-    with _swapped(model, copies):
+    parts = [statistics.get(name, blank) for name, blank in like.items()]
+    return torch.cat([t.reshape(-1) for m in parts for t in (m.count, m.mean, m.var)]).cpu()
+
+
+def unpacked(row: Tensor, *, like: BatchStatistics) -> BatchStatistics:
+    """Return the moments that `packed` has made a row of."""
+    parts = iter(
+        torch.split(row, [n for m in like.values() for n in (1, len(m.mean), len(m.mean))])
+    )
+    found: BatchStatistics = {
+        name: replace(blank, count=next(parts)[0], mean=next(parts), var=next(parts))
+        for name, blank in like.items()
+    }
+    return {name: moments for name, moments in found.items() if moments.count}
+
+
+def tracks_statistics(module: nn.Module) -> bool:
+    """Return whether a module is a norm layer with running statistics."""
+    return isinstance(module, _Norm) and module.running_mean is not None
+
+
+def _tracking_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the norm layers that train and have running statistics."""
+    modes = training_modes(model)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if tracks_statistics(module) and modes[module]
+    }
+    for name, layer in layers.items():
+        if is_lazy(layer.running_mean):
+            raise ValueError(
+                f"model: expected layers that know their channels, seen the lazy {name!r}, which "
+                "has seen no batch"
+            )
+    return layers
+
+
+def _changes_statistics(layer: _Norm) -> bool:
+    """Return whether passes in training do. For batch norm no momentum means a cumulative mean."""
+    return layer.momentum != 0 and not (layer.momentum is None and isinstance(layer, _InstanceNorm))
+
+
+@contextmanager
+def _normalising_by_batch(model: nn.Module, layers: dict[str, Any]) -> Iterator[None]:
+    """Have layers use the batch's statistics and change nothing, not even their counts.
+
+    A layer without running statistics does so: batch norm in evaluation mode, where SyncBatchNorm
+    asks no other process; and instance norm in training mode, as its evaluation wants statistics.
+    """
+    hidden = {buffer_name(name, leaf): None for name in layers for leaf in _STATISTICS}
+    modes = {layer: isinstance(layer, _InstanceNorm) for layer in layers.values()}
+    with swapped(model, hidden), in_modes(modes):
         yield
 
 
-def _tracking_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
+def _buffers_besides_statistics(model: nn.Module) -> list[str]:
+    """Return the names of persistent buffers that are not of norm layers.
 
-
-def _observe(seen: list[Moments], _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    seen.append(_moments(inputs[0]))
-
-
-def _moments(values: Tensor) -> Moments:
-    """Compute the mean, then the variance about it, in blocks that fit in a cache.
-
-    As exact as ``torch.var_mean`` of all in float64, which takes about ten times as long on a CPU.
+    What no checkpoint holds is no statistic, but a table or a cache.
     """
-    channels = values.shape[1]
-    dims = [dim for dim in range(values.dim()) if dim != 1]
-    as_values = [1, channels, *([1] * (values.dim() - 2))]
-    blocks = torch.split(values, max(1, block_elements(values) // values[0].numel()))
-    count = values.new_tensor(values.numel() // channels, dtype=torch.float64)
-    mean = _added(block.double().sum(dims) for block in blocks) / count
-    centre = mean.view(as_values)
-    squares = _added((block.double() - centre).square_().sum(dims) for block in blocks)
-    return Moments(count=count, mean=mean, var=squares / count)
+    return [name for owner, name in persistent_buffers(model) if not tracks_statistics(owner)]
+
+
+def _changed_by_training(
+    model: nn.Module,
+    run: Callable[[], object],
+    *,
+    names: Sequence[str],
+    start: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return what a pass in training makes of buffers that are not of norm layers."""
+    layers, modes = _tracking_layers(model), training_modes(model)
+
+    def normalising_by_batch() -> None:
+        with _normalising_by_batch(model, layers):
+            run()
+
+    return changed_by_pass(model, normalising_by_batch, names=names, modes=modes, start=start)
+
+
+def _observe(
+    seen: list[Any], layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+) -> None:
+    values = inputs[0] if inputs else named["input"]
+    if isinstance(layer, _InstanceNorm):
+        is_single = values.dim() == layer._get_no_batch_dim()  # type: ignore[no-untyped-call]
+        seen.append(InstanceMoments.of(values.unsqueeze(0) if is_single else values))
+    else:
+        seen.append(Moments.of(values))
+
+
+def _merge(a: Any, b: Any) -> Any:
+    return a.merged(b)
+
+
+def _blank(layer: _Norm) -> Moments | InstanceMoments:
+    kind = InstanceMoments if isinstance(layer, _InstanceNorm) else Moments
+    none = torch.zeros(layer.num_features, dtype=torch.float64)
+    return kind(count=torch.zeros((), dtype=torch.float64), mean=none, var=none)
+
+
+def _blocks(values: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(values, max(1, block_elements(values) // values[0].numel()))
 
 
 def _added(terms: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, terms)
-
-
-def _merge(a: Moments, b: Moments) -> Moments:
-    """Pool two by the law of total variance: the mean of variances plus the variance of means."""
-    count = a.count + b.count
-    share_a, share_b = a.count / count, b.count / count
-    distance = b.mean - a.mean
-    return Moments(
-        count=count,
-        mean=a.mean + share_b * distance,
-        var=share_a * a.var + share_b * b.var + share_a * share_b * distance**2,
-    )
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, is_training in modes:
-            module.training = is_training
-
-
-@contextmanager
-def _swapped(model: nn.Module, values: Mapping[str, Tensor | None]) -> Iterator[None]:
-    held = {name: _buffer(model, name) for name in values}
-    try:
-        _set_buffers(model, values)
-        yield
-    finally:
-        _set_buffers(model, held)
-
-
-def _set_buffers(model: nn.Module, values: Mapping[str, Tensor | None]) -> None:
-    for name, value in values.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, value)
-
-
-def _buffer(model: nn.Module, name: str) -> Tensor:
-    try:
-        return model.get_buffer(name)
-    except AttributeError as error:
-        raise ValueError(
-            f"buffers: expected names of the model's buffers, seen {name!r}"
-        ) from error
-
-
-def _copy_like(buffer: Tensor, value: Tensor) -> Tensor:
-    if value.shape != buffer.shape:
-        raise ValueError(
-            f"buffers: expected shape {tuple(buffer.shape)}, seen {tuple(value.shape)}"
-        )
-    return value.to(device=buffer.device, dtype=buffer.dtype, copy=True)
-
-
-def _buffer_name(layer: str, leaf: str) -> str:
-    return f"{layer}.{leaf}" if layer else leaf

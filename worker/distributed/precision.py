@@ -2,9 +2,9 @@
 
     fp32      float32 throughout
     amp_bf16  float32 parameters; training computes in bfloat16 where that is safe
-    bf16      bfloat16 parameters, of which the optimizer keeps what rounding takes away
+    bf16      bfloat16 parameters; the optimizer keeps what rounding loses
 
-Whoever evaluates calls the bare model, so amp evaluates in float32, and bf16 as it trains.
+Evaluations call the bare model, so amp evaluates in float32, and bf16 as it trains.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,20 +14,21 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from roadless.optim.batchnorm import tracks_statistics
 from roadless.service.contract.job.training import Precision
 
 
 def set_precision(model: nn.Module, precision: Precision) -> None:
-    """Bring a float32 model's parameters into the precision, in place, before it is wrapped.
+    """Convert a float32 model's parameters to the precision, in place, before it is wrapped.
 
-    A bf16 model goes on taking float32 inputs and giving float32 outputs. Batch norm stays in
-    float32: a running mean in bfloat16 soon moves no more.
+    A bf16 model still takes float32 inputs and returns float32 outputs. Batch norm, and instance
+    norm with running statistics, stay in float32: a running mean in bfloat16 soon stops moving.
     """
     if precision != "bf16":
         return
     model.to(torch.bfloat16)
     for module in model.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) or tracks_statistics(module):
             module.float()
     model.register_forward_pre_hook(_narrow_inputs)
     model.register_forward_hook(_wide_outputs)

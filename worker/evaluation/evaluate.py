@@ -14,9 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from roadless.optim.batchnorm import BatchStatistics, Moments, batch_statistics, combine
+from roadless.optim.batchnorm import (
+    batch_statistics,
+    blank_statistics,
+    combine,
+    packed,
+    unpacked,
+)
 from roadless.service.contract.checkpoint.manifest import SetReceipt
 from roadless.service.contract.job.evaluation import EvaluationSpec
 from roadless.service.contract.job.spec import JobSpec
@@ -218,7 +223,7 @@ def num_passes(model: nn.Module, *, datasets: Datasets, spec: EvaluationSpec) ->
     """
     num_samples = num_evaluated(datasets.validation, spec=spec) * (2 if spec.at_y else 1)
     num_samples += sum(num_evaluated(one.data, spec=one.spec(spec)) for one in datasets.named)
-    if not _channels_by_layer(model):
+    if not blank_statistics(model):
         return num_samples
     return num_samples + 2 * spec.batchnorm_batches * min(spec.batch_size, datasets.train.num_train)
 
@@ -246,26 +251,26 @@ def recalibrated_buffers(
     gather: Gather,
     on_batch: Callable[[], None] = noop,
 ) -> dict[str, torch.Tensor]:
-    """Return batch-norm buffers for the current parameters, for ``roadless.optim.using_buffers``.
+    """Return the buffers of norm layers for the current parameters, for ``using_buffers``.
 
     ``model`` is the bare module, not its DDP wrapper; ``seed`` is the job's, in [0, 2**63). Reads
     ``spec.batchnorm_batches`` batches of ``spec.batch_size`` training samples, or of all if fewer,
     in an order that training never uses. Every rank calls this and gets the same float64 values; a
     model that tracks no statistics gets ``{}`` and nothing is exchanged.
     """
-    channels = _channels_by_layer(model)
-    if not channels:
+    blank = blank_statistics(model)
+    if not blank:
         return {}
-    num_columns = sum(1 + 2 * number for number in channels.values())
+    num_columns = len(packed(blank, like=blank))
     table = torch.zeros(spec.batchnorm_batches, num_columns, dtype=torch.float64)
     turns = _turns(model, spec.batchnorm_batches, rank=rank, world_size=world_size)
     for row, is_mine in turns:
         batch = _recalibration_batch(row, data=data, spec=spec, seed=seed).to(_device(model))
-        found = _packed(batch_statistics(model, batch.inputs, forward=partial(run, model)))
+        found = batch_statistics(model, batch.inputs, forward=partial(run, model))
         if is_mine:
-            table[row] = found
+            table[row] = packed(found, like=blank)
         on_batch()
-    return combine([_unpacked(row, channels) for row in gather(table)])
+    return combine([unpacked(row, like=blank) for row in gather(table)])
 
 
 def _turns(
@@ -311,22 +316,3 @@ def _recalibration_batch(
         seed=reserved_seed(seed),
     )
     return data.train_batch(indices)
-
-
-def _channels_by_layer(model: nn.Module) -> dict[str, int]:
-    return {
-        name: module.num_features
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
-
-
-def _packed(statistics: BatchStatistics) -> torch.Tensor:
-    parts = [part for m in statistics.values() for part in (m.count.reshape(1), m.mean, m.var)]
-    return torch.cat(parts).cpu()
-
-
-def _unpacked(row: torch.Tensor, channels: dict[str, int]) -> BatchStatistics:
-    sizes = [size for number in channels.values() for size in (1, number, number)]
-    parts = iter(torch.split(row, sizes))
-    return {name: Moments(next(parts)[0], next(parts), next(parts)) for name in channels}

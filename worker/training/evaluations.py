@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from roadless.optim import at_average
-from roadless.optim.batchnorm import using_buffers
+from roadless.optim.buffers import using_buffers
 from roadless.service.contract.checkpoint.manifest import (
     CheckpointFile,
     CheckpointKind,
