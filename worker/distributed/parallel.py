@@ -28,7 +28,7 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
     mesh = _mesh(cluster, parallelism)
     _require_shape(model)
     _require_one_dtype(model)
-    ties = _ties(model)
+    _require_unshared_units(model)
     # torch's replicas take the lead's buffers before each pass; its shards keep their own.
     model.register_forward_pre_hook(partial(_take_buffers, cluster))
     try:
@@ -40,12 +40,6 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
         raise ModelInvalid(
             f"expected a model that torch can shard, saw {told(error)}; use strategy ddp"
         ) from error
-    if _ties(model) != ties:
-        raise ModelInvalid(
-            "expected parameters that are shared within one block, saw some shared between blocks, "
-            "which torch shards one by one, as if they were not: "
-            f"{'; '.join(sorted(map(' = '.join, ties - _ties(model))))}; use strategy ddp"
-        )
 
 
 def replicate(model: nn.Module) -> DistributedDataParallel:
@@ -64,9 +58,14 @@ def _mesh(cluster: Cluster, parallelism: ParallelismSpec) -> DeviceMesh:
 
 
 def _units(model: nn.Module) -> list[nn.Module]:
-    """What is gathered together: blocks; and modules of another dtype, since a unit has one."""
-    units = dict.fromkeys([*_of_another_dtype(model), *blocks_of(model)])  # one may stand twice
-    return [unit for unit in units if unit is not model]
+    """What is gathered together: blocks; and modules of another dtype, since a unit has one.
+
+    Each once, wherever it stands, and after the units within it: torch (2.13) shards what a unit
+    holds when it comes to it, and refuses shards of shards.
+    """
+    units = dict.fromkeys([*_of_another_dtype(model), *blocks_of(model)])
+    units.pop(model, None)
+    return sorted(units, key=lambda unit: len(list(unit.modules())))  # what is within has fewer
 
 
 def _require_shape(model: nn.Module) -> None:
@@ -114,12 +113,29 @@ def _note_dtypes(
         _note_dtypes(child, unit=unit, units=units, found=found)
 
 
-def _ties(model: nn.Module) -> frozenset[tuple[str, ...]]:
-    """Names of each parameter that has more than one."""
+def _require_unshared_units(model: nn.Module) -> None:
+    """FSDP2 of torch 2.13 shards a parameter of two units one by one, as if it were two."""
     names: dict[int, list[str]] = {}
+    units: dict[int, set[nn.Module]] = {}
+    unit_at = _unit_by_path(model)
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return frozenset(tuple(found) for found in names.values() if len(found) > 1)
+        units.setdefault(id(parameter), set()).add(unit_at[name.rpartition(".")[0]])
+    shared = [" = ".join(names[key]) for key, found in units.items() if len(found) > 1]
+    if shared:
+        raise ModelInvalid(
+            "expected parameters that are shared within one block, saw some shared between blocks, "
+            f"which torch shards one by one, as if they were not: {'; '.join(sorted(shared))}; use "
+            "strategy ddp"
+        )
+
+
+def _unit_by_path(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the innermost unit of the module at each path; parents come first."""
+    units, found = set(_units(model)), {"": model}
+    for path, module in model.named_modules(remove_duplicate=False):
+        found[path] = module if module in units else found[path.rpartition(".")[0]]
+    return found
 
 
 @torch.no_grad()
