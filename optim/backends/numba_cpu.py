@@ -34,6 +34,8 @@ _Words = NDArray[np.int64]
 _CHUNK_ELEMENTS = 2**15
 #: The column of a row that holds the gradient's address.
 _GRADIENT = 1
+#: The updates that have a kernel, by the states that they have.
+_KINDS = {"z": "sgd", "zv": "adam", "zvm": "momentum", "vm": "descent"}
 _DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
@@ -141,11 +143,8 @@ def load() -> None:
 
 
 def _kind(tensors: Tensors) -> str:
-    if not tensors.z:
-        return "descent"
-    if not tensors.v:
-        return "sgd"
-    return "momentum" if tensors.m else "adam"
+    letters = "".join(letter for letter in "zvm" if getattr(tensors, letter))
+    return _KINDS[letters]
 
 
 def _table(tensors: Tensors) -> _Words:

@@ -15,8 +15,8 @@ from torch import Tensor
 from roadless.optim.backends.form import Direction, Move
 
 _PLAIN = {Tensor}
-_address, _numel, _is_neg = Tensor.data_ptr, Tensor.numel, Tensor.is_neg
-_is_contiguous, _dtype = Tensor.is_contiguous, Tensor.dtype.__get__
+_address, _size, _numel = Tensor.data_ptr, Tensor.size, Tensor.numel
+_is_contiguous, _is_neg, _dtype = Tensor.is_contiguous, Tensor.is_neg, Tensor.dtype.__get__
 
 
 class Prepared(Protocol):
@@ -40,9 +40,10 @@ class Repeat:
     #: Each shared with no other parameter.
     states: list[dict[str, Tensor]]
     buffers: list[Tensor]
+    shapes: list[torch.Size]
     #: Of parameters, then of buffers.
     addresses: list[int]
-    #: Of parameters, then of buffers, then of gradients.
+    #: Of buffers, then of gradients.
     numels: list[int]
     #: The addresses of what has elements.
     written: frozenset[int]
@@ -67,8 +68,9 @@ class Repeat:
             names=names,
             states=own,
             buffers=buffers,
+            shapes=list(map(_size, parameters)),
             addresses=addresses,
-            numels=list(map(_numel, [*parameters, *buffers, *parameters])),
+            numels=list(map(_numel, [*buffers, *parameters])),
             written=frozenset(addresses) - {0},
             num_empty=addresses[: len(parameters)].count(0),
         )
@@ -89,15 +91,17 @@ class Repeat:
             return None
         if any(map(_is_neg, gradients)) or any(map(_is_neg, parameters)):
             return None
-        own = [*parameters, *self.buffers]
-        if list(map(_address, own)) != self.addresses:
+        others = self.buffers + gradients
+        if list(map(_size, parameters)) != self.shapes or list(map(_numel, others)) != self.numels:
             return None
-        own += gradients
-        if list(map(_numel, own)) != self.numels or not all(map(_is_contiguous, own)):
+        tensors = [*parameters, *others]
+        if not all(map(_is_contiguous, tensors)):
             return None
-        found = list(map(_address, gradients))
-        has_own_memory = found.count(0) == self.num_empty and self.written.isdisjoint(found)
-        return found if has_own_memory else None
+        addresses = list(map(_address, tensors))
+        own, found = addresses[: len(self.addresses)], addresses[len(self.addresses) :]
+        if own != self.addresses or found.count(0) != self.num_empty:
+            return None
+        return found if self.written.isdisjoint(found) else None
 
     def _are_states_of(
         self, parameters: Sequence[Tensor], states: Mapping[Any, dict[str, Tensor]]

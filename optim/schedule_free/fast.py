@@ -13,7 +13,8 @@ from torch import Tensor
 from roadless.optim.averaging import Pace
 from roadless.optim.backends.form import Move
 from roadless.optim.core.engine import Engine
-from roadless.optim.numerics.precision import keep_low_part, wide, working_dtype
+from roadless.optim.core.shapes import require_shapes
+from roadless.optim.numerics.precision import is_narrow, keep_low_part, wide, working_dtype
 from roadless.optim.numerics.sharding import local
 from roadless.optim.rules.base import Batch, Group, State, TensorList
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
@@ -136,6 +137,7 @@ class FastScheduleFree(Engine, ScheduleFreeOptimizer):
         state = self.state.get(parameter, {})
         if "z" not in state:
             return
+        require_shapes(state, parameter, ("y", "z"))
         y = state.pop("y", None)
         if y is not None and self._is_average_of(y, parameter, group):
             parameter.copy_(y)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.core.shapes import require_shape
 from roadless.optim.numerics.sharding import part_of, whole
 from roadless.optim.rules.base import Batch, Group, Rule, State, TensorList
 from roadless.optim.soap.checks import check_soap
@@ -61,6 +62,7 @@ class SoapRule(Rule):
     ) -> Tensor:
         layout = layout_for(point, group)
         g = layout.fold(_clipped(gradient, point, group))
+        require_shape(state["exp_avg_sq"], g, name="exp_avg_sq")
         state["step"] += 1
         coefficients = coefficients_of(group, t=int(state["step"]), has_momentum=self.has_momentum)
         u = direction(g, state, layout, coefficients)
