@@ -209,7 +209,7 @@ class AveragedOptimizer(SavedOptimizer):
         Reading it changes nothing, at any time and in either position.
         """
         if self._counts_missed():
-            # Listed in every state, as torch's flattened checkpoint loads only names that are known.
+            # In every state, as torch's flattened checkpoint loads only names that are known.
             for state in self.state.values():
                 if state:
                     note_none_missed(state)

@@ -1,9 +1,9 @@
-"""States made before the first step, only to be read: torch's distributed checkpoint asks for them.
+"""States made before the first step, only to be read, for torch's distributed checkpoint.
 
-torch.distributed.checkpoint.state_dict (2.13.0, ``_init_optim_state``) wants the names and shapes of
-a state before there is one. It gives every parameter a gradient of zeros, sets every lr to 0, calls
-``step()``, and puts lr back, but not if the step raises. In torch's own optimizers this counts as a
-step; here it must leave no trace, wherever the parameters are.
+torch.distributed.checkpoint.state_dict (2.13.0, ``_init_optim_state``) wants the names and shapes
+of a state before there is one. It gives every parameter a gradient of zeros, sets every lr to 0,
+calls ``step()``, and puts lr back, but not if the step raises. In torch's own optimizers this
+counts as a step; here it must leave no trace, wherever the parameters are.
 """
 
 from collections import defaultdict

@@ -15,11 +15,14 @@ from torch.optim.optimizer import Optimizer
 from roadless.optim.rules.base import Group
 
 #: The settings that published optimizers differ in. Others were added here, or came in releases.
-_TELLING = frozenset(
-    "betas beta momentum warmup_steps silent_sgd_phase decay_at_z r weight_lr_power beta2_scale "
-    "polyak_beta sf_beta1 shampoo_beta precondition_frequency alpha centered rho lambd lr_decay "
-    "momentum_decay etas step_sizes beta2_decay ns_steps nesterov dampening amsgrad".split()
-)
+# fmt: off
+_TELLING = frozenset((
+    "alpha", "amsgrad", "beta", "beta2_decay", "beta2_scale", "betas", "centered", "dampening",
+    "decay_at_z", "etas", "lambd", "lr_decay", "momentum", "momentum_decay", "nesterov",
+    "ns_steps", "polyak_beta", "precondition_frequency", "r", "rho", "sf_beta1", "shampoo_beta",
+    "silent_sgd_phase", "step_sizes", "warmup_steps", "weight_lr_power",
+))
+# fmt: on
 
 
 def refusal(expected: str, seen: str) -> ValueError:

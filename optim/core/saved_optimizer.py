@@ -1,6 +1,6 @@
 """How a state leaves an optimizer and comes back: by file, by torch's checkpoints, through hooks.
 
-Both families of optimizers here (`roadless.optim.core.averaged_optimizer` and the wrappers) save and
+Both families of optimizers (`roadless.optim.core.averaged_optimizer` and the wrappers) save and
 load in this frame; they differ in what their state is.
 """
 
@@ -118,7 +118,7 @@ class SavedOptimizer(TwoPositions):
 
     def _checked(self, given: StateDict) -> StateDict:
         saved = cleaned(given)
-        self._require_own(saved)
+        self._require_own(saved, given["state"])
         for group in saved["param_groups"]:
             group.pop(_NAMED, None)
         require_groups(saved["param_groups"], self.param_groups)
@@ -126,19 +126,21 @@ class SavedOptimizer(TwoPositions):
         require_known(saved["state"], known)
         num_steps = max((int(g.get(self._counter, 0)) for g in saved["param_groups"]), default=0)
         require_some(saved["state"], num_steps=num_steps)
-        self._read(saved)
         for key, state in saved["state"].items():
-            _, group, name = known[key]
-            given_state = given["state"][key]
-            required = self._required_of(given_state, state, self.defaults | group)
-            require_complete(given_state, state, required, of=name)
+            parameter, group, name = known[key]
+            required = self._required_of(parameter, given["state"][key], state, group)
+            require_complete(given["state"][key], state, required, of=name)
+        self._read(saved)
         return saved
 
-    def _required_of(self, _given: Mapping[str, Any], _read: State, group: Group) -> frozenset[str]:
-        return self._required(group)
+    def _required_of(
+        self, _parameter: Tensor, _given: Mapping[str, Any], _read: State, group: Group
+    ) -> frozenset[str]:
+        """Return names that may not be empty in a given state, of which ``read`` is what is not."""
+        return self._required(self.defaults | group)
 
-    def _require_own(self, saved: StateDict) -> None:
-        """Refuse the state of another optimizer.
+    def _require_own(self, saved: StateDict, states: Mapping[Any, Any]) -> None:
+        """Refuse the state of another optimizer; ``states`` are as given.
 
         Raises:
             ValueError: with the names of both.
@@ -148,17 +150,16 @@ class SavedOptimizer(TwoPositions):
         for lineage in named:
             if not self._is_kin(lineage):
                 raise refusal(name, str(lineage.get("name")))
-        if not named and self._is_foreign(saved):
+        if not named and self._is_foreign(saved["param_groups"], states):
             raise refusal(name, name_by_settings(groups))
 
-    def _is_foreign(self, saved: StateDict) -> bool:
+    def _is_foreign(self, groups: list[Group], states: Mapping[Any, Any]) -> bool:
         """Return whether a state without a name is another optimizer's, as far as can be told."""
-        groups = saved["param_groups"]
         own = set[str]().union(*self.param_groups)
         return (
             any(self._counter not in group for group in groups)
             or any(has_other_settings(group, own, self.defaults) for group in groups)
-            or any(self._is_of_another(s, groups[0]) for s in saved["state"].values())
+            or any(self._is_of_another(state, groups[0]) for state in states.values())
         )
 
     def _is_of_another(self, state: Any, group: Group) -> bool:

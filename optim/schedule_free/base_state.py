@@ -7,6 +7,7 @@ counter, as ``state["k"]``), and have hooks; all are asked, once each.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -67,9 +68,11 @@ def load_base(base: Optimizer, saved: StateDict, values: State) -> None:
     """
     at_top = {n.removeprefix(BASE): v for n, v in values.items() if not n.startswith(_GLOBAL)}
     states = {n.removeprefix(_GLOBAL): v for n, v in values.items() if n.startswith(_GLOBAL)}
+    whole = saved | at_top | {"state": saved["state"] | states}
     if isinstance(base, SavedOptimizer):
-        at_top["optimizer"] = base._lineage()
-    whole, last = saved | at_top | {"state": saved["state"] | states}, StateDict()
+        base.load_state_dict(whole)
+        return
+    last = StateDict()
 
     def read(given: StateDict) -> StateDict:
         last.update(given)
@@ -84,6 +87,8 @@ def _undo_casts(base: Optimizer, last: StateDict) -> None:
     keys = [key for group in last["param_groups"] for key in group["params"]]
     parameters = [p for group in base.param_groups for p in group["params"]]
     by_key = dict(zip(keys, parameters, strict=True))
+    if type(base).__module__.partition(".optim")[0] == "torch":
+        _fit_states(last["state"], by_key)
     for key, saved in last["state"].items():
         loaded = base.state[by_key.get(key, key)]
         if isinstance(saved, dict):
@@ -94,9 +99,28 @@ def _undo_casts(base: Optimizer, last: StateDict) -> None:
             base.state[key] = saved.clone()
 
 
+def _fit_states(states: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> None:
+    """Cast the buffers of torch's optimizers to their parameter's dtype, in which torch has them.
+
+    Their steps fail where the two differ. Single numbers, as ``step``, have a dtype of their own.
+    """
+    for key in states.keys() & parameters.keys():
+        for name, value in states[key].items():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+                states[key][name] = value.to(parameters[key].dtype)
+
+
 def is_all_zero(state: Mapping[str, Any]) -> bool:
     """Return whether a state has no tensor or number other than zeros."""
     return not any(
         bool(value.any()) if isinstance(value, Tensor) else isinstance(value, int | float) and value
         for value in state.values()
     )
+
+
+def is_equal(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two states have the same names and values."""
+    if state.keys() != other.keys():
+        return False
+    pairs = ((value, other[name]) for name, value in state.items())
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)

@@ -21,6 +21,7 @@ from roadless.optim.core.initial_states import POINTS, InitialStates, is_unmoved
 from roadless.optim.core.loading import StateDict, members, require_shape
 from roadless.optim.core.positions import Group
 from roadless.optim.core.saved_optimizer import SavedOptimizer, on_device_of
+from roadless.optim.core.shapes import refuse_gradient, require_shapes
 from roadless.optim.core.torch_options import leaving_torch_options
 from roadless.optim.numerics.autocast import outside_autocast
 from roadless.optim.schedule_free.base_state import (
@@ -28,6 +29,7 @@ from roadless.optim.schedule_free.base_state import (
     form_of,
     globals_in,
     is_all_zero,
+    is_equal,
     load_base,
     prefixed,
     split,
@@ -129,7 +131,11 @@ class AveragedBase(SavedOptimizer):
         for group in self.param_groups:
             self._convert(group)
         for parameter, group in members:
-            self._begin(parameter, self._state_of(parameter), group)
+            state = self._state_of(parameter)
+            require_shapes(state, parameter, ("x", "y", "z"))
+            if parameter.grad is not None and parameter.grad.numel() != parameter.numel():
+                refuse_gradient(parameter.grad, parameter)
+            self._begin(parameter, state, group)
         shares = [0.0] * len(self.param_groups)
         strange = _made_usual([parameter for parameter, _ in members])
         try:
@@ -248,10 +254,21 @@ class AveragedBase(SavedOptimizer):
     def _required(self, _group: Group) -> frozenset[str]:
         return self._points
 
-    def _required_of(self, given: Mapping[str, Any], read: State, group: Group) -> frozenset[str]:
+    def _required_of(
+        self, parameter: Tensor, given: Mapping[str, Any], read: State, group: Group
+    ) -> frozenset[str]:
+        own, base = split(read)
+        if not own and is_equal(base, self._made_by_base(parameter)):
+            return frozenset()
         of_base = frozenset(name for name in given if name.startswith(BASE))
-        own, _ = split(read)
-        return of_base | super()._required_of(given, read, group) if own else of_base
+        return of_base | super()._required_of(parameter, given, read, group)
+
+    def _made_by_base(self, parameter: Tensor) -> State:
+        """Return the state that a base makes when it is made, as Adagrad does, and needs."""
+        has_stepped = "z" in self.state.get(parameter, {})
+        if has_stepped and not isinstance(self.state, InitialStates):
+            return {}
+        return dict(self.base.state.get(parameter, {}))
 
     def _is_of_another(self, state: Any, _group: Group) -> bool:
         own = split(state)[0] if isinstance(state, dict) else {}
@@ -266,9 +283,8 @@ class AveragedBase(SavedOptimizer):
             own = {name: own[name] for name in own.keys() & self._kept_points(group)}
             for point in own.keys() & set(POINTS):
                 require_shape(point, own[point], shapes=(parameter.shape,), of=name)
-            if _is_initial(own, base, parameter, group):
-                # What a base makes when it is made, as Adagrad does, it also needs to step.
-                own, base = {}, dict(self.base.state.get(parameter, {}))
+            if _is_initial(own, base, parameter, group) or not (own or base):
+                own, base = {}, self._made_by_base(parameter)
             saved["state"][key] = own | prefixed(base)
 
     def _kept_points(self, saved: Group) -> frozenset[str]:

@@ -9,7 +9,9 @@ from torch.optim.optimizer import ParamsT
 
 from roadless.optim.checks import require_bool
 from roadless.optim.core.descent import Descent
+from roadless.optim.core.initial_states import POINTS
 from roadless.optim.numerics.complex_pairs import as_pair
+from roadless.optim.numerics.precision import working_dtype
 from roadless.optim.rules.base import Group, Rule, State
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 from roadless.optim.schedule_free.fast import FastScheduleFree
@@ -152,6 +154,12 @@ class SOAP(Descent):
 
     def _knows(self, name: str, group: Group) -> bool:
         return name.startswith(("exp_avg", "factor_", "basis_")) or super()._knows(name, group)
+
+    def _read_state(self, state: State, parameter: Tensor, saved: Group, *, of: str) -> State:
+        read = super()._read_state(state, parameter, saved, of=of)
+        dtype = working_dtype(parameter.dtype).to_real()
+        averages = {n: t for n, t in read.items() if n not in POINTS and t.is_floating_point()}
+        return read | {name: tensor.to(dtype) for name, tensor in averages.items()}
 
     def _shapes_of(self, name: str, parameter: Tensor, group: Group) -> Sequence[torch.Size]:
         kind, _, dimension = name.partition("_")
