@@ -28,7 +28,11 @@ _WHOLE = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
 _MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "?"})
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(?:nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
-_NUMBERS_WAY_OUT = "leave such rows out, fill them, or name the columns to use in `columns`"
+_NUMBERS_WAY_OUT = (
+    "store it as a number, leave the row out, or name the columns to use in `columns`"
+)
+_MISSING_WAY_OUT = "leave the row out, fill it, or name the columns to use in `columns`"
+_SHAPE_WAY_OUT = "fill or cut the lists of all rows to one length"
 _WHOLE_WAY_OUT = (
     "subtract a constant from the column, store it as a float if its last digits do not matter, "
     "or name the columns to use in `columns`"
@@ -121,7 +125,8 @@ def texts(chunk: Chunk, name: str) -> list[bytes]:
 
 def _text(chunk: Chunk, name: str, row: int, value: Any) -> bytes:
     if not isinstance(value, str):
-        chunk.refuse(row, name, expected="a text", seen=shown(value))
+        way_out = "leave the row out, or write a text"
+        chunk.refuse(row, name, expected="a text", seen=shown(value), way_out=way_out)
     try:
         return value.encode()
     except UnicodeEncodeError:
@@ -201,7 +206,7 @@ def _require_finite(chunk: Chunk, name: str, values: NDArray[np.float64]) -> Non
             name,
             expected="a finite float32",
             seen=shown(chunk.columns[name][row]),
-            way_out=_NUMBERS_WAY_OUT,
+            way_out=_MISSING_WAY_OUT,
         )
 
 
@@ -246,12 +251,14 @@ def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str
     shape: tuple[int, ...] | None = None
     for row, value in enumerate(chunk.columns[name]):
         if _is_missing(value) and expected == "a number":
-            chunk.refuse(row, name, expected="a finite float32", seen=shown(value), way_out=way_out)
+            expected, way_out = "a finite float32", _MISSING_WAY_OUT
+            chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         seen = _shape_of(value, reads_texts=chunk.is_text_only or expected != "a number")
         if seen is None:
             chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         if shape not in (None, seen):
-            chunk.refuse(row, name, expected=f"the shape {shape} of the first row", seen=str(seen))
+            expected, way_out = f"the shape {shape} of the first row", _SHAPE_WAY_OUT
+            chunk.refuse(row, name, expected=expected, seen=str(seen), way_out=way_out)
         shape = seen
     chunk.refuse(
         0, name, expected=f"{expected} in one form in all rows", seen="several forms of it"

@@ -66,7 +66,7 @@ def _lines(content: BinaryIO, *, file: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataInvalid(
                 f"{file}, line {number}: expected UTF-8, saw byte {line[error.start]:#04x} "
-                f"at position {error.start}"
+                f"at position {error.start}; store the file in UTF-8"
             ) from error
 
 
@@ -82,7 +82,8 @@ def _distinct(header: list[str], *, file: str) -> list[str]:
     named = [name for name in header if name]
     if len(set(named)) < len(named):
         raise DataInvalid(
-            f"{file}: expected a distinct name for each column, saw {shown_names(header)}"
+            f"{file}: expected a distinct name for each column, saw {shown_names(header)}; "
+            "rename them"
         )
     return header
 
@@ -94,5 +95,8 @@ def _rows(
         if not record and not any(records):
             return  # blank lines may end a file
         if len(record) != width:
-            raise DataInvalid(f"{file}, row {row}: expected {width} fields, saw {len(record)}")
+            raise DataInvalid(
+                f"{file}, row {row}: expected {width} fields, saw {len(record)}; quote fields that "
+                "hold the delimiter, or name another `delimiter`"
+            )
         yield [record[at] for at in positions], sum(map(len, record))
