@@ -124,7 +124,7 @@ def set_up_training(
     training, parallelism = spec.training, spec.parallelism
     if training.deterministic:
         require_determinism()
-    with blaming(ModelInvalid, "a model that tells its parameters"):
+    with blaming(ModelInvalid, "a model that tells its parameters", has_our_code=True):
         require_trainable(model)
     share_start(model, cluster=cluster)
     lay_out(model, parallelism=parallelism)

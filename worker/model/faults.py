@@ -16,19 +16,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import roadless
 from roadless.worker.errors import JobFailed, ModelInvalid
 
 #: Frames of the owner that a message shows, and characters of each.
 _MAX_FRAMES, _MAX_WIDTH = 6, 240
 #: Characters of an error's own words, so that frames have their place below them.
 _MAX_SAID = 2000
-#: The installed package consists of links in a checkout.
-_OURS = tuple(
-    os.path.realpath(path) + os.sep
-    for folder in roadless.__path__
-    for path in (folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir()))
-)
+_PACKAGE = Path(__file__).resolve().parents[2]
+_OURS = tuple(str(_PACKAGE / name) + os.sep for name in ("worker", "optim", "service"))
 _TORCH = os.path.realpath(os.path.dirname(torch.__file__)) + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 #: Where ranks speak to each other: what fails there is no fault of the model.
@@ -53,15 +48,18 @@ _ASSERTION = "device-side assert"
 
 
 @contextmanager
-def blaming(failure: Callable[[str], JobFailed], expected: str) -> Iterator[None]:
+def blaming(
+    failure: Callable[[str], JobFailed], expected: str, *, has_our_code: bool = False
+) -> Iterator[None]:
     """Raise ``failure`` for what its owner's code in the block raises, ``SystemExit`` too.
 
     ``expected``: what that code should have done, as in "a model for samples of shape (1, 8, 8)".
+    ``has_our_code``: the block does more than to call it, so that only frames of others blame it.
     """
     try:
         yield
     except BaseException as error:
-        if not is_of_owner(error):
+        if not is_of_owner(error) or (has_our_code and not foreign_frames(error)):
             raise
         raise failure(f"expected {expected}, saw {told(error)}") from error
 
