@@ -5,6 +5,7 @@ to be moved before a model is evaluated or saved.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class _ClosureForm(FastScheduleFree):
             raise RuntimeError("step(): expected to be outside of at_average(), seen inside")
         at_y = self._all_to_training_point()
         try:
-            return self._take_step(closure or _nothing)
+            return cast(float, self._take_step(closure or _nothing))
         finally:
             self._all_to_average(at_y)
 
