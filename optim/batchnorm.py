@@ -171,7 +171,7 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0.])
     """
-    names = _buffers_besides_statistics(model)
+    names = buffers_besides_statistics(model)
     if not names and not blank_statistics(model):
         return {}
     statistics: list[BatchStatistics] = []
@@ -322,7 +322,7 @@ def _normalising_by_batch(model: nn.Module, layers: dict[str, Any]) -> Iterator[
         yield
 
 
-def _buffers_besides_statistics(model: nn.Module) -> list[str]:
+def buffers_besides_statistics(model: nn.Module) -> list[str]:
     """Return the names of persistent buffers that are not of norm layers.
 
     What no checkpoint holds is no statistic, but a table or a cache.

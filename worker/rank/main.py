@@ -138,8 +138,9 @@ def _run(
     _require_same_data(brief, datasets)
     cluster = join(launch)
     setup = _build(launch, brief, api, datasets=datasets, cluster=cluster)
+    buffers: list[str] = []
     if brief.resume is None:  # else an attempt before has begun with it
-        try_out(setup, spec=brief.spec, cluster=cluster)
+        buffers = try_out(setup, spec=brief.spec, cluster=cluster)
     resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
     context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
     staging = Path(launch.scratch) / f"staging-{launch.rank}"
@@ -163,6 +164,8 @@ def _run(
     )
     if cluster.is_lead:
         reporter.say(_started(context, resumed))
+        if buffers:
+            reporter.say(_buffers_of_training(buffers))
     try:
         reason = training.run()
     finally:
@@ -247,6 +250,15 @@ def _build(
     model = initial_model(brief, data=data, sources=model_sources(launch), fetch=fetch)
     shutil.rmtree(folder, ignore_errors=True)
     return set_up_training(model, spec=brief.spec, datasets=datasets, cluster=cluster)
+
+
+def _buffers_of_training(names: list[str]) -> Notice:
+    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    message = (
+        f"passes in training change {listed}, which are no statistics of norm layers: evaluations "
+        "and their checkpoints take them as training has left them, not at the averaged point"
+    )
+    return Notice(code="evaluation.buffers", message=message)
 
 
 def _started(context: RankContext, resumed: Resumed) -> Started:

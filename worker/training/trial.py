@@ -5,13 +5,14 @@ shall predict, or a model that draws at evaluation, trains without an error and 
 is not true. What the model is asked leaves weights, buffers and random states as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from roadless.optim.batchnorm import buffers_besides_statistics
 from roadless.optim.numerics.precision import is_narrow
 from roadless.optim.numerics.sharding import local
 from roadless.service.contract.job.spec import JobSpec
@@ -47,13 +48,16 @@ _STIR_NUMBERS = 65_537
 _STIR_OF_VECTORS = 0.1
 
 
-def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> None:
+def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> list[str]:
     """Ask of a model on its device and ranks what the task takes for granted.
 
     Outputs of the right shape over the whole context that training will use; the same for the same
     inputs, on every rank; for a language model, none that depends on a later token; a loss that its
     parameters can learn from, by gradients that the optimizers take; and parameters that are still
     the same afterwards. Every rank calls this. Raises ModelInvalid.
+
+    Returns the names of buffers that passes in training change and that are no statistics of norm
+    layers: an evaluation finds those at x, and takes these as training has left them.
     """
     model, data = setup.model, setup.datasets.description
     batch = _samples(setup)
@@ -66,12 +70,15 @@ def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> None:
             require_causal(model, batch.inputs[:1], num_tokens=data.num_classes)
         num_samples = min(SAMPLES, _microbatch_size(spec, world_size=cluster.world_size))
         forms = forms_of(model)
+        others = {n: model.get_buffer(n).clone() for n in buffers_besides_statistics(model)}
         for _ in range(_PASSES):
             _learn(model, batch.split(num_samples)[0], data=data, spec=spec)
+        changed = _changed(model, others)
         _require_forms(model, forms)
     _require_identities(model, before)
     if _norms(model) != norms:
         raise ModelInvalid("expected a forward pass to leave the parameters, saw it change them")
+    return changed
 
 
 def require_causal(model: nn.Module, tokens: torch.Tensor, *, num_tokens: int) -> None:
@@ -334,6 +341,11 @@ def _norms(model: nn.Module) -> list[float]:
     norms = torch.stack([norm.double() for norm in torch._foreach_norm(parts, 2)])
     numbers: list[float] = norms.nan_to_num().tolist()  # a NaN equals no other
     return numbers
+
+
+def _changed(model: nn.Module, before: Mapping[str, torch.Tensor]) -> list[str]:
+    now = dict(model.named_buffers())
+    return [n for n, old in before.items() if n not in now or not torch.equal(now[n], old)]
 
 
 @contextmanager

@@ -310,3 +310,28 @@ def test_want_of_memory_is_no_fault_of_the_model(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         tried(Greedy(), **DIGITS)
+
+
+class RemembersMean(nn.Module):
+    """Subtracts a running mean of its own; beside it batch norm, and a table that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(64), nn.Linear(64, 10)
+        self.register_buffer("mean", torch.zeros(10))
+        self.register_buffer("table", torch.ones(10))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layer(self.norm(inputs.flatten(1)))
+        if self.training:
+            self.mean.lerp_(outputs.detach().mean(0), 0.1)
+        return (outputs - self.mean) * self.table
+
+
+def test_buffers_that_training_changes_are_named_if_no_evaluation_finds_them_at_x() -> None:
+    spec = make_spec(**DIGITS)
+    setup = build(spec, model=RemembersMean())
+    assert try_out(setup, spec=spec, cluster=ALONE) == ["mean"]
+    assert not setup.model.mean.any()
+    frozen = build(spec, model=nn.Sequential(RemembersMean().eval()))
+    assert try_out(frozen, spec=spec, cluster=ALONE) == []

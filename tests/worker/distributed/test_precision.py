@@ -1,0 +1,47 @@
+"""In which dtype a narrow model keeps what a running mean needs."""
+
+import pytest
+import torch
+from torch import nn
+
+from roadless.worker.distributed.precision import set_precision
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(3),
+        nn.SyncBatchNorm(3),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        nn.InstanceNorm2d(3, track_running_stats=True, affine=True),
+    ],
+)
+def test_running_statistics_stay_wide_and_go_on_moving(norm: nn.Module) -> None:
+    """From 100 a step of 0.1 · 0.25 is less than half a unit in bfloat16."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
+    set_precision(model, "bf16")
+    assert model[0].weight.dtype == torch.bfloat16
+    assert norm.running_mean.dtype == norm.running_var.dtype == torch.float32
+    norm.running_mean.fill_(100.0)
+    norm.eval()
+    assert model(torch.randn(2, 3, 4, 4)).dtype == torch.float32
+    if not isinstance(norm, nn.SyncBatchNorm):  # trains on accelerators only
+        norm.train()
+        halves = torch.tensor([100.0, 100.5]).expand(2, 3, 4, 2)
+        assert norm(halves.bfloat16()).dtype == torch.bfloat16
+        assert torch.allclose(norm.running_mean, torch.tensor(100.025), rtol=1e-6)
+
+
+def test_norms_without_statistics_are_as_narrow_as_the_rest() -> None:
+    model = nn.Sequential(nn.InstanceNorm2d(3, affine=True), nn.GroupNorm(1, 3))
+    set_precision(model, "bf16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("is_affine", [False, True])
+def test_running_statistics_of_narrow_activations_stay_wide(is_affine: bool) -> None:
+    norm = nn.InstanceNorm2d(3, track_running_stats=True, affine=is_affine)
+    set_precision(norm, "amp_bf16")
+    norm.running_mean.fill_(100.0)
+    norm(torch.tensor([100.0, 100.5]).expand(2, 3, 4, 2).bfloat16())
+    assert torch.allclose(norm.running_mean, torch.tensor(100.025), rtol=1e-6)
