@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim_makes import make
+from optim_memory import KERNEL_NAMES, give, kernels
 from optim_runs import FAST, example_run, take_step
 from torch import Tensor
 from torch.nn import Parameter
@@ -47,6 +49,59 @@ def test_every_pattern_is_rounded_by_the_library_s_rule(
     assert torch.equal(y.view(torch.int16), expected.view(torch.int16))
     if has_low:
         assert torch.equal(lows[0], low_part(point, expected))
+
+
+@settings(max_examples=40, deadline=None)
+@given(payload=st.integers(1, 2**23 - 1), has_low=st.booleans(), key=st.integers(0, 2**64 - 1))
+def test_not_a_number_is_rounded_by_the_library_s_rule(
+    payload: int, has_low: bool, key: int
+) -> None:
+    """With all the weight y becomes z, which has any payload; with either sign."""
+    patterns = torch.tensor([0x7F800000 + payload, payload - 0x800000], dtype=torch.int32)
+    z = patterns.view(torch.float32).repeat(20)
+    y = torch.ones(40, dtype=torch.bfloat16)
+    low = [torch.ones(40, dtype=torch.int16)] if has_low else []
+    tensors = Tensors([y], [torch.zeros_like(y)], [z], low=low, rounding=[Rounding(key, 0)])
+    numba_cpu.run(tensors, move=Move(lr=0.0, c=1.0), direction=Gradient())
+    assert y.isnan().all()
+    expected = stochastically_rounded(z, torch.bfloat16, key=key)
+    assert torch.equal(y.view(torch.int16), expected.view(torch.int16))
+    assert all(part.count_nonzero() == 0 for part in low)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", KERNEL_NAMES)
+def test_what_is_not_a_number_in_a_gradient_shows_in_the_parameter(
+    name: str, dtype: torch.dtype
+) -> None:
+    """And only there, in every step that follows; with the payload that carries into the sign."""
+    pattern = torch.tensor([-1, 1, 2], dtype=torch.int16)
+    broken = torch.where(pattern == -1, pattern, torch.zeros_like(pattern)).view(dtype)
+    for are_used in (True, False):
+        w = Parameter(torch.ones(3, dtype=dtype))
+        with kernels(are_used=are_used):
+            optimizer = make(name, [w])
+            for _ in range(8):
+                give(optimizer, [broken.clone()])
+                assert optim.averaged_point(optimizer)[w].isnan().tolist() == [True, False, False]
+                assert w.isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("are_used", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", KERNEL_NAMES)
+def test_the_largest_numbers_stay_what_they_are(
+    name: str, dtype: torch.dtype, are_used: bool
+) -> None:
+    """A step of length 0 from where no larger number is finite: no low part makes it NaN."""
+    largest = torch.finfo(dtype).max
+    start = torch.tensor([largest, -largest], dtype=dtype)
+    w = Parameter(start.clone())
+    with kernels(are_used=are_used):
+        optimizer = make(name, [w], lr=0.0)
+        for _ in range(3):
+            give(optimizer, [torch.zeros_like(w)])
+    assert torch.equal(w.detach(), start)
 
 
 @pytest.mark.parametrize("kind", ["z", "zv", "zvm", "vm"])

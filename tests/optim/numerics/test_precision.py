@@ -73,6 +73,16 @@ def test_the_low_part_gives_back_what_rounding_took(
         assert bool(((seen - point).abs() <= tolerance).all())
 
 
+@pytest.mark.parametrize("part", [0, 1, 1 - 2**15, 2**15 - 1])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_low_part_makes_no_number_of_another_kind(dtype: torch.dtype, part: int) -> None:
+    """The largest is finite with any low part, infinities stay, and so does what is no number."""
+    narrow = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    point = with_low_part(narrow, torch.full_like(narrow, part, dtype=torch.int16))
+    for kind in (torch.isnan, torch.isinf, torch.isfinite):
+        assert torch.equal(kind(point), kind(narrow))
+
+
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize(("make", "settings"), SCHEDULE_FREE)
 def test_x_of_a_narrow_run_is_that_of_the_float64_run(
