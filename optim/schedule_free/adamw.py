@@ -13,13 +13,16 @@ from roadless.optim.schedule_free.fast import FastScheduleFree
 class AdamWScheduleFree(FastScheduleFree):
     """AdamW without a schedule or a known end; the result, x, is good at every step.
 
-    With g the gradient at y, λ = ``weight_decay``, (β, β₂) = ``betas``, t the step from 1, and γ, c
-    as in `roadless.optim.averaging.advance`::
+    With g the parameter's t-th gradient, taken at y, λ = ``weight_decay``, (β, β₂) = ``betas``, and
+    γ, c as in `roadless.optim.averaging.advance`::
 
         v ← β₂ v + (1 - β₂) g²
         z ← z - γ (g / (√(v / (1 - β₂ᵗ)) + ε) + λ y)
         x ← (1 - c) x + c z
         y ← (1 - β) z + β x
+
+    t is the step from 1, less those in which the parameter had no gradient, so that one that is
+    unfrozen late starts with steps of length γ as well (schedulefree 1.4.1 counts them in).
 
     There is no first moment: the interpolation of y takes its place. With μ = ``inner_momentum``
     above 0 there is one inside the step of z too, Adam's own, and g / (...) becomes m̂ / (...)::

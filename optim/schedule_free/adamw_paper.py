@@ -15,7 +15,7 @@ class AdamWScheduleFreePaper(FastScheduleFree):
     """`AdamWScheduleFree` with the bias correction in the learning rate, to reproduce old runs.
 
     With γ = ``lr`` · min(1, t / ``warmup_steps``) · √(1 - β₂ᵗ), in the decay and in the averaging
-    weights too, so that both are smaller early on::
+    weights too, so that both are smaller early on (in the root t counts a parameter's gradients)::
 
         z ← z - γ (g / (√v + ε) + λ y)
 

@@ -48,7 +48,8 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
     """Schedule-free Adam with momentum, Polyak's step size and a decay that follows its square.
 
     With f the loss and g the gradient at y, (β₁, β₂) = ``betas``, β_p = ``polyak_beta``,
-    λ = ``weight_decay``, t the step from 1, b as in `interpolation`, and sums over all parameters::
+    λ = ``weight_decay``, t the step from 1 (for m and v, the number of the parameter's gradients),
+    b as in `interpolation`, and sums over all parameters::
 
         e ← β_p e + (1 - β_p) √(π/2) Σ|g|
         P = max(0, f + b Σ g (z - x)) / (e / (1 - β_pᵗ))

@@ -15,7 +15,8 @@ class RAdamScheduleFree(FastScheduleFree):
 
     Like `roadless.optim.AdamWScheduleFree`, with γ = ``lr`` · rectification(β₂, t), in the step,
     the decay and the averaging weights alike. While the rectification is undefined (for β₂ = 0.999
-    the first 4 steps), v is accumulated and nothing moves.
+    a parameter's first 4 gradients), v is accumulated and nothing moves. For β₂ <= 0.6 it is never
+    defined, and all steps are plain gradient steps of the full ``lr``, as in torch 2.13.
 
     Args:
         params: parameters, or parameter-group dicts, each with its own settings.
@@ -27,8 +28,8 @@ class RAdamScheduleFree(FastScheduleFree):
         weight_lr_power: power of the largest γ so far in that weight, >= 0.
         foreach: false processes one tensor at a time; see `roadless.optim.AdamWScheduleFree`.
         silent_sgd_phase: false takes plain gradient steps of the full ``lr`` while the
-            rectification is undefined. Their weight in the average is that of the full rate, so
-            that all later steps weigh as much.
+            rectification is not defined yet. Their weight in the average is that of the full rate,
+            so that all later steps weigh as much.
 
     Raises:
         ValueError: a setting is out of range.
