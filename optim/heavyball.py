@@ -175,6 +175,11 @@ class ForeachADOPT(Descent):
         }
         super().__init__(params, settings)
 
+    def _complete(self, group: Group, own: Group) -> None:
+        # A state of a release without a clamp goes on without one.
+        group.setdefault("clip", False)
+        super()._complete(group, own)
+
 
 class ForeachSFAdamW(FastScheduleFree):
     """Schedule-free AdamW with an unbiased second moment and a clamped denominator.

@@ -90,13 +90,17 @@ def _undo_casts(base: Optimizer, last: StateDict) -> None:
     if type(base).__module__.partition(".optim")[0] == "torch":
         _fit_states(last["state"], by_key)
     for key, saved in last["state"].items():
-        loaded = base.state[by_key.get(key, key)]
-        if isinstance(saved, dict):
-            for name, value in saved.items():
-                if isinstance(value, Tensor) and isinstance(loaded.get(name), Tensor):
-                    loaded[name] = value.to(device=loaded[name].device, copy=True)
-        elif isinstance(saved, Tensor):
-            base.state[key] = saved.clone()
+        mine = by_key.get(key, key)
+        base.state[mine] = _as_saved(base.state[mine], saved)
+
+
+def _as_saved(loaded: Any, saved: Any) -> Any:
+    """Return the loaded value with the saved one's tensors, copied, where the two are alike."""
+    if isinstance(loaded, Tensor) and isinstance(saved, Tensor):
+        return saved.to(device=loaded.device, copy=True)
+    if isinstance(loaded, dict) and isinstance(saved, dict):
+        return {n: _as_saved(value, saved.get(n, value)) for n, value in loaded.items()}
+    return loaded
 
 
 def _fit_states(states: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> None:
@@ -108,14 +112,6 @@ def _fit_states(states: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> 
         for name, value in states[key].items():
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
                 states[key][name] = value.to(parameters[key].dtype)
-
-
-def is_all_zero(state: Mapping[str, Any]) -> bool:
-    """Return whether a state has no tensor or number other than zeros."""
-    return not any(
-        bool(value.any()) if isinstance(value, Tensor) else isinstance(value, int | float) and value
-        for value in state.values()
-    )
 
 
 def is_equal(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

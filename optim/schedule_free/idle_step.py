@@ -17,11 +17,15 @@ from roadless.optim.core.positions import Group
 
 State = dict[str, Any]
 
+#: In place of a count of steps, before there is one.
+NO_STEP = -1
+
 
 @torch.no_grad()
 def initial_states_of(base: Optimizer) -> dict[Tensor, State]:
-    """Return the names and forms of a base's state, by parameter, with zeros for values.
+    """Return the names and forms of a base's state, by parameter, without what it has learnt.
 
+    Buffers are zeros, and single numbers -1, which no count of steps is.
     Every lr is 0 and every gradient zero. A base that fails in such a step has no state to read;
     the error is its own, and is seen in a real step.
     """
@@ -29,7 +33,7 @@ def initial_states_of(base: Optimizer) -> dict[Tensor, State]:
     try:
         base.step()
         states = {key: state for key, state in base.state.items() if isinstance(key, Tensor)}
-        return {parameter: _zeros(state) for parameter, state in states.items()}
+        return {parameter: _emptied(state) for parameter, state in states.items()}
     except Exception:
         # Raised from here it would pass through torch's _init_optim_state (2.13.0), which then
         # leaves every lr at 0.
@@ -38,14 +42,25 @@ def initial_states_of(base: Optimizer) -> dict[Tensor, State]:
         put_back()
 
 
-def _zeros(value: Any) -> Any:
+def _emptied(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return torch.zeros_like(value)
+        return torch.zeros_like(value) if value.dim() else torch.full_like(value, NO_STEP)
     if isinstance(value, dict):
-        return {name: _zeros(one) for name, one in value.items()}
+        return {name: _emptied(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_zeros(one) for one in value)
-    return type(value)() if isinstance(value, int | float) else value
+        return type(value)(_emptied(one) for one in value)
+    return type(value)(NO_STEP) if isinstance(value, int | float) else value
+
+
+def is_emptied(state: Any) -> bool:
+    """Return whether a state is one of `initial_states_of`."""
+    if isinstance(state, Tensor):
+        return not bool(state.any()) if state.dim() else float(state) == float(_emptied(state))
+    if isinstance(state, dict):
+        return all(is_emptied(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return all(is_emptied(value) for value in state)
+    return not isinstance(state, int | float) or state == _emptied(state)
 
 
 def _kept(value: Any, known: dict[int, Callable[[], Any]]) -> Callable[[], Any]:

@@ -28,13 +28,12 @@ from roadless.optim.schedule_free.base_state import (
     BASE,
     form_of,
     globals_in,
-    is_all_zero,
     is_equal,
     load_base,
     prefixed,
     split,
 )
-from roadless.optim.schedule_free.idle_step import initial_states_of
+from roadless.optim.schedule_free.idle_step import initial_states_of, is_emptied
 
 State = dict[str, Any]
 Member = tuple[Tensor, Group]
@@ -261,6 +260,9 @@ class AveragedBase(SavedOptimizer):
         if not own and is_equal(base, self._made_by_base(parameter)):
             return frozenset()
         of_base = frozenset(name for name in given if name.startswith(BASE))
+        if isinstance(self.base, SavedOptimizer):
+            needed = self.base._required(self.base.defaults | group)
+            of_base &= prefixed(dict.fromkeys(needed)).keys()
         return of_base | super()._required_of(parameter, given, read, group)
 
     def _made_by_base(self, parameter: Tensor) -> State:
@@ -302,8 +304,10 @@ class AveragedBase(SavedOptimizer):
     def _finish(self, saved: StateDict, own_groups: list[Group]) -> None:
         parts = {key: split(state) for key, state in saved["state"].items()}
         groups = [dict(group) for group in saved["param_groups"]]
+        # What a base of ours lacks, it completes itself.
+        of_base = self.base.defaults.keys() if isinstance(self.base, SavedOptimizer) else set[str]()
         for group, own in zip(groups, own_groups, strict=True):
-            kept = {name: own[name] for name in own.keys() - group.keys() - {"params"}}
+            kept = {n: own[n] for n in own.keys() - group.keys() - of_base - {"params"}}
             group.update({n: v for n, v in kept.items() if not n.startswith(BASE)})
         globals_ = {n: groups[0].pop(n) for n in list(groups[0]) if n.startswith(BASE)}
         bases = {key: base for key, (_, base) in parts.items() if base}
@@ -353,7 +357,7 @@ def _has_own_form(base: Optimizer) -> bool:
 
 def _is_initial(own: State, base: State, parameter: Tensor, group: Group) -> bool:
     """Return whether a saved state is one of a parameter that has had no gradient."""
-    if not own or not is_all_zero(base):
+    if not own or not is_emptied(base):
         return False
     return int(group["sf_k"]) == 0 or (bool(base) and is_unmoved(own, parameter))
 
