@@ -17,6 +17,7 @@ from roadless.service.contract.job.evaluation import CheckpointsSpec
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
     LOST_CHECKPOINT,
+    MODEL_TRIED,
     REFUSED_CHECKPOINT,
     BudgetNow,
     CheckpointSaved,
@@ -189,7 +190,8 @@ def _apply_notice(ingest: Ingest, event: Notice) -> None:
         at=ingest.now,
         attempt_id=ingest.attempt.id,
     )
-    if event.code == DATA_PREPARING and ingest.job.phase == Phase.STARTING:
+    is_starting = ingest.job.phase == Phase.STARTING
+    if event.code in (DATA_PREPARING, MODEL_TRIED) and is_starting:
         ingest.job.deadline_at = ingest.transition.deadlines.of(Phase.STARTING, ingest.now)
 
 

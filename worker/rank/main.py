@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from roadless.service.contract.checkpoint.manifest import Manifest
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
+    MODEL_TRIED,
     SET_FINGERPRINT,
     Event,
     Failed,
@@ -27,6 +29,7 @@ from roadless.service.contract.states import Reason
 from roadless.worker.api import AttemptApi, Fenced
 from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
+from roadless.worker.data.progress import Progress
 from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import MESSAGE_LENGTH, DataInvalid, JobFailed, NonFiniteLoss
 from roadless.worker.evaluation.inputs import START_SECONDS, datasets_of, model_sources
@@ -140,7 +143,8 @@ def _run(
     setup = _build(launch, brief, api, datasets=datasets, cluster=cluster)
     buffers: list[str] = []
     if brief.resume is None:  # else an attempt before has begun with it
-        buffers = try_out(setup, spec=brief.spec, cluster=cluster)
+        beat = _trial_beat(reporter)
+        buffers = try_out(setup, spec=brief.spec, cluster=cluster, beat=beat)
     resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
     context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
     staging = Path(launch.scratch) / f"staging-{launch.rank}"
@@ -207,6 +211,12 @@ def _datasets(
         api,
         say=lambda text: reporter.say(Notice(code=DATA_PREPARING, message=_fit(text))),
     )
+
+
+def _trial_beat(reporter: Reporter) -> Callable[[], None]:
+    """Every so often a beat renews the deadline of STARTING: on CPUs a pass may take a minute."""
+    progress = Progress(lambda text: reporter.say(Notice(code=MODEL_TRIED, message=text)))
+    return lambda: progress.tell("the model is tried before its first step")
 
 
 def _require_same_data(brief: AttemptBrief, datasets: Datasets) -> None:

@@ -5,7 +5,7 @@ shall predict, or a model that draws at evaluation, trains without an error and 
 is not true. What the model is asked leaves weights, buffers and random states as they were.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -24,6 +24,7 @@ from roadless.worker.data.base import Batch, Description
 from roadless.worker.distributed.precision import computing_in
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid
+from roadless.worker.evaluation.evaluate import noop
 from roadless.worker.evaluation.task import num_counted, training_loss
 from roadless.worker.model.base import evaluating
 from roadless.worker.model.faults import blaming, run
@@ -48,13 +49,16 @@ _STIR_NUMBERS = 65_537
 _STIR_OF_VECTORS = 0.1
 
 
-def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> list[str]:
+def try_out(
+    setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster, beat: Callable[[], None] = noop
+) -> list[str]:
     """Ask of a model on its device and ranks what the task takes for granted.
 
     Outputs of the right shape over the whole context that training will use; the same for the same
     inputs, on every rank; for a language model, none that depends on a later token; a loss that its
     parameters can learn from, by gradients that the optimizers take; and parameters that are still
-    the same afterwards. Every rank calls this. Raises ModelInvalid.
+    the same afterwards. ``beat``: called after each pass, as a sign of progress. Every rank calls
+    this. Raises ModelInvalid.
 
     Returns the names of buffers that passes in training change and that are no statistics of norm
     layers: an evaluation finds those at x, and takes these as training has left them.
@@ -62,7 +66,8 @@ def try_out(setup: TrainingSetup, *, spec: JobSpec, cluster: Cluster) -> list[st
     model, data = setup.model, setup.datasets.description
     batch = _samples(setup)
     before, norms = _identities(model), _norms(model)
-    with forked_random_states(seed=spec.training.seed), _buffers_kept(model):
+    drawing = forked_random_states(seed=spec.training.seed)
+    with drawing, _buffers_kept(model), _beating(model, beat):
         _require_storable(model)
         outputs = _evaluated(model, batch, data=data, task=spec.task, cluster=cluster)
         _require_same_on_all_ranks(outputs, cluster=cluster, tolerance=_near(model))
@@ -346,6 +351,16 @@ def _norms(model: nn.Module) -> list[float]:
 def _changed(model: nn.Module, before: Mapping[str, torch.Tensor]) -> list[str]:
     now = dict(model.named_buffers())
     return [n for n, old in before.items() if n not in now or not torch.equal(now[n], old)]
+
+
+@contextmanager
+def _beating(model: nn.Module, beat: Callable[[], None]) -> Iterator[None]:
+    """Call ``beat`` after each pass through the model."""
+    handle = model.register_forward_hook(lambda *_: beat())
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -92,8 +92,9 @@ REFUSED_CHECKPOINT: Final = ("checkpoint.mismatch", "checkpoint.unchecked")
 #: Codes of notices that a checkpoint was not written, or its evaluation beside training failed.
 LOST_CHECKPOINT: Final = ("checkpoint.failed", "evaluation.lost")
 
-#: Code of a notice that a rank prepares data; each one renews the deadline of STARTING.
-DATA_PREPARING = "data.preparing"
+#: Codes of notices that a rank prepares data, or tries its model before the first step; each one
+#: renews the deadline of STARTING.
+DATA_PREPARING, MODEL_TRIED = "data.preparing", "model.tried"
 
 
 class Notice(_Event):

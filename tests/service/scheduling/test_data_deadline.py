@@ -6,7 +6,7 @@ import pytest
 from stage import DEADLINES, Stage, staged
 
 from roadless.service.contract.reports.cluster import Assignment
-from roadless.service.contract.reports.events import DATA_PREPARING
+from roadless.service.contract.reports.events import DATA_PREPARING, MODEL_TRIED
 
 
 @pytest.fixture
@@ -34,12 +34,15 @@ def live_heard(stage: Stage, attempt: Assignment, *, seconds: float) -> None:
             stage.report(attempt.token)
 
 
-def test_each_word_of_a_long_preparation_renews_the_deadline_of_starting(stage, attempt) -> None:
+@pytest.mark.parametrize("code", [DATA_PREPARING, MODEL_TRIED])
+def test_each_word_of_a_long_preparation_renews_the_deadline_of_starting(
+    stage, attempt, code
+) -> None:
     for seq in (1, 2, 3):
         live_heard(stage, attempt, seconds=DEADLINES.start_seconds - 20)
-        stage.report(attempt.token, notice(seq))
+        stage.report(attempt.token, notice(seq, code))
     assert stage.job(attempt.job_id).phase == "STARTING"
-    assert stage.codes(attempt.job_id).count(DATA_PREPARING) == 3
+    assert stage.codes(attempt.job_id).count(code) == 3
 
 
 @pytest.mark.parametrize("events", [[], [notice(1, "train.skipped")]])

@@ -87,6 +87,17 @@ def test_an_oddity_that_is_no_fault_trains_and_is_saved(
     assert len(bench.reporter.published) == 2  # the model and the state
 
 
+def test_a_long_trial_shows_that_it_moves() -> None:
+    """Once for each pass, and not any more when training begins."""
+    beats: list[int] = []
+    spec = make_spec(**job_of("mlp"))
+    setup = build(spec)
+    try_out(setup, spec=spec, cluster=ALONE, beat=lambda: beats.append(1))
+    assert len(beats) == 4
+    setup.model(torch.zeros(1, 1, 8, 8))
+    assert len(beats) == 4
+
+
 # ---- causality -----------------------------------------------------------------------------------
 
 
