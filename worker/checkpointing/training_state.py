@@ -156,17 +156,9 @@ def _put_back(
     reader: "_Reader", record: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     nest = join(record["optimizer"], reader)
-    _require_settings(optimizer, nest["param_groups"])
     names = [name for name in reader if name.startswith(_MODEL)]
     model.load_state_dict({name.removeprefix(_MODEL): reader[name] for name in names})
     optimizer.load_state_dict(nest)
-
-
-def _require_settings(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
-    # torch accepts the groups of another optimizer without complaint.
-    for expected, seen in zip(optimizer.param_groups, saved, strict=True):
-        if missing := expected.keys() - seen.keys():
-            raise ValueError(f"expected the settings {sorted(missing)}, saw a state without them")
 
 
 class _Blocks:

@@ -256,7 +256,7 @@ def test_a_state_of_another_optimizer_is_unreadable(
     tmp_path: Path, saved: str, wanted: str
 ) -> None:
     state_after(1, tmp_path / "ckpt", name=saved)
-    with pytest.raises(CheckpointUnreadable, match="expected the settings"):
+    with pytest.raises(CheckpointUnreadable, match="expected the state of"):
         read_into_fresh(tmp_path / "ckpt", name=wanted)
 
 
