@@ -15,6 +15,7 @@ from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.data.formats.chunk import Chunk, require_columns, shown, shown_names
 from roadless.worker.data.formats.columns import class_names, has_class_names, labels, numbers
 from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.prepared.row_numbers import RowNumbers
 from roadless.worker.data.prepared.spread import Spread
 from roadless.worker.errors import DataInvalid
 
@@ -87,6 +88,7 @@ class RowWriter:
         self._first: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}  #: of a row of each column
         self._spread = Spread()
+        self.row_numbers = RowNumbers()  #: watches the features if nobody named any
         self._is_named: bool | None = None
         self._codes: dict[str, int] = {}
         self.num_rows = 0
@@ -181,6 +183,8 @@ class RowWriter:
         columns = [self._column(chunk, name) for name in self._names]
         for name, column in zip(self._names, columns, strict=True):
             self._require_shape(chunk, name, column)
+            if self._wanted.takes_all:
+                self.row_numbers.add(name, column, row_of_file=chunk.first_row - 1)
             if self._float == np.float32:
                 self._spread.add(name, column)
         if len(columns) > 1 or columns[0].ndim == 1:

@@ -68,6 +68,11 @@ def prepare(
             f"{records.name}: the columns {shown_names(writer.left_out)} are no features, since "
             "they look like an index or are a folder's; name one in `columns` to train on it"
         )
+    if counting := writer.row_numbers.columns():
+        say(
+            f"{records.name}: {shown_names(counting)} counts the rows, as an index does, and is "
+            "trained on; name the columns to use in `columns` if that is not meant"
+        )
     if writer.turned_from is not None:
         say(
             f"{records.name}: images of shape {writer.turned_from} become {writer.input_shape}, "

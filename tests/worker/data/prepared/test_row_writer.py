@@ -174,6 +174,28 @@ def test_an_index_is_no_feature_and_the_history_says_so(node, kind):
         assert data.description.input_shape == (2,)
 
 
+def told_of(node: Node, names: list[str], **fields: Any) -> str:
+    told: list[str] = []
+    spec = {"format": "csv", "path": [f"{node.root}/{name}" for name in names], "target": "y"}
+    node.build({**spec, **fields}, say=told.append)
+    return "".join(told)
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_a_column_that_counts_the_rows_is_told_as_an_index_whatever_its_name(node, start):
+    count = list(range(start, start + 5000))
+    rows = {"number": count, "a": [0.5, 1.5] * 2500, "y": [0] * 2500 + [1] * 2500}
+    write_table(node, "all.csv", rows)
+    for name, part in (("1", slice(0, 2000)), ("2", slice(2000, None))):
+        write_table(node, f"{name}.csv", {key: values[part] for key, values in rows.items()})
+        write_table(node, f"own-{name}.csv", {**rows, "a": [float(name), 2.5] * 2500})
+    for names in (["all.csv"], ["1.csv", "2.csv"], ["own-1.csv", "own-2.csv"]):
+        assert "'number' counts the rows, as an index does" in told_of(node, names)
+    assert told_of(node, ["2.csv"]) == ""
+    assert told_of(node, ["2.csv", "1.csv"]) == ""
+    assert told_of(node, ["all.csv"], columns=["number", "a"]) == ""
+
+
 def test_without_an_index_nothing_is_said(node):
     node.write("rows.csv", csv_text(FRAME.to_dict("list")))
     told: list[str] = []
