@@ -35,13 +35,13 @@ def note_missed(state: State, num_steps: int) -> None:
     """Add to the number of steps that the tensor has missed."""
     if num_steps:
         missed = missed_by(state) + num_steps
-        state[_NAME] = torch.tensor(missed, dtype=torch.int64)
+        state[_NAME] = torch.tensor(missed, dtype=torch.int64, device="cpu")
 
 
 def note_none_missed(state: State) -> None:
     """Write down that the tensor has missed nothing, if nothing else is written."""
     if _NAME not in state:
-        state[_NAME] = torch.zeros((), dtype=torch.int64)
+        state[_NAME] = torch.zeros((), dtype=torch.int64, device="cpu")
 
 
 def count_missed(group: Group, states: Mapping[Any, State], *, active: TensorList) -> None:

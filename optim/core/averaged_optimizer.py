@@ -95,7 +95,7 @@ class AveragedOptimizer(SavedOptimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         # A tensor as lr stays one: a program may change it in place.
-        group.update({n: plain(v) for n, v in group.items() if n not in ("params", "lr")})
+        group.update({n: plain(group[n]) for n in self.defaults.keys() - {"lr"}})
         try:
             require_plain_complex(self.param_groups[-1]["params"])
         except ValueError:
