@@ -5,7 +5,7 @@ neither, or die of a KeyError.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ def _of_torch() -> Iterator[tuple[str, set[str]]]:
     """Return torch's optimizers by name, with their settings."""
     for name, kind in vars(torch.optim).items():
         if inspect.isclass(kind) and issubclass(kind, Optimizer) and kind is not Optimizer:
+            make: Callable[..., Optimizer] = kind
             try:
-                made = kind([Parameter(torch.zeros(1, 1))], lr=0.0)
+                made = make([Parameter(torch.zeros(1, 1))], lr=0.0)
             except (TypeError, ValueError, RuntimeError):
                 continue
             yield name, set(made.param_groups[0]) - {"params"}
