@@ -13,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from roadless.optim.core.loading import StateDict, inside_hooks
 from roadless.optim.core.saved_optimizer import SavedOptimizer
+from roadless.optim.numerics.precision import working_dtype
 
 State = dict[str, Any]
 
@@ -104,14 +105,15 @@ def _as_saved(loaded: Any, saved: Any) -> Any:
 
 
 def _fit_states(states: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> None:
-    """Cast the buffers of torch's optimizers to their parameter's dtype, in which torch has them.
+    """Cast the buffers of torch's optimizers to the dtype of steps, in which torch has them.
 
-    Their steps fail where the two differ. Single numbers, as ``step``, have a dtype of their own.
+    It is the parameter's, or float32 for a narrow one. Their steps fail where the two differ.
+    Single numbers, as ``step``, have a dtype of their own.
     """
     for key in states.keys() & parameters.keys():
         for name, value in states[key].items():
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
-                states[key][name] = value.to(parameters[key].dtype)
+                states[key][name] = value.to(working_dtype(parameters[key].dtype))
 
 
 def is_equal(state: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

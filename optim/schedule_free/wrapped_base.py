@@ -7,7 +7,7 @@ reach both. `roadless.optim.schedule_free.wrapper` defines what is done with x, 
 import inspect
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, overload
 
 import torch
@@ -24,6 +24,8 @@ from roadless.optim.core.saved_optimizer import SavedOptimizer, on_device_of
 from roadless.optim.core.shapes import refuse_gradient, require_shapes
 from roadless.optim.core.torch_options import leaving_torch_options
 from roadless.optim.numerics.autocast import outside_autocast
+from roadless.optim.numerics.precision import is_narrow, keep_low_part
+from roadless.optim.numerics.rounding import rounding_key, stochastically_round_into
 from roadless.optim.schedule_free.base_state import (
     BASE,
     form_of,
@@ -34,6 +36,7 @@ from roadless.optim.schedule_free.base_state import (
     split,
 )
 from roadless.optim.schedule_free.idle_step import initial_states_of, is_emptied
+from roadless.optim.schedule_free.wide_base import stepping
 
 State = dict[str, Any]
 Member = tuple[Tensor, Group]
@@ -48,6 +51,9 @@ class AveragedBase(SavedOptimizer):
     current y was made with, so that x is unchanged when ``sf_momentum`` is changed.
 
     The base's tensors are listed in ``state`` under ``base.`` names; they remain the base's.
+
+    Of a narrow parameter the base steps z itself, which is float32, as its own state is then
+    (`roadless.optim.schedule_free.wide_base`).
     """
 
     _counter = "sf_k"
@@ -74,12 +80,19 @@ class AveragedBase(SavedOptimizer):
         self._share_globals(globals_in({"state": base.state}))
 
     @abstractmethod
-    def _begin(self, y: Tensor, state: State, group: Group) -> None:
-        """Remember what is needed of y, and set the parameter to z, decayed at y."""
+    def _begin(self, parameter: Tensor, state: State, group: Group) -> None:
+        """Remember what is needed of y, and set to z, decayed at y, what the base steps.
+
+        That is the parameter, or ``state["z"]`` if it is narrow.
+        """
 
     @abstractmethod
-    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
-        """Take the base's new z from the parameter, average, and set it to y."""
+    def _average(self, parameter: Tensor, state: State, group: Group, c: float) -> Tensor:
+        """Take the base's new z from where it stepped, average, and return y."""
+
+    @abstractmethod
+    def _change_beta(self, parameter: Tensor, old: float, new: float) -> None:
+        """Move y, which the parameter holds, so that x is unchanged when β goes from old to new."""
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group to the base and to the averaging, at any time.
@@ -136,9 +149,12 @@ class AveragedBase(SavedOptimizer):
                 refuse_gradient(parameter.grad, parameter)
             self._begin(parameter, state, group)
         shares = [0.0] * len(self.param_groups)
-        strange = _made_usual([parameter for parameter, _ in members])
+        narrow = {p: self.state[p]["z"] for p, _ in members if is_narrow(p.dtype)}
+        numbers = {p: i for i, p in enumerate(self._all_parameters())} if narrow else {}
+        strange = _made_usual([parameter for parameter, _ in members if parameter not in narrow])
         try:
-            self._step_dense_or_say_so(members)
+            with stepping(self.base, narrow):
+                self._step_dense_or_say_so(members)
             # After the step, as the base may estimate its own learning rate there.
             shares = [_advance(group) for group in self.param_groups]
         finally:
@@ -147,8 +163,17 @@ class AveragedBase(SavedOptimizer):
                     parameter.grad = gradient
             c_of = {id(g): c for g, c in zip(self.param_groups, shares, strict=True)}
             for parameter, group in members:
-                self._average(parameter, self.state[parameter], group, c_of[id(group)])
+                state = self.state[parameter]
+                y = self._average(parameter, state, group, c_of[id(group)])
+                if parameter in narrow:
+                    key = rounding_key(seed=0, step=group["sf_k"], parameter=numbers[parameter])
+                    _round_into(parameter, y, state, key=key)
+                else:
+                    parameter.copy_(y)
             self._share_states(members)
+
+    def _all_parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self.param_groups for parameter in group["params"])
 
     def _step_dense_or_say_so(self, members: list[Member]) -> None:
         try:
@@ -163,12 +188,12 @@ class AveragedBase(SavedOptimizer):
 
     def _convert(self, group: Group) -> None:
         """Move the group's y from the β it was made with to the current β; x is unchanged."""
-        if group["sf_held_momentum"] != group["sf_momentum"]:
+        old, new = group["sf_held_momentum"], group["sf_momentum"]
+        if old != new:
             for parameter in group["params"]:
-                self.average_into(parameter, group, parameter)
-            group["sf_held_momentum"] = group["sf_momentum"]
-            for parameter in group["params"]:
-                self._training_point_into(parameter, group, parameter)
+                if "z" in self.state.get(parameter, {}):
+                    self._change_beta(parameter, old, new)
+            group["sf_held_momentum"] = new
 
     @abstractmethod
     def _start(self, parameter: Tensor) -> State:
@@ -181,9 +206,11 @@ class AveragedBase(SavedOptimizer):
     def _initial_states(self) -> dict[Tensor, State]:
         if _has_own_form(self.base):
             self._share_globals(globals_in(self.base.state_dict()))
-        bases = initial_states_of(self.base)
+        narrow = (p for p in self._all_parameters() if p.grad is not None and is_narrow(p.dtype))
+        with stepping(self.base, {p: p.detach().float() for p in narrow}) as others:
+            bases = initial_states_of(self.base)
         return {
-            p: self._initial_state(p, group) | prefixed(bases.get(p, {}))
+            p: self._initial_state(p, group) | prefixed(bases.get(others.get(p, p), {}))
             for group in self.param_groups
             for p in group["params"]
             if p.grad is not None
@@ -243,7 +270,7 @@ class AveragedBase(SavedOptimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         is_initial = isinstance(self.state, InitialStates)
         for number, parameter in enumerate(parameters):
-            state = dict(self.state.get(parameter, {}))
+            state = dict(self.state[parameter]) if parameter in self.state else {}
             if not is_initial:
                 state = split(state)[0]
             if state := state | prefixed(bases.get(number, {})):
@@ -267,14 +294,13 @@ class AveragedBase(SavedOptimizer):
 
     def _made_by_base(self, parameter: Tensor) -> State:
         """Return the state that a base makes when it is made, as Adagrad does, and needs."""
-        has_stepped = "z" in self.state.get(parameter, {})
-        if has_stepped and not isinstance(self.state, InitialStates):
+        if "z" in self.state.get(parameter, {}):
             return {}
         return dict(self.base.state.get(parameter, {}))
 
     def _is_of_another(self, state: Any, _group: Group) -> bool:
         own = split(state)[0] if isinstance(state, dict) else {}
-        return bool(own) and not self._points <= own.keys() <= set(POINTS)
+        return bool(own) and not self._points <= own.keys() <= {*POINTS, "low"}
 
     def _read(self, saved: StateDict) -> None:
         self._require_globals(saved["param_groups"][0])
@@ -283,7 +309,7 @@ class AveragedBase(SavedOptimizer):
             parameter, group, name = known[key]
             own, base = split(state)
             own = {name: own[name] for name in own.keys() & self._kept_points(group)}
-            for point in own.keys() & set(POINTS):
+            for point in own.keys() & {*POINTS, "low"}:
                 require_shape(point, own[point], shapes=(parameter.shape,), of=name)
             if _is_initial(own, base, parameter, group) or not (own or base):
                 own, base = {}, self._made_by_base(parameter)
@@ -291,7 +317,7 @@ class AveragedBase(SavedOptimizer):
 
     def _kept_points(self, saved: Group) -> frozenset[str]:
         """Return the points that are kept of a saved state; at y, the parameter is y itself."""
-        return self._points | (frozenset() if saved.get("train_mode", True) else {"y"})
+        return self._points | {"low"} | (frozenset() if saved.get("train_mode", True) else {"y"})
 
     def _require_globals(self, saved: Group) -> None:
         names = globals_in({"state": self.base.state}).keys()
@@ -375,6 +401,13 @@ def _made_usual(parameters: list[Tensor]) -> dict[Tensor, Tensor]:
             strange[parameter] = gradient
             parameter.grad = gradient.resolve_conj().to(parameter.dtype)
     return strange
+
+
+def _round_into(parameter: Tensor, y: Tensor, state: State, *, key: int) -> None:
+    """Round at random, so that gradients are right on average, and keep what rounding took."""
+    stochastically_round_into(parameter, y, key=key)
+    if "low" in state:
+        keep_low_part(y, parameter, state)
 
 
 def _advance(group: Group) -> float:

@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from roadless.optim.core.positions import Group
+from roadless.optim.numerics.precision import (
+    is_narrow,
+    keep_low_part,
+    low_of,
+    wide,
+    working_dtype,
+)
 from roadless.optim.numerics.sharding import local
+from roadless.optim.schedule_free.wide_base import widen_state
 from roadless.optim.schedule_free.wrapped_base import AveragedBase, State
 
 
@@ -31,7 +39,9 @@ class ScheduleFreeWrapper(AveragedBase):
     The parameters hold y, where gradients are taken. Read x with `roadless.optim.averaged_point`,
     or put it into the parameters temporarily with `roadless.optim.at_average`. The base's own
     momentum may be turned off, as β takes its place. State per parameter: z, beside the base's own;
-    in a step one temporary as large as the largest parameter.
+    in a step one temporary as large as the largest parameter. Narrow parameters (bfloat16, float16)
+    have a float32 z, 16 bits more of y (``low``), and a base that steps in float32, with its state
+    and, in a step, a copy of the gradients.
 
     Args:
         base: any optimizer whose ``step`` needs no closure, with ``lr`` in its groups. From now on
@@ -82,7 +92,8 @@ class ScheduleFreeWrapper(AveragedBase):
         out.copy_(self._average_of(parameter, group) if group["train_mode"] else parameter)
 
     def _training_point_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
-        out.copy_(torch.lerp(parameter, self._z_of(parameter), 1 - group["sf_held_momentum"]))
+        x, z = wide(parameter, {}), self._z_of(parameter)
+        out.copy_(torch.lerp(x, z, 1 - group["sf_held_momentum"]))
 
     def remember_training_point(self, parameter: Tensor, y: Tensor, /) -> None:
         """Keep y in the state, so that `train` restores it bit for bit."""
@@ -99,20 +110,32 @@ class ScheduleFreeWrapper(AveragedBase):
 
     def _move_to_training_point(self, parameter: Tensor, group: Group) -> None:
         """Put the remembered y back if the parameter still holds its x; else compute a new one."""
-        y = self.state.get(parameter, {}).pop("y", None)
-        x = None if y is None else self._average_of(y, group, z=self._z_of(parameter))
-        if x is not None and torch.equal(local(x), local(parameter)):
+        state = self.state.get(parameter, {})
+        y = state.pop("y", None)
+        if y is not None and self._is_average_of(y, parameter, group):
             parameter.copy_(y)
-        else:
-            super()._move_to_training_point(parameter, group)
+        elif "z" in state:
+            x, z = wide(parameter, {}), self._z_of(parameter)
+            _place(parameter, state, torch.lerp(x, z, 1 - group["sf_held_momentum"]))
 
-    def _average_of(self, y: Tensor, group: Group, *, z: Tensor | None = None) -> Tensor:
-        z = self._z_of(y) if z is None else z
+    def _is_average_of(self, y: Tensor, x: Tensor, group: Group) -> bool:
+        state, z = self.state[x], self._z_of(x)
+        found = torch.lerp(wide(y, state), z, 1 - 1 / group["sf_held_momentum"])
+        return torch.equal(local(found.to(x.dtype)), local(x))
+
+    def _average_of(self, parameter: Tensor, group: Group) -> Tensor:
+        y, z = wide(parameter, self.state.get(parameter, {})), self._z_of(parameter)
         return torch.lerp(y, z, 1 - 1 / group["sf_held_momentum"])
 
     def _z_of(self, parameter: Tensor) -> Tensor:
         z: Tensor = self.state.get(parameter, {}).get("z", parameter)
-        return z.to(parameter)
+        return z.to(device=parameter.device, dtype=working_dtype(parameter.dtype))
+
+    def _change_beta(self, parameter: Tensor, old: float, new: float) -> None:
+        """y ← z + (new / old) (y - z), which leaves x where it is."""
+        state = self.state[parameter]
+        y = wide(parameter, state)
+        _place(parameter, state, torch.lerp(y, self._z_of(parameter), 1 - new / old))
 
     _points = frozenset({"z"})
 
@@ -122,7 +145,10 @@ class ScheduleFreeWrapper(AveragedBase):
         return lineage.get("form") in (own, own.replace("Wrapper(", "WrapperReference(", 1))
 
     def _start(self, parameter: Tensor) -> State:
-        return {"z": parameter.detach().clone()}
+        start = {"z": _widened_copy(parameter)}
+        if is_narrow(parameter.dtype):
+            low_of(parameter, start)
+        return start
 
     def _initial_state(self, parameter: Tensor, group: Group) -> State:
         # Held at x, a parameter has its y in the state.
@@ -131,20 +157,36 @@ class ScheduleFreeWrapper(AveragedBase):
 
     def _state_of(self, parameter: Tensor) -> State:
         state: State = self.state[parameter]
-        # The contents of the two are swapped, so z has the parameter's dtype and device.
-        state.update({"z": state["z"].to(parameter)} if "z" in state else self._start(parameter))
+        if "z" not in state:
+            state.update(self._start(parameter))
+            widen_state(self.base, parameter)
+        elif is_narrow(state["z"].dtype):
+            widen_state(self.base, parameter)
+        # Contents are swapped with the parameter's, so z has its device, and its dtype or float32.
+        state["z"] = self._z_of(parameter)
         return state
 
-    def _begin(self, y: Tensor, state: State, group: Group) -> None:
-        z = state["z"]
-        x = self._average_of(y, group, z=z)
-        y.copy_(torch.sub(z, y, alpha=_decay(group)) if group["weight_decay_at_y"] else z)
-        z.copy_(x)
+    def _begin(self, parameter: Tensor, state: State, group: Group) -> None:
+        """Put x where z was and z where y was; of a narrow parameter, x where y was."""
+        x, y, z = self._average_of(parameter, group), wide(parameter, state), state["z"]
+        decayed = torch.sub(z, y, alpha=_decay(group)) if group["weight_decay_at_y"] else z
+        if is_narrow(parameter.dtype):
+            z.copy_(decayed)
+            parameter.copy_(x)
+            keep_low_part(x, parameter, state)
+        else:
+            parameter.copy_(decayed)
+            z.copy_(x)
 
-    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
-        x = torch.lerp(state["z"], z, c)
-        state["z"].copy_(z)
-        z.copy_(x.lerp_(z, 1 - group["sf_held_momentum"]))
+    def _average(self, parameter: Tensor, state: State, group: Group, c: float) -> Tensor:
+        if is_narrow(parameter.dtype):
+            x, z = wide(parameter, state), state["z"]
+        else:
+            x, z = state["z"], parameter
+        x = torch.lerp(x, z, c)
+        if z is parameter:
+            state["z"].copy_(z)
+        return x.lerp_(z, 1 - group["sf_held_momentum"])
 
 
 class ScheduleFreeWrapperReference(AveragedBase):
@@ -184,7 +226,7 @@ class ScheduleFreeWrapperReference(AveragedBase):
     def _training_point_into(self, parameter: Tensor, group: Group, out: Tensor, /) -> None:
         state = self.state.get(parameter, {})
         if "x" in state:
-            state["y"] = _between(state["x"], state["z"], group)
+            state["y"] = _between(state["x"], state["z"], group["sf_held_momentum"])
             out.copy_(state["y"])
         else:
             out.copy_(parameter)
@@ -192,21 +234,33 @@ class ScheduleFreeWrapperReference(AveragedBase):
     _points = frozenset({"x", "y", "z"})
 
     def _start(self, parameter: Tensor) -> State:
-        return {name: parameter.detach().clone() for name in ("x", "y", "z")}
+        return {name: _widened_copy(parameter) for name in ("x", "y", "z")}
 
     def _state_of(self, parameter: Tensor) -> State:
         state: State = self.state[parameter]
         if "x" not in state:
             state.update(self._start(parameter))
+            widen_state(self.base, parameter)
+        elif is_narrow(state["z"].dtype):
+            state.update({name: state[name].float() for name in ("x", "y", "z")})
+            widen_state(self.base, parameter)
         return state
 
-    def _begin(self, y: Tensor, state: State, group: Group) -> None:
-        y.copy_(state["z"] - _decay(group) * state["y"])
+    def _change_beta(self, parameter: Tensor, _old: float, new: float) -> None:
+        state = self.state[parameter]
+        state["y"] = _between(state["x"], state["z"], new)
+        parameter.copy_(state["y"])
 
-    def _average(self, z: Tensor, state: State, group: Group, c: float) -> None:
+    def _begin(self, parameter: Tensor, state: State, group: Group) -> None:
+        z = state["z"] - _decay(group) * state["y"]
+        (state["z"] if is_narrow(parameter.dtype) else parameter).copy_(z)
+
+    def _average(self, parameter: Tensor, state: State, group: Group, c: float) -> Tensor:
+        z = state["z"] if is_narrow(parameter.dtype) else parameter.detach().clone()
         x = (1 - c) * state["x"] + c * z
-        state.update(x=x, y=_between(x, z, group), z=z.detach().clone())
-        z.copy_(state["y"])
+        state.update(x=x, y=_between(x, z, group["sf_held_momentum"]), z=z)
+        y: Tensor = state["y"]
+        return y
 
 
 def _settings(momentum: float, weight_decay_at_y: float, r: float, weight_lr_power: float) -> Group:
@@ -222,6 +276,16 @@ def _decay(group: Group) -> float:
     return float(group["lr"]) * float(group["weight_decay_at_y"])
 
 
-def _between(x: Tensor, z: Tensor, group: Group) -> Tensor:
-    beta: float = group["sf_held_momentum"]
+def _between(x: Tensor, z: Tensor, beta: float) -> Tensor:
     return beta * x + (1 - beta) * z
+
+
+def _widened_copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(working_dtype(parameter.dtype), copy=True)
+
+
+def _place(parameter: Tensor, state: State, y: Tensor) -> None:
+    """Set the parameter to y, rounded to nearest, and keep what rounding took."""
+    parameter.copy_(y)
+    if is_narrow(parameter.dtype):
+        keep_low_part(y, parameter, state)
