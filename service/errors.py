@@ -24,6 +24,7 @@ HTTP headers that go with it.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 from roadless.service.contract.resources import ProblemError
 
@@ -72,11 +73,25 @@ class NotFound(ServiceError):
 
     status, code, title = 404, "not_found", "Not found"
 
+    @classmethod
+    def by_id(cls, what: str, seen: str, *, of: str = "this project", listed: str) -> Self:
+        """The error for an id or name that nothing has; ``listed``: what lists those that exist."""
+        return cls(
+            f"expected a {what} of {of}, saw {seen[:80]!r}: no {what} is called that; {listed} "
+            "lists those that are there"
+        )
+
 
 class BlobMissing(NotFound):
     """The file is not in the blob store: retention or a user has deleted it."""
 
     code, title = "blob_missing", "File deleted"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "expected the file that was stored, saw it deleted, by retention or a user; list the "
+            "job's checkpoints for those that are kept"
+        )
 
 
 class Conflict(ServiceError):

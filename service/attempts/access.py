@@ -34,7 +34,10 @@ def open_attempt(session: Session, token: str) -> AttemptRow:
     """The attempt of this token while it may write; raises Fenced when it is over."""
     attempt = store.by_token(session, token)
     if attempt is None or attempt.ended_at is not None:
-        raise Fenced("this attempt has ended or was replaced by a newer one")
+        raise Fenced(
+            "expected an attempt that lasts, saw one that has ended or was replaced by a newer "
+            "one; its ranks must leave"
+        )
     return attempt
 
 

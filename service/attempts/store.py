@@ -137,7 +137,7 @@ def require_job(session: Session, job_id: str, project: str) -> None:
     """Raise NotFound unless the project has this job."""
     known = select(JobRow.id).where(JobRow.id == job_id, JobRow.project == project)
     if session.scalar(known) is None:
-        raise NotFound(f"no job {job_id!r} in this project")
+        raise NotFound.by_id("job", job_id, listed="GET /v1/jobs")
 
 
 def live_cutoffs(session: Session, job_id: str, project: str) -> dict[int, int | None]:

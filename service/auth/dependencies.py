@@ -20,7 +20,10 @@ def bearer_token(request: Request) -> str:
     """The token of the Authorization header; raises Unauthenticated when there is none."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated("expected the header 'Authorization: Bearer TOKEN', saw none")
+        raise Unauthenticated(
+            "expected the header 'Authorization: Bearer TOKEN', saw none; the first tokens are in "
+            "files of the service's home folder"
+        )
     return token.strip()
 
 
@@ -47,7 +50,10 @@ def _project(db: Db, token: str, audience: Audience) -> str:
     with db.read() as session:
         project = store.project_of_token(session, token, audience)
     if project is None:
-        raise Unauthenticated(f"expected a valid {audience} token, saw one that is not")
+        raise Unauthenticated(
+            f"expected a valid {audience} token, saw one that is not; the first one is in "
+            f"{audience}.token of the service's home folder"
+        )
     return project
 
 

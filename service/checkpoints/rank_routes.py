@@ -106,7 +106,7 @@ def fetch(
         row = store.get_for_attempt(session, checkpoint_id, attempt)
     file = next((f for f in Manifest.model_validate(row.manifest).files if f.name == name), None)
     if file is None:
-        raise NotFound(f"no file {name!r} of checkpoint {checkpoint_id!r} in this job")
+        raise NotFound.by_id("file", name, of=f"checkpoint {checkpoint_id}", listed="its manifest")
     key = blob_key(row.project, row.job_id, row.id, name=file.name, sha256=file.sha256)
     chunks = blobs.read(key, 0, file.size)
     return Download(chunks, size=file.size, close=chunks.close)

@@ -23,7 +23,7 @@ from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http import conditions
 from roadless.service.http.dependencies import Blobs, Db
-from roadless.service.http.download import Download
+from roadless.service.http.download import Download, is_head
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.storage.blobs import BlobStore
 
@@ -122,7 +122,8 @@ def _file_response(
     headers = {"ETag": f'"{file.sha256}"', "Accept-Ranges": "bytes"}
     if conditions.is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    is_same = request.headers.get("if-range") in (None, headers["ETag"])
+    # Range is defined for GET alone: RFC 9110, section 14.2.
+    is_same = request.headers.get("if-range") in (None, headers["ETag"]) and not is_head(request)
     span = parse_range(request.headers.get("range"), file.size) if is_same else None
     start, stop = span or (0, file.size)
     if span is not None:

@@ -23,12 +23,17 @@ from roadless.service.db.keyset import Place
 from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
 from roadless.service.errors import Invalid, NotFound
 
+_LISTED = "GET /v1/jobs/{job_id}/checkpoints"
+
 
 def insert(session: Session, event: CheckpointSaved, *, attempt: AttemptRow, now: datetime) -> None:
     """List a checkpoint whose files are all stored; raises Invalid when its id is taken."""
     manifest = event.manifest
     if session.get(CheckpointRow, manifest.checkpoint_id) is not None:
-        raise Invalid(f"checkpoint {manifest.checkpoint_id} is already listed")
+        raise Invalid(
+            f"expected a new checkpoint id, saw {manifest.checkpoint_id}, which is already listed; "
+            "announce another checkpoint under an id of its own"
+        )
     session.add(
         CheckpointRow(
             id=manifest.checkpoint_id,
@@ -180,7 +185,7 @@ def get(session: Session, checkpoint_id: str, project: str, *, lock: bool = Fals
         query = query.with_for_update().execution_options(populate_existing=True)
     row = session.scalar(query)
     if row is None:
-        raise NotFound(f"no checkpoint {checkpoint_id!r} in this project")
+        raise NotFound.by_id("checkpoint", checkpoint_id, listed=_LISTED)
     return row
 
 
@@ -229,7 +234,7 @@ def get_for_attempt(session: Session, checkpoint_id: str, attempt: AttemptRow) -
     if row.job_id != attempt.job_id:
         spec = session.scalar(select(JobRow.spec).where(JobRow.id == attempt.job_id))
         if spec is None or spec["model"].get("checkpoint_id") != checkpoint_id:
-            raise NotFound(f"no checkpoint {checkpoint_id!r} in this job")
+            raise NotFound.by_id("checkpoint", checkpoint_id, of="this job", listed=_LISTED)
     return row
 
 
@@ -265,7 +270,7 @@ def _place(session: Session, job_id: str, checkpoint_id: str) -> Place:
     query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id)
     row = session.scalar(query.where(CheckpointRow.job_id == job_id))
     if row is None:
-        raise NotFound(f"no checkpoint {checkpoint_id!r} of this job")
+        raise NotFound.by_id("checkpoint", checkpoint_id, of="this job", listed=_LISTED)
     return place_of(row)
 
 

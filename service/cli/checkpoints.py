@@ -5,13 +5,12 @@ import sys
 import tempfile
 from enum import StrEnum
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from roadless.service.cli.terminal import cell, say, say_row, transfer_progress
+from roadless.service.cli.terminal import cell, first, say, say_row, transfer_progress
 from roadless.service.client import Client, ClientError
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.resources import Checkpoint
@@ -48,7 +47,7 @@ def list_checkpoints(
 ) -> None:
     """List a job's checkpoints, newest first."""
     with Client() as client:
-        for checkpoint in islice(client.checkpoints(job, kind=kind, best=best), limit):
+        for checkpoint in first(client.checkpoints(job, kind=kind, best=best), limit):
             say_row(*_cells(checkpoint))
 
 

@@ -1,12 +1,11 @@
 """``roadless data``: upload files for jobs to train on, list and delete them."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from roadless.service.cli.terminal import cell, say, say_row, transfer_progress
+from roadless.service.cli.terminal import cell, first, say, say_row, transfer_progress
 from roadless.service.client import Client, Datasets, require_names
 from roadless.service.contract.job.data import Format
 from roadless.service.contract.uploads.datasets import Dataset
@@ -53,7 +52,7 @@ def list_datasets(
 ) -> None:
     """List data sets, newest first."""
     with Client() as client:
-        for dataset in islice(Datasets(client).list(), limit):
+        for dataset in first(Datasets(client).list(), limit):
             say_row(*_cells(dataset))
 
 

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed, 2 the request was wrong, 130 left with Ctrl-C (the
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from roadless.service.cli.documents import DocumentError, load, parse
 from roadless.service.cli.terminal import (
     accept_any_text,
     cell,
+    first,
     out,
     say,
     say_error,
@@ -67,6 +67,9 @@ def main() -> None:
     except ApiError as error:
         _complain(error)
         sys.exit(WRONG_REQUEST if error.status == 422 else FAILED)
+    except ValidationError as error:
+        say_error(_first_fault(error))
+        sys.exit(WRONG_REQUEST)
     except (UsageError, DocumentError, NotJson) as error:
         say_error(str(error))
         sys.exit(WRONG_REQUEST)
@@ -88,6 +91,12 @@ def _complain(error: ApiError) -> None:
     say_error(f"{error.title} ({error.status}):")
     for fault in error.errors:
         say_error(f"  {fault.pointer or '/'}: {fault.message}")
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    where = "/".join(str(part) for part in fault["loc"])
+    return f"{where}: {fault['msg']}, saw {str(fault['input'])[:80]}"
 
 
 @app.command()
@@ -152,7 +161,7 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     with Client() as client:
-        found = list(islice(client.jobs(phase=phase), limit))
+        found = list(first(client.jobs(phase=phase), limit))
     if not found:
         say_error("no jobs found; create one with: roadless submit FILE.yaml")
     elif out.is_terminal:
@@ -241,13 +250,13 @@ def extend(
 
 def _extend_of(amounts: Mapping[str, Any], plans: Sequence[Mapping[str, Any]]) -> Extend:
     if len(plans) > 1:
-        raise UsageError("expected one of --cooldown, --second-stage and --keep-last-rate")
+        raise UsageError(
+            "expected one of --cooldown, --second-stage and --keep-last-rate, saw more; choose one"
+        )
     try:
         return Extend.model_validate({**amounts, "plan": plans[0] if plans else None})
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = "/".join(str(part) for part in fault["loc"])
-        raise UsageError(f"{where}: {fault['msg']}, saw {fault['input']}") from error
+        raise UsageError(_first_fault(error)) from error
 
 
 @app.command()
@@ -404,5 +413,8 @@ def pull(
 def _newest(client: Client, job_id: str) -> str:
     newest = next(client.checkpoints(job_id, kind=CheckpointKind.EVAL), None)
     if newest is None:
-        raise ClientError(f"{job_id} has no model yet; create one with: roadless evaluate {job_id}")
+        raise ClientError(
+            f"expected a job with a model, saw that {job_id} has none; while it trains, create one "
+            f"with: roadless evaluate {job_id}"
+        )
     return newest.id

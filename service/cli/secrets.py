@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from roadless.service.cli.terminal import say, say_row
-from roadless.service.client import Client, Secrets
+from roadless.service.client import Client, ClientError, Secrets
 from roadless.service.contract.secrets import Secret
 
 app = typer.Typer(help="Store, list and delete credentials for jobs.", no_args_is_help=True)
@@ -35,7 +35,13 @@ def _asked(name: str) -> str:
 
 def _piped() -> str:
     """All of the input, without the end of line that ``echo`` adds."""
-    return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    try:
+        return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ClientError(
+            f"expected a value in UTF-8, saw other bytes at {error.start}; encode it, for instance "
+            "with base64"
+        ) from None
 
 
 @app.command("list")

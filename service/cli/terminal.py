@@ -6,10 +6,14 @@ another job's.
 
 import re
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+Item = TypeVar("Item")
 
 out = Console()
 err = Console(stderr=True)
@@ -57,6 +61,15 @@ def _escaped_json(character: str) -> str:
 def say_error(text: str) -> None:
     """Print a message to standard error, in red on a terminal."""
     err.print(printable(text), style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def first(items: Iterable[Item], limit: int) -> Iterator[Item]:
+    """The first ``limit`` items; says on standard error that there are more, if there are."""
+    for number, item in enumerate(items):
+        if number == limit:
+            err.print(f"(there are more than {limit}; --limit shows more)", highlight=False)
+            return
+        yield item
 
 
 def transfer_progress() -> Progress:

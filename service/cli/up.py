@@ -331,7 +331,8 @@ def _wait_until(
             raise UpError(child.exit_report())
         if time.monotonic() > give_up_at:
             raise UpError(
-                f"the {child.name} was not ready after {READY_SECONDS:g} s; see {child.log}"
+                f"expected the {child.name} to be ready within {READY_SECONDS:g} s, saw that it is "
+                f"not; see {child.log}"
             )
         time.sleep(POLL_SECONDS)
 

@@ -1,12 +1,11 @@
 """``roadless wheels``: upload packages that models of jobs come from, list and delete them."""
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from roadless.service.cli.terminal import say, say_row
+from roadless.service.cli.terminal import first, say, say_row
 from roadless.service.client import Client, Wheels
 from roadless.service.contract.uploads.wheels import Wheel
 
@@ -30,7 +29,7 @@ def list_wheels(
 ) -> None:
     """List wheels, newest first."""
     with Client() as client:
-        for wheel in islice(Wheels(client).list(), limit):
+        for wheel in first(Wheels(client).list(), limit):
             say_row(*_cells(wheel))
 
 

@@ -48,7 +48,7 @@ TIMEOUT_SECONDS = 30.0
 #: Seconds before each retry.
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 LONGEST_PAUSE_SECONDS = 5.0
-_JSON = {"Content-Type": "application/json"}
+JSON_TYPE = {"Content-Type": "application/json"}
 
 Resource = TypeVar("Resource", bound=BaseModel)
 OnProgress = Callable[[int], None]
@@ -198,8 +198,8 @@ class Client:
 
         Raises ApiError with status 412 when the job has changed since ``job`` was read.
         """
-        headers = {"If-Match": f'"{job.version}"', **_JSON}
-        body = _as_json(changes.model_dump(mode="json", exclude_unset=True))
+        headers = {"If-Match": f'"{job.version}"', **JSON_TYPE}
+        body = as_json(changes.model_dump(mode="json", exclude_unset=True))
         answer = self._send("PATCH", f"/v1/jobs/{job.id}", content=body, headers=headers)
         return Job.model_validate_json(answer.content)
 
@@ -443,7 +443,7 @@ class Client:
         headers = {"Idempotency-Key": key or secrets.token_urlsafe(18)}
         content = None
         if body is not None:
-            headers, content = {**headers, **_JSON}, _as_json(body)
+            headers, content = {**headers, **JSON_TYPE}, as_json(body)
         answer = self._send("POST", path, content=content, headers=headers)
         return kind.model_validate_json(answer.content)
 
@@ -486,7 +486,8 @@ class Client:
         return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
 
 
-def _as_json(body: Mapping[str, Any]) -> bytes:
+def as_json(body: Mapping[str, Any]) -> bytes:
+    """Return the body of a request; raises NotJson for a value that JSON, or UTF-8, cannot say."""
     try:
         text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         return text.encode()

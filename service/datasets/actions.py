@@ -112,6 +112,7 @@ def require_sealed(session: Session, dataset_id: str, project: str, *, pointer: 
     if store.sealed(session, dataset_id, project) is None:
         fault = ProblemError(
             pointer=pointer,
-            message=f"expected a sealed data set of this project, saw {dataset_id!r}",
+            message=f"expected a sealed data set of this project, saw {dataset_id!r}; upload and "
+            "seal it first",
         )
-        raise Invalid(f"no sealed data set {dataset_id!r} in this project", errors=(fault,))
+        raise Invalid(f"{pointer}: {fault.message}", errors=(fault,))

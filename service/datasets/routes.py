@@ -109,7 +109,7 @@ def get_file_parts(dataset_id: DatasetId, name: FileName, project: Project, db: 
 
 def _file(found: list[DatasetFile], name: str) -> DatasetFile:
     if not found:
-        raise NotFound(f"no file {name!r} in this data set")
+        raise NotFound.by_id("file", name, of="this data set", listed="the data set")
     return found[0]
 
 
@@ -199,7 +199,9 @@ def get_part(
     row, files = _of_attempt(db, token, dataset_id, name=name)
     part = next((part for part in _file(files, name).parts if part.offset == offset), None)
     if part is None:
-        raise NotFound(f"no part of {name!r} begins at {offset}")
+        raise NotFound(
+            f"expected the offset of a part of {name!r}, saw {offset}; its parts have them"
+        )
     return _part_response(blobs, row, part)
 
 
@@ -217,5 +219,5 @@ def _of_attempt(
         row = store.get(session, dataset_id, attempt.project)
         is_of_job = store.is_of_job(session, dataset_id, job_id=attempt.job_id)
         if not is_of_job or row.state != DatasetState.SEALED:
-            raise NotFound(f"no data set {dataset_id!r} of this job")
+            raise NotFound.by_id("data set", dataset_id, of="this job", listed="its specification")
         return row, store.files(session, dataset_id, name=name)

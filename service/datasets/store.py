@@ -43,7 +43,7 @@ def get(session: Session, dataset_id: str, project: str, *, lock: bool = False) 
     query = select(DatasetRow).where(DatasetRow.id == dataset_id, DatasetRow.project == project)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFound(f"no data set {dataset_id!r} in this project")
+        raise NotFound.by_id("data set", dataset_id, listed="GET /v1/datasets")
     return row
 
 

@@ -61,7 +61,10 @@ class Database:
     @contextmanager
     def _my_turn(self) -> Iterator[None]:
         if not self._turn.acquire(timeout=BUSY_SECONDS):
-            raise Unavailable("the database is busy; try again")
+            raise Unavailable(
+                "expected a turn to write within "
+                f"{BUSY_SECONDS} s, saw the database busy; try again"
+            )
         try:
             yield
         finally:
@@ -97,7 +100,9 @@ def translated() -> Iterator[None]:
         yield
     except (DataError, OverflowError) as error:
         # A number beyond 64 bits, or NUL in a text: nothing that trying again would fix.
-        raise Invalid(f"the value cannot be stored: {_first_line(error)}") from error
+        raise Invalid(
+            f"expected a value that fits, saw one that cannot be stored: {_first_line(error)}"
+        ) from error
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
             raise Locked("another request is holding a lock; try again") from error

@@ -4,10 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 
 import anyio
 import anyio.to_thread
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from roadless.service.http.middleware import IS_HEAD
+
+
+def is_head(request: Request) -> bool:
+    """Whether the client sent HEAD, which routes see as GET."""
+    return bool(request.scope.get(IS_HEAD))
 
 
 class Download(StreamingResponse):

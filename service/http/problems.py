@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -58,10 +59,19 @@ def _on_http_error(request: Request, error: Exception) -> Response:
         return _answer(request, error.__cause__)
     if isinstance(error.__cause__, ValueError | RecursionError):  # and what its parser raises
         return _answer(request, Invalid(f"expected JSON in UTF-8, saw: {error.__cause__}"))
-    problem = ServiceError(str(error.detail))
+    problem = ServiceError(_explain_http_error(request, error))
     problem.status, problem.code = error.status_code, f"http_{error.status_code}"
     problem.title, problem.headers = str(error.detail), error.headers or {}
     return _answer(request, problem)
+
+
+def _explain_http_error(request: Request, error: HTTPException) -> str:
+    seen = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        return f"expected a route of the service, saw {seen}; GET /openapi.json lists them"
+    if error.status_code == 405:
+        return f"expected {Headers(error.headers).get('allow')}, saw {seen}"
+    return str(error.detail)
 
 
 def _on_disconnect(_request: Request, _error: Exception) -> Response:
@@ -71,7 +81,7 @@ def _on_disconnect(_request: Request, _error: Exception) -> Response:
 
 def _on_bug(request: Request, error: Exception) -> Response:
     log.exception(
-        "unexpected error on %s %s, request %s",
+        "unexpected error on %s %r, request %s",  # a path may hold control characters
         *(request.method, request.url.path, _request_id(request)),
         exc_info=error,
     )

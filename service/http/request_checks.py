@@ -4,8 +4,10 @@ Frameworks let these pass: a misspelt query parameter would ask for something el
 Python's ``json`` reads lone surrogates, NaN and 1e999, which neither UTF-8 nor JSON has.
 """
 
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -31,6 +33,7 @@ async def check_request(request: Request) -> None:
     faults = list(_query_faults(request)) if is_users else []
     if _takes_json(request) and await _may_hold_faults(request, is_users=is_users):
         faults += _body_faults(await request.json(), is_strict=is_users)
+        faults += _repeated_keys(await request.body()) if is_users else ()
     if faults:
         detail = "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3])
         raise Invalid(detail, errors=tuple(faults[:_MAX_FAULTS]))
@@ -112,6 +115,21 @@ def _body_faults(body: Any, *, is_strict: bool) -> list[ProblemError]:
         if isinstance(value, dict):
             left += [(_below(pointer, key), key) for key in value if _SURROGATE.search(key)]
     return faults
+
+
+def _repeated_keys(body: bytes) -> Iterator[ProblemError]:
+    """Keys that a mapping has twice, of which a parser keeps only the last."""
+    repeated: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            repeated.extend(name for name, count in counts.items() if count > 1)
+
+    json.loads(body, object_pairs_hook=note)
+    for name in repeated[:_MAX_FAULTS]:
+        message = f"expected each key once, saw {_sayable(name)[:80]!r} again"
+        yield ProblemError(pointer="", message=message)
 
 
 def _inner(pointer: str, value: Any) -> Iterator[tuple[str, Any]]:

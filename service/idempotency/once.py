@@ -62,7 +62,10 @@ def once(
     except Locked as error:
         if is_taken:
             raise
-        raise KeyInUse(f"the first request with key {key!r} is still running") from error
+        raise KeyInUse(
+            f"expected the first request with key {key!r} to have ended, saw it still running; try "
+            "again for its answer"
+        ) from error
     except IntegrityError:
         # Another request with the same key committed between our query and our insert.
         answer = _replay(db, project, key, sha256)
@@ -77,5 +80,8 @@ def _replay(db: Database, project: str, key: str, sha256: str) -> Answer | None:
         if row is None:
             return None
         if row.body_sha256 != sha256:
-            raise IdempotencyKeyReused(f"key {key!r} was used with another request before")
+            raise IdempotencyKeyReused(
+                f"expected the request that key {key!r} was used with before, saw another; use "
+                "a new key for a new request"
+            )
         return row.response

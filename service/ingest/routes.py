@@ -121,7 +121,9 @@ def _require_complete(blobs: BlobStore, attempt: AttemptRow, manifest: Manifest)
         raise Invalid(f"expected a checkpoint id, saw {manifest.checkpoint_id!r}")
     _require_check(manifest)
     if len({file.name for file in manifest.files}) < len(manifest.files):
-        raise Invalid(f"checkpoint {manifest.checkpoint_id}: a file is named twice")
+        raise Invalid(
+            f"checkpoint {manifest.checkpoint_id}: expected each file once, saw one named twice"
+        )
     for file in manifest.files:
         key = blob_key(
             attempt.project,

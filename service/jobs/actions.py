@@ -45,10 +45,9 @@ def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool 
     ``allow_wheels``: whether the operator lets models come from uploaded wheels.
     """
     if spec.project != project:
-        fault = ProblemError(
-            pointer="/project", message=f"expected {project!r}, the project of this token"
-        )
-        raise Invalid(f"saw project {spec.project!r}", errors=(fault,))
+        message = f"expected {project!r}, the project of this token, saw {spec.project!r}"
+        fault = ProblemError(pointer="/project", message=message)
+        raise Invalid(f"/project: {message}", errors=(fault,))
     for pointer, dataset_id in uploads_of(spec).items():
         require_sealed(session, dataset_id, project, pointer=pointer)
     require_known(session, spec.secrets, project=project)
@@ -231,7 +230,10 @@ def patch(transition: Transition, job: JobRow, asked: JobPatch) -> None:
 
 def _require_free_budget(job: JobRow, before: JobSpec, after: JobSpec) -> None:
     if is_terminal(Phase(job.phase)):
-        raise Refused(f"the budget of a {job.phase} job cannot be changed; extend the job instead")
+        raise Refused(
+            f"expected a job that has not ended, saw one that is {job.phase}: its budget cannot "
+            "be changed; extend the job instead"
+        )
     if needs_plan(before, after.budget):
         message = (
             "expected max_steps as it was, since the rates depend on it, saw another; "

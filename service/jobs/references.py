@@ -89,7 +89,10 @@ def with_wheel(session: Session, spec: JobSpec, *, project: str, is_allowed: boo
     if row is None:
         raise _invalid(pointer, f"expected a wheel of this project, saw {model.wheel!r}")
     if model.wheel_sha256 not in (None, row.sha256):
-        raise _invalid(pointer, f"expected null or {row.sha256} as the hash of the wheel")
+        raise _invalid(
+            pointer,
+            f"expected null or {row.sha256} as the hash of the wheel, saw {model.wheel_sha256}",
+        )
     written = spec.model_dump(mode="json")
     place = written["model"]["architecture"] if starts else written["model"]
     place["wheel_sha256"] = row.sha256

@@ -15,7 +15,7 @@ def get(session: Session, job_id: str, project: str, *, lock: bool = False) -> J
     query = select(JobRow).where(JobRow.id == job_id, JobRow.project == project)
     job = session.scalar(query.with_for_update() if lock else query)
     if job is None:
-        raise NotFound(f"no job {job_id!r} in this project")
+        raise NotFound.by_id("job", job_id, listed="GET /v1/jobs")
     return job
 
 

@@ -41,7 +41,9 @@ def locked_runner(session: Session, runner_id: str) -> RunnerRow:
     query = select(RunnerRow).where(RunnerRow.id == runner_id)
     runner = session.scalar(query.with_for_update(key_share=True))
     if runner is None:
-        raise NotFound(f"no runner {runner_id!r}; register first")
+        raise NotFound(
+            f"expected the id of a runner, saw {runner_id[:80]!r}, which none has; register first"
+        )
     return runner
 
 

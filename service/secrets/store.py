@@ -68,7 +68,7 @@ def delete(session: Session, project: str, name: str) -> None:
     """Delete a secret; raises NotFound."""
     row = _locked(session, project, name)
     if row is None:
-        raise NotFound(f"no secret {name!r} in this project")
+        raise NotFound.by_id("secret", name, listed="GET /v1/secrets")
     session.delete(row)
 
 

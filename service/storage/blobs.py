@@ -79,7 +79,7 @@ class MemoryBlobs:
     def read(self, key: str, start: int, stop: int) -> Content:
         """One slice."""
         if key not in self._blobs:
-            raise BlobMissing(f"{key} is not stored")
+            raise BlobMissing
         return _one(self._blobs[key][start:stop])
 
     def delete(self, prefix: str) -> None:

@@ -32,7 +32,10 @@ class Incoming:
             self._file = path.open("ab", buffering=0)
         if not is_locked_by(self._file.fileno(), path):
             self._file.close()
-            raise Unavailable("another connection is uploading this file; try again")
+            raise Unavailable(
+                "expected one connection that uploads this file, saw another; try again once it "
+                "has ended"
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -117,7 +117,9 @@ async def _without_silence(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise Unavailable(f"nothing came for {IDLE_SECONDS:g} s; try again") from error
+            raise Unavailable(
+                f"expected the rest of the body, but nothing came for {IDLE_SECONDS:g} s; try again"
+            ) from error
         yield chunk
 
 

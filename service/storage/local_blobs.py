@@ -48,7 +48,7 @@ class LocalBlobs:
         try:
             file = self._path(key).open("rb")
         except FileNotFoundError as error:
-            raise BlobMissing(f"{key} is not stored") from error
+            raise BlobMissing from error
         return _FileContent(file, start, stop)
 
     def delete(self, prefix: str) -> None:

@@ -62,7 +62,7 @@ class S3Blobs:
     def read(self, key: str, start: int, stop: int) -> Content:
         """Check now that it exists; then read lazily, and resume where a connection breaks."""
         if self.size(key) is None:
-            raise BlobMissing(f"{key} is not stored")
+            raise BlobMissing
         return self._chunks(key, start, stop)
 
     def delete(self, prefix: str) -> None:

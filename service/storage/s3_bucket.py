@@ -164,7 +164,7 @@ def translated() -> Iterator[None]:
         yield
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in _ABSENT:
-            raise BlobMissing("the file is not stored") from error
+            raise BlobMissing from error
         if _is_full(error):
             log.error("the blob store is full: %s", error)
             raise DiskFull("this file in the blob store") from error

@@ -38,7 +38,7 @@ def get(session: Session, wheel_id: str, project: str, *, lock: bool = False) ->
     query = _stored(project).where(WheelRow.id == wheel_id)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFound(f"no wheel {wheel_id!r} in this project")
+        raise NotFound.by_id("wheel", wheel_id, listed="GET /v1/wheels")
     return row
 
 

@@ -53,14 +53,27 @@ class EvaluationCheck(Message):
         return abs(self.seen_loss - self.loss) <= self.tolerance * abs(self.loss)
 
 
+#: A manifest is one message, and stays a small one.
+MAX_DESCRIBED_INPUTS = 4096
+
+
 class DataShape(Message):
-    """The shapes of a model's inputs and outputs, so that it can be used without its data."""
+    """A model's inputs and outputs, so that it can be used without its data.
+
+    The model is given ``(value - mean) / deviation``: of each number of a sample, or of each
+    channel of images. Both are () where values are given as they are, and for samples of more than
+    ``MAX_DESCRIBED_INPUTS`` numbers; ``columns`` also where nobody named any.
+    """
 
     input_shape: tuple[int, ...]  #: of one sample
     num_classes: int  #: classes, or the size of the vocabulary; 0 for regression
     num_targets: int  #: for regression, numbers to predict for each sample
     tokens_per_sample: int  #: 0 for data without tokens
     class_names: tuple[str, ...] = ()  #: in the order of their numbers; () where they have none
+    columns: tuple[str, ...] = ()  #: that the inputs are made of, in order
+    mean: tuple[float, ...] = ()
+    deviation: tuple[float, ...] = ()
+    white: int = 0  #: of images: 255, or 65535 for those of 16 bits; 0 for other samples
 
 
 class SetReceipt(Message):

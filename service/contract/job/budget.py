@@ -62,7 +62,7 @@ class BudgetSpec(Spec):
     @model_validator(mode="after")
     def _names_a_limit(self) -> Self:
         if not self.model_dump(exclude_none=True):
-            raise ValueError("expected at least one limit; use null for an open-ended job")
+            raise ValueError("expected at least one limit, saw none; null is an open-ended job")
         return self
 
 

@@ -152,6 +152,25 @@ def test_numbers_that_json_does_not_have_are_usage_errors_elsewhere_too(roadless
         assert "Traceback" not in err
 
 
+def test_a_secret_that_is_no_text_is_one_line(roadless, tmp_path):
+    (tmp_path / "value").write_bytes(b"\xff\xfe secret")
+    with (tmp_path / "value").open("rb") as piped:
+        code, _, err = roadless("secrets", "put", "A_TOKEN", stdin=piped)
+    assert code == 1
+    assert err.startswith("expected a value in UTF-8")
+    assert "secret" not in err
+    assert "Traceback" not in err
+
+
+def test_a_name_that_no_data_set_can_have_is_one_line(roadless, tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    for name in ("", "x" * 101, b"\xff"):
+        code, _, err = roadless("data", "upload", name, "a.csv", "--format", "csv")
+        assert code == 2, err
+        assert len(err.splitlines()) == 1
+        assert "name" in err
+
+
 def test_a_name_that_the_terminal_cannot_show_is_escaped(service, roadless, digits_spec):
     service.submit(digits_spec | {"name": "Grüße \U0001f600"})
     code, out, _ = roadless("jobs", environment=LATIN, encoding="latin-1")
@@ -182,8 +201,10 @@ def test_jobs_lists_them_newest_first_and_by_phase(service, roadless, digits_spe
     ]
     _, out, _ = roadless("jobs", "--phase", "QUEUED")
     assert [row.split("\t")[0] for row in out.splitlines()] == [second]
-    _, out, _ = roadless("jobs", "--limit", "1")
+    _, out, err = roadless("jobs", "--limit", "1")
     assert len(out.splitlines()) == 1
+    assert "more than 1" in err, "what is left out is not left out in silence"
+    assert roadless("jobs", "--limit", "2")[2] == ""
 
 
 def test_stop_cancel_and_evaluate_reach_the_job(service, roadless, digits_spec):

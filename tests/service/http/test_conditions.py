@@ -95,3 +95,10 @@ def test_a_weak_tag_of_a_file_does_not_let_a_range_be_glued_on(service, digits_s
         headers = {**service.user, "Range": "bytes=2-", "If-Range": tag}
         answer = service.http.get(path, headers=headers)
         assert (answer.status_code, answer.content) == (status, content)
+
+
+def test_head_of_a_range_tells_of_the_whole_file(service, digits_spec):
+    _, rank = service.running(digits_spec)
+    path = f"/v1/checkpoints/{rank.save(1, content=b'0123')}/files/model.safetensors"
+    answer = service.http.head(path, headers={**service.user, "Range": "bytes=2-"})
+    assert (answer.status_code, answer.headers["content-length"]) == (200, "4")

@@ -268,6 +268,35 @@ def test_the_log_names_the_request_of_a_fault_of_ours(service, caplog):
     assert problem["request_id"] in caplog.text
 
 
+def test_a_path_cannot_move_the_cursor_of_who_reads_the_log(service, caplog):
+    @service.http.app.get("/fault/{name}")
+    def fault(name: str) -> None:
+        raise ZeroDivisionError(name and "")
+
+    with caplog.at_level(logging.ERROR):
+        service.http.get("/fault/a%1b[2J%0aERROR")
+    assert "\x1b" not in caplog.text
+    assert "\nERROR'" not in caplog.text
+    assert "/fault/a\\x1b[2J" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "detail"),
+    [
+        ("GET", "/nowhere", "saw GET /nowhere; GET /openapi.json lists them"),
+        ("DELETE", "/healthz", "expected GET, saw DELETE /healthz"),
+        ("GET", "/v1/jobs/job_x", "saw 'job_x': no job is called that; GET /v1/jobs lists"),
+        ("GET", "/v1/checkpoints/ckpt_x", "GET /v1/jobs/{job_id}/checkpoints lists"),
+        ("GET", "/v1/jobs/job_x/eval-curve", "saw 'job_x'"),
+        ("DELETE", "/v1/secrets/A_TOKEN", "saw 'A_TOKEN': no secret is called that"),
+    ],
+)
+def test_what_is_not_found_says_what_was_expected_and_where_to_look(service, method, path, detail):
+    answer = service.http.request(method, path, headers=service.user)
+    assert detail in answer.json()["detail"]
+    assert answer.json()["detail"].startswith("expected ")
+
+
 def test_no_log_line_holds_a_token(service, digits_spec, caplog):
     with caplog.at_level(logging.DEBUG):
         _, rank = service.running(digits_spec)

@@ -163,6 +163,21 @@ def test_a_number_that_json_does_not_have_is_pointed_at(service, digits_spec, wo
     assert faults(answer) == {"/training/seed": f"expected a finite number, saw {seen}"}
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ('"name": "a", "name": "b"', "name"),
+        ('"training": {"batch_size": 64, "seed": 1, "seed": 2}', "seed"),
+        ('"labels": {"a": "1", "\\u0061": "2"}', "a"),
+    ],
+)
+def test_a_key_that_comes_twice_is_refused(service, digits_spec, part, name):
+    kept = {key: value for key, value in digits_spec.items() if f'"{key}":' not in part}
+    body = json.dumps(kept)[:-1] + f", {part}}}"
+    answer = service.post("/jobs", content=body, headers=JSON)
+    assert faults(answer) == {"": f"expected each key once, saw {name!r} again"}
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec=None)), inner),
