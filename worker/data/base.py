@@ -67,6 +67,10 @@ class Description:
     num_targets: int = 0  #: for regression, numbers to predict for each sample
     class_names: tuple[str, ...] = ()  #: in the order of their numbers; () where they have none
     bytes_per_token: float = 0.0  #: of held-out text, on average; 0: not text, or not known
+    columns: tuple[str, ...] = ()  #: that the inputs are made of, in order; see DataShape
+    mean: tuple[float, ...] = ()  #: subtracted from each number, or channel; see DataShape
+    deviation: tuple[float, ...] = ()  #: what is left is divided by
+    white: int = 0  #: of images: the highest number of a file; 0 for other samples
 
     @property
     def num_outputs(self) -> int:
@@ -82,6 +86,10 @@ class Description:
             num_targets=self.num_targets,
             tokens_per_sample=self.tokens_per_sample,
             class_names=self.class_names,
+            columns=self.columns,
+            mean=self.mean,
+            deviation=self.deviation,
+            white=self.white,
         )
 
     @classmethod
@@ -94,6 +102,10 @@ class Description:
             fingerprint="",
             num_targets=shape.num_targets,
             class_names=shape.class_names,
+            columns=shape.columns,
+            mean=shape.mean,
+            deviation=shape.deviation,
+            white=shape.white,
         )
 
 

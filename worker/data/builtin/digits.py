@@ -1,8 +1,8 @@
 """scikit-learn's handwritten digits: 1797 grey images of 8x8 pixels, ten classes.
 
-Small enough to stay in memory whole, and part of a package: the data set that is always there. The
-package's file is read without importing the package, which costs a second and, where pandas is
-installed, loads an allocator that starts a thread: nothing for a process that must fork.
+Small enough to stay in memory, and part of a package: a data set that is always available. The
+package's file is read without importing the package, which takes a second and, where pandas is
+installed, loads an allocator that starts a thread: not acceptable in a process that must fork.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ class Digits:
             num_classes=10,
             tokens_per_sample=0,
             fingerprint=_fingerprint(images, labels),
+            mean=(_BRIGHTEST / 2,),
+            deviation=(_BRIGHTEST / 2,),
         )
         is_held_out = np.arange(len(labels)) % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
         self._train = _as_batch(images[~is_held_out], labels[~is_held_out])
@@ -51,7 +53,7 @@ class Digits:
     def train_batch(self, indices: Indices) -> Batch:
         """Return the images with these global numbers; every epoch has the same ones."""
         rows = torch.from_numpy(indices % self.num_train)
-        # Copies whole rows, as indexing does not: five times as fast.
+        # Copies whole rows, unlike indexing: five times as fast.
         inputs = self._train.inputs.index_select(0, rows)
         return Batch(inputs, self._train.targets.index_select(0, rows), has_uncounted=False)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from roadless.service.contract.checkpoint.manifest import MAX_DESCRIBED_INPUTS
 from roadless.worker.data.base import Batch, Description, Indices
 from roadless.worker.data.formats.chunk import shown_names
 from roadless.worker.errors import DataInvalid
@@ -53,6 +54,24 @@ class Table:
     columns: tuple[str, ...]  #: those that the inputs are made of; () where nobody named any
 
 
+def _kind(dtype: np.dtype[Any]) -> str:
+    """That of the inputs as a file has them: images of each depth, or numbers."""
+    return dtype.name if dtype.kind == "u" else "float32"
+
+
+def _described_inputs(table: Table) -> dict[str, Any]:
+    """What a model's user does to new samples, as far as a manifest has room for it."""
+    dtype = table.inputs.dtype
+    described: dict[str, Any] = {"white": np.iinfo(dtype).max if dtype.kind == "u" else 0}
+    if len(table.columns) <= MAX_DESCRIBED_INPUTS:
+        described["columns"] = table.columns
+    normalization = table.normalization
+    if normalization is not None and normalization.mean.size <= MAX_DESCRIBED_INPUTS:
+        described["mean"] = tuple(normalization.mean.ravel().tolist())
+        described["deviation"] = tuple(normalization.deviation.ravel().tolist())
+    return described
+
+
 class NumberRows:
     """A data set over a table. Inputs are float32; every epoch has the same rows."""
 
@@ -65,6 +84,7 @@ class NumberRows:
             fingerprint=table.fingerprint,
             num_targets=0 if table.num_classes else table.targets.shape[1],
             class_names=table.class_names,
+            **_described_inputs(table),
         )
 
     @property
@@ -95,9 +115,7 @@ class NumberRows:
 
         Raises DataInvalid where one has images and the other has numbers.
         """
-        expected, seen = (
-            "uint8" if rows._table.inputs.dtype == np.uint8 else "float32" for rows in (other, self)
-        )
+        expected, seen = (_kind(rows._table.inputs.dtype) for rows in (other, self))
         if seen != expected:
             raise DataInvalid(
                 f"expected inputs of {expected}, as those that set the scale, saw {seen}"

@@ -21,7 +21,7 @@ from roadless.service.contract.job.models import TransformersModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import ModelForbidden, ModelInvalid, ModelNotFound, ModelUnreadable
 from roadless.worker.model.faults import blaming
-from roadless.worker.model.huggingface import companions
+from roadless.worker.model.huggingface import companions, image_processor
 from roadless.worker.model.huggingface.adapter import TransformersAdapter
 from roadless.worker.model.huggingface.config import (
     new_config,
@@ -36,6 +36,7 @@ from roadless.worker.rank_launch import ModelSources
 
 #: Pickles and code are not even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)
+_OF_IMAGES = "AutoModelForImageClassification"
 #: A short trial: positions are checked by number, and a whole context may take a CPU minutes.
 _TRIAL_TOKENS = 8
 
@@ -52,11 +53,13 @@ def build(
     transformers_logging.disable_progress_bar()
     folder = like or _source(spec, sources=sources)
     # Each architecture checks and fails in its own way, in its properties and methods too.
-    with blaming(ModelInvalid, "an architecture that transformers can make of this"):
+    expected = "an architecture that transformers can make of this"
+    with blaming(ModelInvalid, expected, has_our_code=True):
         model = _made(spec, folder, data=data, has_own_weights=like is None)
-        adapter = TransformersAdapter(
-            model.train(), companions=_companions(spec, folder, like, sources=sources)
-        )
+        files = _companions(spec, folder, like, sources=sources)
+        if spec.auto_class == _OF_IMAGES:
+            files |= image_processor.files_of(data)
+        adapter = TransformersAdapter(model.train(), companions=files)
     require_outputs(adapter, data=data, num_tokens=_TRIAL_TOKENS)
     return adapter
 

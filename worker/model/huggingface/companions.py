@@ -1,6 +1,7 @@
 """The small files beside a model's weights that its users need: tokenizers and image processors.
 
-Copied without parsing, so that nothing can change them here.
+Copied without parsing, so that nothing can change them here. Of a classifier of images the
+processor is replaced: see ``image_processor.py``.
 """
 
 from pathlib import Path
