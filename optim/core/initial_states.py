@@ -23,10 +23,18 @@ COUNTS = ("missed", "step")
 
 
 class InitialStates(defaultdict[Tensor, dict[str, Any]]):
-    """States of parameters that have had no gradient: to be read once, then forgotten."""
+    """States of parameters that have had no gradient: to be read once, then forgotten.
+
+    Only those who list or index them see them. Who asks with ``get``, as all do here that compute
+    with a state, is told that there is none: weights may be loaded before the states are forgotten.
+    """
 
     def __init__(self, states: Mapping[Tensor, dict[str, Any]] | None = None) -> None:
         super().__init__(dict, states or {})
+
+    def get(self, _parameter: Tensor, default: Any = None) -> Any:
+        """Return the default."""
+        return default
 
     def __reduce__(self) -> tuple[Any, ...]:
         return InitialStates, (dict(self),)

@@ -6,14 +6,12 @@ a mode.
 """
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from roadless.optim.core.initial_states import InitialStates
 from roadless.optim.numerics.autocast import outside_autocast
 
 #: A parameter group of torch: its parameters, settings and counters.
@@ -42,7 +40,6 @@ class TwoPositions(Optimizer, ABC):
         A second call has no effect. Returning with `train` is exact if y is remembered, and rounds
         otherwise; leaving `at_average` is always exact.
         """
-        self._forget_initial_states()
         for group in self.param_groups:
             if group["train_mode"]:
                 for parameter in group["params"]:
@@ -56,7 +53,6 @@ class TwoPositions(Optimizer, ABC):
 
         A parameter that was changed while it held x gets the y that matches its new value.
         """
-        self._forget_initial_states()
         for group in self.param_groups:
             if not group["train_mode"]:
                 for parameter in group["params"]:
@@ -71,11 +67,6 @@ class TwoPositions(Optimizer, ABC):
 
     def forget_training_point(self, parameter: Tensor, /) -> None:
         """Drop what `remember_training_point` kept, because the parameter holds y again."""
-
-    def _forget_initial_states(self) -> None:
-        """Drop states that were only made to be read."""
-        if isinstance(self.state, InitialStates):
-            self.state = defaultdict(dict)
 
     def _move_to_average(self, parameter: Tensor, group: Group) -> None:
         self.average_into(parameter, group, parameter)

@@ -5,6 +5,7 @@ load in this frame; they differ in what their state is.
 """
 
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,6 +75,10 @@ class SavedOptimizer(TwoPositions):
             return False
         self.state = InitialStates(self._initial_states())
         return True
+
+    def _forget_initial_states(self) -> None:
+        if isinstance(self.state, InitialStates):
+            self.state = defaultdict(dict)
 
     def state_dict(self) -> StateDict:
         """Return the state as torch does, and under ``optimizer`` in its groups whose it is.

@@ -36,7 +36,7 @@ from roadless.optim.schedule_free.base_state import (
     split,
 )
 from roadless.optim.schedule_free.idle_step import initial_states_of, is_emptied
-from roadless.optim.schedule_free.wide_base import stepping
+from roadless.optim.schedule_free.wide_base import stepping, widen_state
 
 State = dict[str, Any]
 Member = tuple[Tensor, Group]
@@ -206,7 +206,9 @@ class AveragedBase(SavedOptimizer):
     def _initial_states(self) -> dict[Tensor, State]:
         if _has_own_form(self.base):
             self._share_globals(globals_in(self.base.state_dict()))
-        narrow = (p for p in self._all_parameters() if p.grad is not None and is_narrow(p.dtype))
+        narrow = [p for p in self._all_parameters() if p.grad is not None and is_narrow(p.dtype)]
+        for parameter in narrow:
+            widen_state(self.base, parameter)
         with stepping(self.base, {p: p.detach().float() for p in narrow}) as others:
             bases = initial_states_of(self.base)
         return {
