@@ -165,7 +165,7 @@ class AveragedBase(SavedOptimizer):
             for parameter, group in members:
                 state = self.state[parameter]
                 y = self._average(parameter, state, group, c_of[id(group)])
-                if parameter in narrow:
+                if parameter in narrow and "low" in state:
                     key = rounding_key(seed=0, step=group["sf_k"], parameter=numbers[parameter])
                     _round_into(parameter, y, state, key=key)
                 else:
@@ -408,8 +408,7 @@ def _made_usual(parameters: list[Tensor]) -> dict[Tensor, Tensor]:
 def _round_into(parameter: Tensor, y: Tensor, state: State, *, key: int) -> None:
     """Round at random, so that gradients are right on average, and keep what rounding took."""
     stochastically_round_into(parameter, y, key=key)
-    if "low" in state:
-        keep_low_part(y, parameter, state)
+    keep_low_part(y, parameter, state)
 
 
 def _advance(group: Group) -> float:
