@@ -37,6 +37,8 @@ from roadless.worker.rank_launch import ModelSources
 #: Pickles and code are not even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)
 _OF_IMAGES = "AutoModelForImageClassification"
+#: Trained on numbers as the data set gives them: no processor that the folder has did that.
+_OF_ARRAYS = (_OF_IMAGES, "AutoModelForAudioClassification", "AutoModelForVideoClassification")
 #: A short trial: positions are checked by number, and a whole context may take a CPU minutes.
 _TRIAL_TOKENS = 8
 
@@ -57,6 +59,8 @@ def build(
     with blaming(ModelInvalid, expected, has_our_code=True):
         model = _made(spec, folder, data=data, has_own_weights=like is None)
         files = _companions(spec, folder, like, sources=sources)
+        if spec.auto_class in _OF_ARRAYS:
+            files.pop(image_processor.FILE, None)
         if spec.auto_class == _OF_IMAGES:
             files |= image_processor.files_of(data)
         adapter = TransformersAdapter(model.train(), companions=files)

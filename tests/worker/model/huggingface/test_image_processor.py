@@ -13,7 +13,7 @@ import torch
 from data_cases import Node
 from PIL import Image
 from pydantic import TypeAdapter
-from transformers import AutoImageProcessor, ViTImageProcessor
+from transformers import AutoImageProcessor, ViTImageProcessor, Wav2Vec2FeatureExtractor
 
 from roadless.service.contract.job.models import ModelSpec
 from roadless.worker.data.base import Description
@@ -100,6 +100,37 @@ def test_a_checkpoint_has_the_processor_of_its_training_not_of_its_pretraining(
     shipped = json.loads((tmp_path / "trained" / image_processor.FILE).read_bytes())
     assert shipped["image_mean"] == shipped["image_std"] == [0.5] * 3
     assert shipped["size"] == {"height": 16, "width": 16}
+
+
+SOUNDS = {
+    "model_type": "wav2vec2",
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+    "conv_dim": [8],
+    "conv_stride": [4],
+    "conv_kernel": [8],
+    "num_conv_pos_embeddings": 2,
+    "num_conv_pos_embedding_groups": 1,
+    "classifier_proj_size": 8,
+    "use_weighted_layer_sum": False,
+}
+
+
+def test_a_model_of_sounds_does_not_ship_a_processor_that_its_training_never_used(tmp_path):
+    """Wav2Vec2's own subtracts the mean of each sound; the data set does not."""
+    data = Description((64,), num_classes=2, tokens_per_sample=0, fingerprint="")
+    spec = {"kind": "transformers", "auto_class": "AutoModelForAudioClassification"}
+    sources = ModelSources(roots=(str(tmp_path),))
+    first = build_model(_spec({**spec, "config": SOUNDS}), data=data, seed=0, sources=sources)
+    first.save_folder(tmp_path / "pretrained", first.state_dict())
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(tmp_path / "pretrained")
+    assert (tmp_path / "pretrained" / image_processor.FILE).exists()
+    spec["pretrained"] = str(tmp_path / "pretrained")
+    model = build_model(_spec(spec), data=data, seed=0, sources=sources)
+    model.save_folder(tmp_path / "trained", model.state_dict())
+    assert not (tmp_path / "trained" / image_processor.FILE).exists()
 
 
 def _spec(fields: dict[str, Any]) -> Any:
