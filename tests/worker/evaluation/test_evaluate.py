@@ -267,6 +267,45 @@ def test_recalibrated_statistics_have_the_same_bits_at_any_world_size(world_size
     assert all(torch.equal(shared[name], single[name]) for name in single)
 
 
+def normed_model() -> nn.Sequential:
+    """A layer of each kind of norm with statistics, and one more for training alone."""
+
+    class Skipped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(1)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self.norm(inputs) if self.training else inputs
+            return outputs
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        Skipped(),
+        nn.BatchNorm2d(1),
+        nn.Conv2d(1, 3, 3),
+        nn.InstanceNorm2d(3, track_running_stats=True),
+        nn.SyncBatchNorm(3),
+        nn.BatchNorm2d(3, momentum=0.0),
+        nn.Flatten(),
+        nn.LazyLinear(10),
+    )
+    model[1].eval()
+    model(DIGITS.train_batch(np.arange(2)).inputs)
+    return model
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_each_kind_of_norm_layer_that_trains_gets_the_same_bits_at_any_world_size(world_size):
+    """Frozen layers keep theirs, and one that no evaluation reaches has none to send."""
+    model = normed_model()
+    shared = over_ranks(lambda **ranks: recalibrate(model, **ranks), world_size)
+    single = recalibrate(model)
+    assert list(shared) == list(single)
+    assert {name.partition(".")[0] for name in single} == {"3", "4"}
+    assert all(torch.equal(shared[name], single[name]) for name in single)
+
+
 def test_recalibrated_statistics_are_those_of_the_training_images():
     """One batch of all images: the first layer's mean and variance, computed here directly."""
     model = convnet()
