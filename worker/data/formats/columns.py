@@ -24,6 +24,11 @@ _NUMBER_TYPES: frozenset[type] = frozenset({int, float, bool, Decimal})
 _PLAIN = re.compile(r"[0-9+\-.eE \t]*")
 _NUMBER = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*")
 _WHOLE = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
+#: How pandas (``get_dummies``), R and pyarrow write truth values into CSV.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "True", "TRUE"), 1.0),
+    **dict.fromkeys(("false", "False", "FALSE"), 0.0),
+}
 #: How pandas, R and databases write that there is no value.
 _MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "?"})
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(?:nan|inf|infinity)[ \t]*", re.IGNORECASE)
@@ -92,6 +97,11 @@ def labels(chunk: Chunk, name: str) -> NDArray[np.int64]:
     return wide.astype(np.int64)
 
 
+def has_booleans(chunk: Chunk, name: str) -> bool:
+    """Whether the column has truth values, written as texts, as far as the first row tells."""
+    return chunk.is_text_only and chunk.columns[name][0] in _BOOLEANS
+
+
 def has_class_names(chunk: Chunk, name: str) -> bool:
     """Whether the labels of the column are names, as far as the first row tells."""
     value = chunk.columns[name][0]
@@ -156,7 +166,7 @@ def _wide(values: Column, *, reads_texts: bool) -> NDArray[np.float64]:
         return values.astype(np.float64)
     kinds = set(map(type, values))
     if kinds == {str} and reads_texts:
-        return _of_texts(values)
+        return _of_booleans(values) if values[0] in _BOOLEANS else _of_texts(values)
     if kinds <= _NUMBER_TYPES:
         return _of_numbers(values)
     if kinds == {list} and _leaf_kinds(values) <= _NUMBER_TYPES:
@@ -171,6 +181,13 @@ def _of_texts(values: Sequence[str]) -> NDArray[np.float64]:
     try:
         return np.fromiter(map(float, values), dtype=np.float64, count=len(values))
     except ValueError as error:
+        raise _Unlike from error
+
+
+def _of_booleans(values: Sequence[str]) -> NDArray[np.float64]:
+    try:
+        return np.array([_BOOLEANS[value] for value in values])
+    except KeyError as error:
         raise _Unlike from error
 
 
@@ -249,6 +266,10 @@ def _is_rounded(value: Any, wide: float) -> bool:
 def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str) -> NoReturn:
     """Find the row that kept the column from becoming an array."""
     shape: tuple[int, ...] | None = None
+    if has_booleans(chunk, name):
+        row = next(at for at, one in enumerate(chunk.columns[name]) if one not in _BOOLEANS)
+        expected, seen_text = "true or false like the row before", shown(chunk.columns[name][row])
+        chunk.refuse(row, name, expected=expected, seen=seen_text, way_out=_MISSING_WAY_OUT)
     for row, value in enumerate(chunk.columns[name]):
         if _is_missing(value) and expected == "a number":
             expected, way_out = "a finite float32", _MISSING_WAY_OUT

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.data.formats.chunk import Chunk, require_columns, shown, shown_names
-from roadless.worker.data.formats.columns import class_names, has_class_names, labels, numbers
+from roadless.worker.data.formats.columns import (
+    class_names,
+    has_booleans,
+    has_class_names,
+    labels,
+    numbers,
+)
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.prepared.row_numbers import RowNumbers
 from roadless.worker.data.prepared.spread import Spread
@@ -87,6 +93,7 @@ class RowWriter:
         self._names: tuple[str, ...] = ()  #: the features, as the first file has them
         self._first: tuple[np.dtype[Any], tuple[int, ...]] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}  #: of a row of each column
+        self._kinds: dict[str, tuple[str, bool]] = {}  #: the file, and whether it has truth values
         self._spread = Spread()
         self.row_numbers = RowNumbers()  #: watches the features if nobody named any
         self._is_named: bool | None = None
@@ -219,12 +226,23 @@ class RowWriter:
 
     def _column(self, chunk: Chunk, name: str) -> NDArray[Any]:
         if self._wanted.image is None:
+            self._require_one_kind(chunk, name)
             return numbers(chunk, name)
         self._decoder = self._decoder or lazy_import("formats.images").Decoder(
             self._wanted.image_size, self._wanted.image_channels
         )
         assert self._decoder is not None
         return self._decoder.decode(chunk, name)
+
+    def _require_one_kind(self, chunk: Chunk, name: str) -> None:
+        """A column of CSV has truth values or numbers from its first row to its last."""
+        kind = chunk.file, has_booleans(chunk, name)
+        before = self._kinds.get(name, kind)
+        if before[0] == kind[0] and before != kind:
+            expected = "true or false" if before[1] else "a number"
+            seen = shown(chunk.columns[name][0])
+            chunk.refuse(0, name, expected=f"{expected} like the rows before", seen=seen)
+        self._kinds[name] = kind
 
     def _targets(self, chunk: Chunk) -> NDArray[Any]:
         if self._wanted.task == "classification":

@@ -211,6 +211,34 @@ def test_a_column_without_a_name_elsewhere_is_refused_unless_columns_are_named(n
     assert sorted(all_rows(build(node, "rows.csv", columns=["a"]))[0]) == [[1], [3], [5]]
 
 
+# ---- truth values -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelled", [("True", "False"), ("true", "false"), ("TRUE", "FALSE")])
+def test_truth_values_in_csv_are_1_and_0_as_in_every_other_format(node, spelled):
+    values = [True, False, True, True]
+    write_table(node, "rows.csv", {"a": [spelled[not value] for value in values], "y": [0, 1] * 2})
+    write_table(node, "rows.jsonl", {"a": values, "y": [0, 1] * 2})
+    write_table(node, "rows.parquet", {"a": values, "y": [0, 1] * 2})
+    formats = ("csv", "jsonl", "parquet")
+    one, *others = (build(node, f"rows.{format}").description for format in formats)
+    assert others == [one, one]
+
+
+@pytest.mark.parametrize("bad", ["", "1", "2.5", "yes", "nan", "t"])
+def test_truth_values_and_others_are_not_mixed(node, bad):
+    for rows in ([["True"] * 3 + [bad], 4], [["True"] * 4096 + [bad] * 4, 4097]):
+        values, row = rows
+        write_table(node, "rows.csv", {"a": values, "y": [i % 2 for i in range(len(values))]})
+        said = fault(node, "rows.csv")
+        assert f"row {row}, column 'a': expected true or false like the row" in said
+        assert f"saw {bad!r}" in said
+    write_table(node, "rows.csv", {"a": [1] * 4096 + ["True"] * 4, "y": [0, 1] * 2050})
+    assert "row 4097, column 'a': expected a number like the rows before, saw 'True'" in fault(
+        node, "rows.csv"
+    )
+
+
 # ---- what float32 makes equal -------------------------------------------------------------------
 
 FAR = 1e9 + np.arange(40.0)
