@@ -16,6 +16,7 @@ from roadless.worker.data.base import DataSet
 from roadless.worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
 from roadless.worker.model.entry_point import load
 from roadless.worker.model.faults import told
+from roadless.worker.model.random_states import random_states
 from roadless.worker.rank_launch import ModelSources
 
 _FLOATS = (torch.float32, torch.float64)
@@ -45,19 +46,20 @@ class CustomMetric:
         try:
             found = self.function(outputs, targets, **self.arguments)
         except (Exception, SystemExit) as error:  # a foreign function may raise anything
-            raise self._refused("to score a batch", told(error)) from error
+            raise self.refused("to score a batch", told(error)) from error
         if (outputs._version, targets._version) != before:
-            raise self._refused("to leave outputs and targets as they are", "a change in place")
+            raise self.refused("to leave outputs and targets as they are", "a change in place")
         if not isinstance(found, torch.Tensor):
-            raise self._refused("to return a tensor", type(found).__name__)
+            raise self.refused("to return a tensor", type(found).__name__)
         if found.dtype not in _FLOATS or found.shape != (len(targets),):
-            raise self._refused(
+            raise self.refused(
                 f"to return float32 or float64 of shape ({len(targets)},), a number a sample",
                 f"{str(found.dtype).removeprefix('torch.')} of shape {tuple(found.shape)}",
             )
         return found.double()
 
-    def _refused(self, expected: str, seen: str) -> MetricInvalid:
+    def refused(self, expected: str, seen: str) -> MetricInvalid:
+        """Return the error that names this metric."""
         return MetricInvalid(
             f"metric {self.name!r}: expected {self.entry_point} {expected}, saw {seen}"
         )
@@ -98,6 +100,14 @@ def try_out(metrics: tuple[CustomMetric, ...], *, data: DataSet, task: Task) -> 
     shape = (*samples, data.description.num_outputs)
     if torch.Size(shape).numel() > _TRIAL_OUTPUTS:
         return
+    outputs = torch.zeros(shape)
     with torch.no_grad():
         for metric in metrics:
-            metric.scores(torch.zeros(shape), targets)
+            states = random_states()
+            found = metric.scores(outputs, targets)
+            if random_states() != states and not _is_same(found, metric.scores(outputs, targets)):
+                raise metric.refused("to score a batch alike each time", "that it draws anew")
+
+
+def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.nan_to_num().equal(other.nan_to_num())

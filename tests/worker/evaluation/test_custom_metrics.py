@@ -1,6 +1,7 @@
 """Custom metrics: only functions that the operator allows, and only what is a metric."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,8 @@ def test_a_number_that_is_not_finite_is_a_number() -> None:
 @pytest.mark.parametrize(
     ("function", "seen"),
     [
-        ("failing", "RuntimeError: no such thing"),
+        ("failing", "RuntimeError: no such thing\n  at "),
+        ("leaving", "SystemExit: no licence\n  at "),
         ("one_number", "saw float"),
         ("one_mean", "float32 of shape ()"),
         ("whole_numbers", "int64 of shape (2,)"),
@@ -71,6 +73,26 @@ def test_a_number_that_is_not_finite_is_a_number() -> None:
 )
 def test_what_is_no_metric_fails_by_name(function: str, seen: str) -> None:
     assert seen in fault(function)
+
+
+def test_a_metric_that_draws_is_refused_before_training() -> None:
+    """Nobody would find its number again: neither who downloads the model nor another rank."""
+    with pytest.raises(JobFailed, match="to score a batch alike each time") as caught:
+        try_out((load("drawing"),), data=DIGITS, task="classification")
+    assert caught.value.reason is Reason.METRIC_INVALID
+
+
+def test_a_module_that_fails_while_it_is_imported_is_its_owners_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_metrics.py").write_text("WEIGHT = 1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "broken_metrics:score"
+    spec = Spec(name="mine", entry_point=name)
+    with pytest.raises(JobFailed, match=r"at broken_metrics\.py:1 in ") as caught:
+        load_metrics((spec,), sources=ModelSources(entry_points=(name,)))
+    assert caught.value.reason is Reason.METRIC_INVALID
+    assert caught.value.reason not in RETRYABLE
 
 
 @pytest.mark.parametrize("listed", [(), (f"{MODULE}:other",), (MODULE,), (f"{MODULE}:top_5",)])
