@@ -31,6 +31,8 @@ async def check_request(request: Request) -> None:
     """Raise Invalid, with a pointer, for a query or body that no route takes."""
     is_users = request.url.path.startswith(_USERS)
     faults = list(_query_faults(request)) if is_users else []
+    if is_users and request.method == "POST" and not _takes_body(request):
+        faults += _superfluous(await request.body())
     if _takes_json(request) and await _may_hold_faults(request, is_users=is_users):
         faults += _body_faults(await request.json(), is_strict=is_users)
         faults += _repeated_keys(await request.body()) if is_users else ()
@@ -41,9 +43,21 @@ async def check_request(request: Request) -> None:
 
 def _takes_json(request: Request) -> bool:
     """Whether the route reads a body of JSON, which has then been read and parsed already."""
+    is_json = _JSON.match(request.headers.get("content-type", "")) is not None
+    return is_json and _takes_body(request)
+
+
+def _takes_body(request: Request) -> bool:
     route = request.scope["route"]
-    has_body = isinstance(route, APIRoute) and route.body_field is not None
-    return has_body and _JSON.match(request.headers.get("content-type", "")) is not None
+    return isinstance(route, APIRoute) and route.body_field is not None
+
+
+def _superfluous(body: bytes) -> list[ProblemError]:
+    """A body where none is taken: what it asks for would not be done. Nothing in it is as good."""
+    if body.strip() in (b"", b"{}", b"null"):
+        return []
+    seen = body[:80].decode(errors="backslashreplace")
+    return [ProblemError(pointer="", message=f"expected no body for this action, saw {seen!r}")]
 
 
 async def _may_hold_faults(request: Request, *, is_users: bool) -> bool:

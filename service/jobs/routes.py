@@ -139,7 +139,7 @@ def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, request: Req
 class JobAction:
     """What every action has in common: a locked job, a key, and a bell to ring."""
 
-    path: str
+    request: Request
     job_id: str
     project: str
     db: Database
@@ -152,6 +152,7 @@ class JobAction:
 
         def act(session: Session) -> dict[str, Any]:
             job = store.get(session, self.job_id, self.project, lock=True)
+            conditions.require_match(self.request, _etag(job.version))
             change(_transition(session, self.deadlines), job)
             return _as_json(session, job)
 
@@ -160,7 +161,7 @@ class JobAction:
             act,
             project=self.project,
             key=self.key,
-            request=f"{self.path}\n{body}",
+            request=f"{self.request.url.path}\n{body}",
         )
         self.bell.ring()
         return _answer(job, 202, replayed=replayed)
@@ -176,7 +177,7 @@ async def _job_action(
     idempotency_key: IdempotencyKey = None,
 ) -> JobAction:
     deadlines = Deadlines.from_settings(settings)
-    return JobAction(request.url.path, job_id, project, db, bell, deadlines, idempotency_key)
+    return JobAction(request, job_id, project, db, bell, deadlines, idempotency_key)
 
 
 Requested = Annotated[JobAction, Depends(_job_action)]

@@ -102,3 +102,11 @@ def test_head_of_a_range_tells_of_the_whole_file(service, digits_spec):
     path = f"/v1/checkpoints/{rank.save(1, content=b'0123')}/files/model.safetensors"
     answer = service.http.head(path, headers={**service.user, "Range": "bytes=2-"})
     assert (answer.status_code, answer.headers["content-length"]) == (200, "4")
+
+
+def test_an_action_on_another_version_is_not_done(service, digits_spec):
+    job_id = service.submit(digits_spec)
+    for tag, status in (('"7"', 412), ('"x", W/"1"', 202)):
+        answer = service.post(f"/jobs/{job_id}/stop", headers={"If-Match": tag})
+        assert answer.status_code == status
+    assert service.phase(job_id) == "STOPPED"

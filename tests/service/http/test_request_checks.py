@@ -196,6 +196,19 @@ def test_what_passes_can_be_stored_and_what_does_not_is_pointed_at(body):
         assert found == []
 
 
+@pytest.mark.parametrize("action", ["stop", "resume", "retry", "cancel", "evaluate"])
+def test_a_body_for_an_action_that_takes_none_is_refused(service, digits_spec, action):
+    """A pause takes ``checkpoint``; a stop that ignored it would do something else than meant."""
+    job_id = service.submit(digits_spec)
+    answer = service.post(f"/jobs/{job_id}/{action}", json={"checkpoint": "latest"})
+    (message,) = faults(answer).values()
+    assert message.startswith("expected no body for this action, saw '{")
+    assert service.phase(job_id) == "QUEUED"
+    for empty in (b"", b"{}", b" null "):
+        answer = service.post(f"/jobs/{job_id}/{action}", content=empty)
+        assert answer.status_code in (202, 409)
+
+
 # ---- what a body is said to be -------------------------------------------------------------------
 
 
