@@ -100,9 +100,8 @@ def element_index(tensor: Tensor) -> Tensor:
     part = local(tensor)
     index = torch.zeros(part.shape, dtype=torch.int64, device=part.device)
     for dim, runs in enumerate(_runs(tensor)):
-        own = [i for run in runs for i in run]
-        along = torch.tensor(own, dtype=torch.int64, device=part.device)
-        along *= tensor.shape[dim + 1 :].numel()
+        own = [torch.arange(r.start, r.stop, device=part.device) for r in runs or (range(0),)]
+        along = torch.cat(own) * tensor.shape[dim + 1 :].numel()
         index += along.view(-1, *[1] * (part.dim() - dim - 1))
     return index
 

@@ -112,3 +112,16 @@ def test_an_error_inside_leaves_autocast_as_it_was() -> None:
         assert torch.is_autocast_enabled("cpu")
         assert torch.get_autocast_dtype("cpu") is torch.bfloat16
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_of_an_accelerator_is_left_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as can be seen where there is none."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with narrow(torch.bfloat16), outside_autocast():
+            assert not torch.is_autocast_enabled("cpu")
+            assert not torch.is_autocast_enabled("cuda")
+        assert torch.is_autocast_enabled("cuda")
+    finally:
+        torch.set_autocast_enabled("cuda", False)

@@ -1,6 +1,7 @@
 """Where the elements of a distributed tensor are, seen on ranks that have no others."""
 
 from collections.abc import Iterator
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from roadless.optim.numerics.precision import keep_low_part, wide
 from roadless.optim.numerics.rounding import stochastically_round_into, stochastically_rounded
-from roadless.optim.numerics.sharding import blocks, element_index, first_index, local
+from roadless.optim.numerics.sharding import (
+    blocks,
+    element_index,
+    first_index,
+    local,
+    part_of_runs,
+)
 
 
 @pytest.fixture(params=range(4))
@@ -67,13 +74,26 @@ def test_indices_are_those_of_the_whole(
 
 
 @pytest.mark.usefixtures("_rank")
-@pytest.mark.parametrize("dim", [0, 1])
-def test_a_shard_is_rounded_as_it_is_in_the_whole(dim: int) -> None:
-    mesh = init_device_mesh("cpu", (4,))
+@pytest.mark.parametrize(
+    ("mesh_shape", "placements"),
+    [
+        ((4,), [Shard(0)]),
+        ((4,), [Shard(1)]),
+        ((2, 2), [strided(0), Shard(0)]),
+        ((2, 2), [strided(1), Shard(1)]),
+        ((2, 2), [strided(0), Replicate()]),
+        ((2, 2), [Shard(0), Shard(1)]),
+    ],
+    ids=str,
+)
+def test_a_shard_is_rounded_as_it_is_in_the_whole(
+    mesh_shape: tuple[int, ...], placements: list[object]
+) -> None:
+    mesh = init_device_mesh("cpu", mesh_shape)
     values = torch.randn(10, 11, generator=torch.Generator().manual_seed(0))
     expected = stochastically_rounded(values, torch.bfloat16, key=9)
     point, parameter, rounded = (
-        distribute_tensor(whole, mesh, [Shard(dim)], src_data_rank=None)
+        distribute_tensor(whole, mesh, placements, src_data_rank=None)
         for whole in (values, torch.zeros(10, 11, dtype=torch.bfloat16), expected)
     )
     stochastically_round_into(parameter, point, key=9)
@@ -97,3 +117,15 @@ def test_blocks_share_memory_and_cover_everything() -> None:
         block.fill_(i + 1)
     assert bool((tensor > 0).all())
     assert len(blocks(torch.zeros(0))) == 1
+
+
+def test_parts_of_any_split_are_all_indices_once_and_in_order() -> None:
+    for size, num_parts, num_pieces in product(range(12), range(1, 5), range(1, 5)):
+        parts = [
+            part_of_runs((range(size),), index=i, num_parts=num_parts, num_pieces=num_pieces)
+            for i in range(num_parts)
+        ]
+        found = [[i for run in part for i in run] for part in parts]
+        assert sorted(i for part in found for i in part) == list(range(size))
+        assert all(part == sorted(part) for part in found)
+        assert all(a.stop < b.start for part in parts for a, b in pairwise(part))
