@@ -162,7 +162,6 @@ class DiskFull(Unavailable):
     """A disk has no room for what is to be written; nothing was lost, try again once it has."""
 
     code, title = "disk_full", "Disk full"
-    headers = {"Retry-After": "5"}
 
     def __init__(self, what: str) -> None:
         super().__init__(

@@ -6,12 +6,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from roadless.service.contract.resources import Problem, ProblemError
 from roadless.service.errors import Invalid, ServiceError
+from roadless.service.http.known_fields import suggestion
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +94,8 @@ def _on_bug(request: Request, error: Exception) -> Response:
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = tuple(_fault(one, error.body) for one in error.errors())
+    body_type = _body_type(request)
+    faults = tuple(_fault(one, error.body, body_type) for one in error.errors())
     if isinstance(error.body, bytes):  # FastAPI (0.163) parses a body only if it is said to be JSON
         kept = tuple(fault for fault in faults if ":" in fault.pointer)
         faults = (*kept, ProblemError(pointer="", message=_explain_content_type(request)))
@@ -100,14 +103,23 @@ def _on_invalid_request(request: Request, error: Exception) -> Response:
     return _answer(request, Invalid(detail, errors=faults))
 
 
-def _fault(error: Mapping[str, Any], body: Any) -> ProblemError:
+def _body_type(request: Request) -> Any:
+    route = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    return None if field is None else field.field_info.annotation
+
+
+def _fault(error: Mapping[str, Any], body: Any, body_type: Any) -> ProblemError:
     where, *path = error["loc"]
     if where != "body":
         return ProblemError(pointer=f"{where}:{'/'.join(map(str, path))}", message=_explain(error))
     pointer = pointer_of(path, body, is_missing=error["type"] == "missing")
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-    return ProblemError(pointer=pointer, message=_explain(error))
+    message = _explain(error)
+    if error["type"] == "extra_forbidden" and (hint := suggestion(body_type, path)):
+        message += f"; {hint}"
+    return ProblemError(pointer=pointer, message=message)
 
 
 def _explain_content_type(request: Request) -> str:

@@ -29,7 +29,7 @@ def assert_full(answer):
     assert (answer.status_code, problem["type"]) == (503, "urn:roadless:problem:disk_full")
     assert "no disk space left" in problem["detail"]
     assert "free some" in problem["detail"], "the way out"
-    assert answer.headers["retry-after"] == "5"
+    assert answer.headers["retry-after"] == "1"
 
 
 @pytest.fixture
