@@ -265,17 +265,14 @@ def _is_rounded(value: Any, wide: float) -> bool:
 
 def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str) -> NoReturn:
     """Find the row that kept the column from becoming an array."""
-    shape: tuple[int, ...] | None = None
     if has_booleans(chunk, name):
-        row = next(at for at, one in enumerate(chunk.columns[name]) if one not in _BOOLEANS)
-        expected, seen_text = "true or false like the row before", shown(chunk.columns[name][row])
-        chunk.refuse(row, name, expected=expected, seen=seen_text, way_out=_MISSING_WAY_OUT)
+        _refuse_first_no_boolean(chunk, name)
+    shape: tuple[int, ...] | None = None
     for row, value in enumerate(chunk.columns[name]):
-        if _is_missing(value) and expected == "a number":
-            expected, way_out = "a finite float32", _MISSING_WAY_OUT
-            chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         seen = _shape_of(value, reads_texts=chunk.is_text_only or expected != "a number")
         if seen is None:
+            if expected == "a number" and _is_out_of_range(value):
+                expected, way_out = "a finite float32", _MISSING_WAY_OUT
             chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         if shape not in (None, seen):
             expected, way_out = f"the shape {shape} of the first row", _SHAPE_WAY_OUT
@@ -286,8 +283,17 @@ def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str
     )
 
 
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and _NOT_FINITE.fullmatch(value) is not None)
+def _refuse_first_no_boolean(chunk: Chunk, name: str) -> NoReturn:
+    values = chunk.columns[name]
+    row = next(at for at, one in enumerate(values) if one not in _BOOLEANS)
+    expected = "true or false like the row before"
+    chunk.refuse(row, name, expected=expected, seen=shown(values[row]), way_out=_MISSING_WAY_OUT)
+
+
+def _is_out_of_range(value: Any) -> bool:
+    """Whether it is no number because it is missing, infinite or of hundreds of digits."""
+    is_text = isinstance(value, str) and _NOT_FINITE.fullmatch(value) is not None
+    return value is None or isinstance(value, int) or is_text
 
 
 def _shape_of(value: Any, *, reads_texts: bool) -> tuple[int, ...] | None:
