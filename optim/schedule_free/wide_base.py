@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
 from roadless.optim.numerics.precision import is_narrow, working_dtype
+from roadless.optim.numerics.sharding import local
 
 
 @contextmanager
@@ -26,6 +27,9 @@ def stepping(base: Optimizer, points: Mapping[Tensor, Tensor]) -> Iterator[dict[
 
     Yields:
         What stands in for each parameter.
+
+    Raises:
+        RuntimeError: the base has stepped a parameter itself, by a list of its own.
     """
     if not points:
         yield {}
@@ -35,8 +39,14 @@ def stepping(base: Optimizer, points: Mapping[Tensor, Tensor]) -> Iterator[dict[
     for group in base.param_groups:
         group["params"] = [others.get(p, p) for p in group["params"]]
     _rename(base, others)
+    versions = [local(parameter)._version for parameter in points]
     try:
         yield others
+        if versions != [local(parameter)._version for parameter in points]:
+            raise RuntimeError(
+                f"base: expected one that steps what its groups hold, seen {type(base).__name__} "
+                "step narrow parameters by a list of its own; keep them in float32"
+            )
     finally:
         for group, parameters in zip(base.param_groups, lists, strict=True):
             group["params"] = parameters

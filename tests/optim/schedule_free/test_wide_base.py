@@ -347,6 +347,24 @@ def test_states_keep_their_places_while_others_step() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_base_with_a_list_of_its_own_is_refused(form: Any) -> None:
+    class Listed(torch.optim.SGD):
+        def __init__(self, params: list[Parameter]) -> None:
+            super().__init__(params, lr=0.1)
+            self.own = params
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for parameter in self.own:
+                parameter.add_(parameter.grad, alpha=-0.1)
+
+    row = next(gradients(1, torch.bfloat16))
+    with pytest.raises(RuntimeError, match=r"what its groups hold, seen .*Listed step"):
+        step(form(Listed(parameters(torch.bfloat16))), row)
+    step(form(Listed(parameters(torch.float32))), [g.float() for g in row])
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_model_that_is_widened_goes_on_as_it_is(form: Any) -> None:
     """What was kept of y beside bfloat16 has no meaning beside float32."""
     optimizer = trained(form, "adamw")
