@@ -120,6 +120,13 @@ class SavedOptimizer(TwoPositions):
                 super().load_state_dict(state_dict)
         finally:
             self._forget_initial_states()
+            self._forget_empty_states()
+
+    def _forget_empty_states(self) -> None:
+        """Drop what torch (2.13.0) leaves by asking ``state`` for names: it then seems made."""
+        for parameter in [p for p, state in self.state.items() if isinstance(state, dict)]:
+            if not self.state[parameter]:
+                del self.state[parameter]
 
     def _checked(self, given: StateDict) -> StateDict:
         saved = cleaned(given)

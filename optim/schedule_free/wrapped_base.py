@@ -24,7 +24,7 @@ from roadless.optim.core.saved_optimizer import SavedOptimizer, on_device_of
 from roadless.optim.core.shapes import refuse_gradient, require_shapes
 from roadless.optim.core.torch_options import leaving_torch_options
 from roadless.optim.numerics.autocast import outside_autocast
-from roadless.optim.numerics.precision import is_narrow, keep_low_part
+from roadless.optim.numerics.precision import is_narrow, keep_low_part, working_dtype
 from roadless.optim.numerics.rounding import rounding_key, stochastically_round_into
 from roadless.optim.schedule_free.base_state import (
     BASE,
@@ -290,7 +290,7 @@ class AveragedBase(SavedOptimizer):
             return frozenset()
         of_base = frozenset(name for name in given if name.startswith(BASE))
         if isinstance(self.base, SavedOptimizer):
-            needed = self.base._required(self.base.defaults | group)
+            needed = self.base._required_of(parameter, given, read, group)
             of_base &= prefixed(dict.fromkeys(needed)).keys()
         return of_base | super()._required_of(parameter, given, read, group)
 
@@ -345,7 +345,7 @@ class AveragedBase(SavedOptimizer):
         self.state = defaultdict(dict)
         for key, (parameter, _, _) in members(groups, self.param_groups).items():
             if own := parts.get(key, ({}, {}))[0]:
-                self.state[parameter] = {n: on_device_of(parameter, t) for n, t in own.items()}
+                self.state[parameter] = _fitted(own, parameter)
         of_state = [(p, g) for g in self.param_groups for p in g["params"] if p in self.state]
         self._share_states(of_state)
         self._share_globals(globals_)
@@ -381,6 +381,13 @@ def _has_own_form(base: Optimizer) -> bool:
     return type(base).state_dict is not Optimizer.state_dict and not isinstance(
         base, SavedOptimizer
     )
+
+
+def _fitted(own: State, parameter: Tensor) -> State:
+    """Return a copy beside the parameter, with points in the dtype of steps; y is a parameter's."""
+    dtype = working_dtype(parameter.dtype)
+    points = {name: own[name].to(dtype) for name in ("x", "z") if name in own}
+    return {name: on_device_of(parameter, tensor) for name, tensor in (own | points).items()}
 
 
 def _is_initial(own: State, base: State, parameter: Tensor, group: Group) -> bool:

@@ -150,7 +150,15 @@ class SOAP(Descent):
         return state
 
     def _required(self, group: Group) -> frozenset[str]:
-        return super()._required(group) | {"step", "exp_avg_sq"}
+        has_momentum = isinstance(self.rule, SoapRule) and self.rule.has_momentum
+        return super()._required(group) | {"step", "exp_avg_sq", *(("exp_avg",) * has_momentum)}
+
+    def _required_of(
+        self, parameter: Tensor, given: Mapping[str, Any], read: State, group: Group
+    ) -> frozenset[str]:
+        rotated = layout_for(as_pair(parameter), self.defaults | group).rotated
+        of_layout = {f"{kind}_{i}" for i in rotated for kind in ("factor", "basis")}
+        return super()._required_of(parameter, given, read, group) | of_layout
 
     def _knows(self, name: str, group: Group) -> bool:
         return name.startswith(("exp_avg", "factor_", "basis_")) or super()._knows(name, group)

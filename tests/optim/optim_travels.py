@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from roadless import optim
 from roadless.optim import ScheduleFreeWrapper, ScheduleFreeWrapperReference, averaged_point
@@ -113,8 +114,12 @@ class Pair:
 
 
 def gradient_like(parameter: Tensor, t: int) -> Tensor:
+    """The t-th, the same for plain and sharded parameters."""
     generator = torch.Generator().manual_seed(100 + t)
-    return torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    gradient = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(gradient, parameter.device_mesh, parameter.placements)
+    return gradient
 
 
 def assert_alike(seen: Pair, right: Pair) -> None:
