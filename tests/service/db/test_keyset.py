@@ -18,11 +18,13 @@ from roadless.service.db.tables import (
     DatasetRow,
     JobRow,
     RunnerRow,
+    SecretRow,
     Table,
     WheelRow,
 )
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.jobs import store as jobs
+from roadless.service.secrets import store as secrets
 from roadless.service.wheels import store as wheels
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -67,6 +69,10 @@ def a_wheel(id: str, at: datetime) -> WheelRow:
         is_stored=True,
         created_at=at,
     )
+
+
+def a_secret(id: str, at: datetime) -> SecretRow:
+    return SecretRow(project=PROJECT, name=id, sealed=b"", key_id="k", created_at=at, updated_at=at)
 
 
 def a_checkpoint(id: str, at: datetime) -> CheckpointRow:
@@ -115,6 +121,10 @@ def page_of_wheels(session, after, limit):
     return wheels.page(session, PROJECT, after=after, limit=limit)
 
 
+def page_of_secrets(session, after, limit):
+    return secrets.page(session, PROJECT, after=after and after.id, limit=limit)
+
+
 def page_of_checkpoints(session, after, limit):
     kind = CheckpointKind.EVAL
     return checkpoints.page(session, "job_0", kind=kind, after=after, limit=limit)
@@ -126,6 +136,10 @@ LISTS = {
     "wheels": (WheelRow, a_wheel, page_of_wheels, place_of),
     "checkpoints": (CheckpointRow, a_checkpoint, page_of_checkpoints, checkpoints.place_of),
 }
+
+
+#: Secrets are listed by name, so a name is a place by itself.
+BY_NAME = {"secrets": (SecretRow, a_secret, page_of_secrets, lambda row: row.name)}
 
 
 @pytest.fixture
@@ -149,13 +163,14 @@ DELETED = st.lists(st.lists(st.integers(0, 11), max_size=3), max_size=12)
 ADDED = st.lists(st.integers(0, 4), max_size=12)
 
 
-@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("name", LISTS | BY_NAME)
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(made=MADE, deleted=DELETED, added=ADDED, limit=st.integers(1, 3))
 def test_what_stays_is_listed_once_whatever_comes_and_goes(db, name, made, deleted, added, limit):
-    table, make, page, cursor = LISTS[name]
+    table, make, page, cursor = (LISTS | BY_NAME)[name]
+    key = table.name if table is SecretRow else table.id
     empty(db)
     with db.write() as session:
         if table is CheckpointRow:
@@ -172,10 +187,10 @@ def test_what_stays_is_listed_once_whatever_comes_and_goes(db, name, made, delet
             rows = list(page(session, after, limit))
             if not rows:
                 break
-            seen += [row.id for row in rows]
+            seen += [getattr(row, key.key) for row in rows]
             after = Place.parse(str(cursor(rows[-1])))
             gone = {f"x_{i}" for i in deleted[turn]} if turn < len(deleted) else set()
-            session.execute(delete(table).where(table.id.in_(gone)))
+            session.execute(delete(table).where(key.in_(gone)))
             if turn < len(added):
                 session.add(make(f"y_{turn}", NOW + timedelta(seconds=added[turn])))
         stay -= gone

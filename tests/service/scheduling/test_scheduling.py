@@ -511,6 +511,19 @@ def test_room_that_a_waiting_job_takes_is_not_offered(stage, digits_spec):
     assert not stage.report(taken.token).resize
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_growth_of_a_job_that_another_holds_is_noted_once_it_lets_go(stage, digits_spec):
+    """Its history is written by whoever holds it, so that no reader of it passes a line by."""
+    growing(stage, 0)
+    job_id, runner_id, taken = running(stage, digits_spec, free_cpus=2)
+    with stage.db.write() as session:
+        store.get(session, job_id, "default", lock=True)
+        stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=2)
+        assert stage.codes(job_id).count("attempt.grows") == 0
+    stage.sync(runner_id, alive=[taken.attempt_id], free_cpus=2)
+    assert stage.codes(job_id).count("attempt.grows") == 1
+
+
 def test_a_job_that_its_user_stops_does_not_grow(stage, digits_spec):
     growing(stage, 0)
     job_id, runner_id, taken = running(stage, digits_spec, free_cpus=2)
