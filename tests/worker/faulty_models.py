@@ -6,6 +6,7 @@ As an entry point: ``faulty_models:make`` with the argument ``kind``, the name o
 import os
 import random
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -387,7 +388,8 @@ class NeverEvaluates(Base):
 
 
 def _of_this_process() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(os.getpid()).normal(size=NUM_CLASSES)).float()
+    """What nobody else draws: another process, or the same one later."""
+    return torch.from_numpy(np.random.default_rng().normal(size=NUM_CLASSES)).float()
 
 
 class OwnParameter(Base):
@@ -421,6 +423,15 @@ class OwnAttribute(Base):
 
     def forward(self, inputs: torch.Tensor) -> Any:
         return super().forward(inputs) * self.scale
+
+
+class TimeOfDay(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_at = time.monotonic()
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return super().forward(inputs) * self.made_at
 
 
 class OwnModules(Base):

@@ -11,9 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from roadless.optim import load_kernels
 from roadless.service.contract.checkpoint.manifest import Manifest
+from roadless.service.contract.job.models import CheckpointModel, EntryPointModel
+from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
@@ -29,6 +32,7 @@ from roadless.service.contract.states import Reason
 from roadless.worker.api import AttemptApi, Fenced
 from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
+from roadless.worker.data.base import Description
 from roadless.worker.data.progress import Progress
 from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import MESSAGE_LENGTH, DataInvalid, JobFailed, NonFiniteLoss
@@ -45,11 +49,12 @@ from roadless.worker.secrets import REDACTOR, install_secrets, redact_streams
 from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
 from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
-from roadless.worker.training.trial import try_out
+from roadless.worker.training.trial import require_remade, require_same_outputs, try_out
 from roadless.worker.validation.checkpoint_validator import CheckpointValidator, tolerance_on
 from roadless.worker.validation.evaluator import Evaluator
 from roadless.worker.validation.evaluator_process import Setup
 from roadless.worker.validation.evaluator_process import main as evaluate_files
+from roadless.worker.validation.reload import empty_model
 from roadless.worker.validation.zygote import Zygote
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 3600.0
 #: How long a rank that hangs tries to report it, before it dies and its agent reports instead.
 HANG_REPORT_SECONDS = 10.0
+#: The largest model of somebody's factory that is made twice before the first step.
+REMADE_PARAMETERS = 2**26
 
 
 def main(launch: RankLaunch) -> None:
@@ -145,7 +152,11 @@ def _run(
     if brief.resume is None:  # else an attempt before has begun with it
         beat = _trial_beat(reporter)
         buffers = try_out(setup, spec=brief.spec, cluster=cluster, beat=beat)
+        if _is_remade(brief.spec, setup, cluster):
+            require_remade(setup, anew=_made_anew(launch, brief, data=datasets.description))
     resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
+    if brief.resume is not None:
+        require_same_outputs(setup, cluster=cluster)
     context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
     staging = Path(launch.scratch) / f"staging-{launch.rank}"
     watchdog = Watchdog(
@@ -260,6 +271,23 @@ def _build(
     model = initial_model(brief, data=data, sources=model_sources(launch), fetch=fetch)
     shutil.rmtree(folder, ignore_errors=True)
     return set_up_training(model, spec=brief.spec, datasets=datasets, cluster=cluster)
+
+
+def _is_remade(spec: JobSpec, setup: TrainingSetup, cluster: Cluster) -> bool:
+    """Whether the lead tries to make somebody's model again: one that it has whole, and not large.
+
+    Of a larger one the first checkpoint's check tells.
+    """
+    is_whole = cluster.world_size == 1 or spec.parallelism.strategy == "ddp"
+    num_parameters = sum(parameter.numel() for parameter in setup.model.parameters())
+    is_small = num_parameters <= REMADE_PARAMETERS
+    model = spec.model.architecture if isinstance(spec.model, CheckpointModel) else spec.model
+    return cluster.is_lead and is_whole and is_small and isinstance(model, EntryPointModel)
+
+
+def _made_anew(launch: RankLaunch, brief: AttemptBrief, *, data: Description) -> nn.Module:
+    folder = Path(launch.scratch)  # a factory reads none
+    return empty_model(folder, spec=brief.spec, data=data, sources=model_sources(launch))
 
 
 def _buffers_of_training(names: list[str]) -> Notice:

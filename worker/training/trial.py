@@ -86,6 +86,34 @@ def try_out(
     return changed
 
 
+def require_same_outputs(setup: TrainingSetup, *, cluster: Cluster) -> None:
+    """Raise ModelInvalid unless every rank's model gives the same; every rank calls this.
+
+    For an attempt that resumes, perhaps with more ranks than had a part in the trial.
+    """
+    if cluster.world_size > 1:
+        outputs = _outputs(setup.model, _samples(setup).inputs)
+        _require_same_on_all_ranks(outputs, cluster=cluster, tolerance=_near(setup.model))
+
+
+def require_remade(setup: TrainingSetup, *, anew: nn.Module) -> None:
+    """Raise ModelInvalid unless a model made anew is the same once it has loaded the state.
+
+    ``anew``: of the same specification, on the CPU. So a process does that loads a checkpoint.
+    """
+    inputs = _samples(setup).inputs
+    with blaming(ModelInvalid, "a model whose state_dict can be loaded into one made anew"):
+        anew.load_state_dict(setup.model.state_dict())
+    outputs, again = _outputs(setup.model, inputs), _outputs(anew.to(inputs.device), inputs)
+    tolerance = 0.0 if inputs.device.type == "cpu" else _REPEATED
+    if again.shape != outputs.shape or not _are_near(outputs, again, tolerance=tolerance):
+        raise ModelInvalid(
+            "expected the same outputs of a model made anew with the same state, saw others: keep "
+            "what matters in parameters and persistent buffers, and draw the rest from the "
+            "generators of torch, numpy or random, which the job's seed sets"
+        )
+
+
 def require_causal(model: nn.Module, tokens: torch.Tensor, *, num_tokens: int) -> None:
     """Raise ModelInvalid when an output depends on a token behind it.
 

@@ -23,7 +23,7 @@ Serve = Callable[[AttemptBrief], AttemptServer]
 
 @pytest.fixture
 def run(ranks: Ranks, serve: Serve, tmp_path: Path) -> Callable[..., list[Any]]:
-    """Train with two ranks; return what they have said, the lead first."""
+    """Train with one or two ranks; return what they have said, the lead first."""
 
     def train(kind: str, parallelism: dict[str, Any], **changes: Any) -> list[Any]:
         model = {"kind": "entry_point", "factory": FACTORY, "arguments": {"kind": kind}}
@@ -32,7 +32,8 @@ def run(ranks: Ranks, serve: Serve, tmp_path: Path) -> Callable[..., list[Any]]:
         brief = make_brief(model=model, parallelism=parallelism, **{**default, **changes})
         server = serve(brief)
         folder = tmp_path / f"{kind}-{parallelism.get('strategy', 'ddp')}"
-        ranks.run(folder, "rank", world_size=2, url=server.url, model_sources=SOURCES)
+        num_workers = parallelism["num_workers"]
+        ranks.run(folder, "rank", world_size=num_workers, url=server.url, model_sources=SOURCES)
         return [event for rank in (0, 1) for event in server.service.applied[rank]]
 
     return train
@@ -101,6 +102,15 @@ def test_shards_move_a_buffer_as_replicas_do(run: Callable[..., list[Any]]) -> N
     """In every pass it is the lead's, so that one training is resumed as it went on."""
     in_shards = losses(run("FollowsItsInputs", FSDP))
     assert in_shards == pytest.approx(losses(run("FollowsItsInputs", DDP)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["OwnUnkeptBuffer", "OwnAttribute", "TimeOfDay"])
+def test_a_model_that_is_another_one_when_it_is_made_anew_is_refused_on_one_rank_too(
+    run: Callable[..., list[Any]], kind: str
+) -> None:
+    """Else it would train to its end, and no process would ever find its loss in its files."""
+    said = run(kind, {"num_workers": 1})
+    assert "expected the same outputs of a model made anew with the same state" in refusal(said)
 
 
 # ---- shards --------------------------------------------------------------------------------------
