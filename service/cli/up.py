@@ -5,7 +5,6 @@ the others. A dead service or runner is restarted, while training continues. Wit
 nothing can train, so losing that one ends everything.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -18,9 +17,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import httpx
+
+from roadless.service.cli.home_lock import HomeTaken, held, require_free
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -31,7 +32,6 @@ RESTART_WINDOW_SECONDS = 300.0
 TAIL_LINES = 20
 #: What children leave readable: nothing for others. They find tokens, data and models in the home.
 UMASK = 0o077
-LOCK_FILE = "up.lock"
 
 
 class UpError(Exception):
@@ -84,7 +84,7 @@ class Child:
 
     def start(self) -> None:
         """Start or restart the process."""
-        with open(self.log, "ab", opener=_private) as out:
+        with _private_log(self.log) as out:
             self.log_offset = out.tell()
             self._process = subprocess.Popen(
                 self._command,
@@ -135,24 +135,35 @@ class Child:
         return f"{self.name} exited with code {self.exit_code()}; end of {self.log}:\n{tail}"
 
 
+def _private_log(path: Path) -> BinaryIO:
+    """The log, open for appending; only its owner reads it."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    return os.fdopen(descriptor, "ab")
+
+
 def run(plan: Plan, *, say: Say) -> None:
     """Bring everything up, stay until SIGINT or SIGTERM, and take everything down again.
 
     Raises:
         UpError: something did not start, or died for good. Nothing is left running.
     """
-    _require_alone(plan.home)
-    plan = _with_free_port(plan)
-    _make_folders(plan.home)
+    try:
+        require_free(plan.home)  # before its busy port is noticed
+        plan = _with_free_port(plan)
+        _make_folders(plan.home)
+        with held(plan.home, url=plan.url) as record:
+            _stay_up(plan, record=record, say=say)
+    except HomeTaken as error:
+        raise UpError(str(error)) from error
+
+
+def _stay_up(plan: Plan, *, record: Callable[[Mapping[str, int]], None], say: Say) -> None:
     children: list[Child] = []
-    with (
-        _alone(plan),
-        _signals() as is_asked_to_stop,
-        _taken_down(children, say),
-    ):
+    with _signals() as is_asked_to_stop, _taken_down(children, say):
         _bring_up(plan, children, is_asked_to_stop=is_asked_to_stop, say=say)
         _announce(plan, say)
         while not is_asked_to_stop():
+            record({child.name: child.pid for child in children})
             _look_after(children, say)
             time.sleep(POLL_SECONDS)
 
@@ -166,52 +177,6 @@ def _make_folders(home: Path) -> None:
             f"expected a folder that can be written as the home, saw {home}: {error.strerror}; "
             "choose another with --home"
         ) from error
-
-
-def _private(path: str, flags: int) -> int:
-    """Open a file that only its owner reads."""
-    return os.open(path, flags, 0o600)
-
-
-@contextmanager
-def _alone(plan: Plan) -> Iterator[None]:
-    """Hold the home's lock, which the kernel frees with this process, and say in it who holds it.
-
-    Raises UpError if another process holds it.
-    """
-    path = plan.home / LOCK_FILE
-    with open(path, "a+", opener=_private) as file:
-        _lock(file, plan.home)
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "url": plan.url}))
-        file.flush()
-        yield
-        file.truncate(0)
-
-
-def _require_alone(home: Path) -> None:
-    """Say who holds the home, before its busy port is noticed; makes nothing."""
-    with suppress(OSError), (home / LOCK_FILE).open("r+") as file:
-        _lock(file, home)
-
-
-def _lock(file: TextIO, home: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.seek(0)
-        raise UpError(
-            f"expected no other roadless up on {home}, saw {_holder(file.read())}; stop that one "
-            "first, or choose another folder with --home and another port with --port"
-        ) from error
-
-
-def _holder(said: str) -> str:
-    try:
-        known = json.loads(said)
-        return f"process {known['pid']} at {known['url']}"
-    except (ValueError, TypeError, KeyError):  # it is about to write it
-        return "one that is starting or stopping"
 
 
 def _with_free_port(plan: Plan) -> Plan:

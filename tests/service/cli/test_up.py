@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from roadless.service.cli import up
+from roadless.service.cli.home_lock import require_free
 from roadless.service.cli.main import app
 
 DRIVER = """
@@ -289,6 +290,48 @@ def test_the_next_one_starts_once_it_has_gone_however_it_went(start, number):
     first.process.wait(20)
     second = start()
     second.wait_for("Ctrl-C stops everything.")
+
+
+def test_what_a_killed_one_has_left_running_is_named_with_how_to_end_it(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    ours = "import time; print('roadless.', flush=True); time.sleep(60)"
+    left = subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE)
+    left.stdout.readline()
+    children = {"service": left.pid, "runner": 2**22 + 1}
+    (home / "up.lock").write_text(json.dumps({"pid": 7, "url": "http://x", "children": children}))
+    plan = up.Plan(home=home, port=0, num_cpus=None)
+    said = f"process 7 has gone and left running: service .{left.pid}.; .* kill {left.pid}$"
+    with pytest.raises(up.UpError, match=said):
+        up.run(plan, say=lambda line: None)
+    left.kill()
+    left.communicate()
+    require_free(home)
+
+
+def test_the_processes_that_run_are_recorded_after_restarts_too(start):
+    running = start()
+    running.wait_for("Ctrl-C stops everything.")
+    os.kill(running.wait_for_note("runner")["pid"], signal.SIGKILL)
+    pid = running.wait_for_note("runner", times=2)["pid"]
+    give_up_at = time.monotonic() + 20
+    while recorded(running)["children"].get("runner") != pid:
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    assert recorded(running)["pid"] == running.process.pid
+    assert set(recorded(running)["children"]) == {"Ray head", "service", "runner"}
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    assert (running.folder / "home" / "up.lock").read_text() == ""
+
+
+def recorded(running):
+    """What the lock file says; nothing while it is being written."""
+    text = (running.folder / "home" / "up.lock").read_text()
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"pid": None, "children": {}}
 
 
 def test_a_port_that_another_service_has_is_told_with_the_way_out(tmp_path):
