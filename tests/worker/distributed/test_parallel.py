@@ -217,8 +217,12 @@ def test_a_state_fits_any_number_of_ranks_and_any_strategy(
         assert rest.lead["evals"][0][1] == pytest.approx(whole.lead["evals"][1][1], **tolerance)
 
 
-def test_a_narrow_state_is_taken_up_bit_for_bit_by_shards(run: Run) -> None:
-    changes = {"parallelism": FSDP, "training": {"precision": "bf16"}}
+@pytest.mark.parametrize("optimizer", [ADAMW, WRAPPED], ids=lambda spec: spec["name"])
+def test_a_narrow_state_is_taken_up_bit_for_bit_by_shards(
+    run: Run, optimizer: dict[str, Any]
+) -> None:
+    training = {"precision": "bf16"}
+    changes = {"parallelism": FSDP, "training": training, "optimizer": optimizer}
     half, whole = run(2, budget={"max_steps": 3}, **changes), run(2, **changes)
     rest = run(2, start=half.state, **changes)
     assert rest.lead["losses"] == whole.lead["losses"][3:]

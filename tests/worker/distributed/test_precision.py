@@ -1,10 +1,38 @@
 """In which dtype a narrow model keeps what a running mean needs."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
+from training_bench import Bench, make_brief
 
 from roadless.worker.distributed.precision import set_precision
+
+WRAPPED = {"name": "schedulefree_wrapper", "base": {"name": "AdamW"}}
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "adamw_schedulefree"}, WRAPPED], ids=str)
+def test_a_narrow_job_learns_what_a_wide_one_does(
+    optimizer: dict[str, Any], tmp_path: Path
+) -> None:
+    """To within 3 % of the loss at x: no optimizer loses what bfloat16 has no room for."""
+    losses = []
+    for precision in ("fp32", "bf16"):
+        brief = make_brief(
+            model={"kind": "preset", "name": "mlp"},
+            data={"kind": "builtin", "name": "digits"},
+            task="classification",
+            optimizer=optimizer,
+            training={"batch_size": 32, "precision": precision},
+            budget={"max_steps": 400},
+            evaluation={"every_steps": 400},
+        )
+        bench = Bench(brief, tmp_path / precision)
+        bench.training.run()
+        losses.append(bench.reporter.evals[-1].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
 
 
 @pytest.mark.parametrize(
