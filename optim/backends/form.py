@@ -119,9 +119,11 @@ def numbers(move: Move, direction: Direction) -> tuple[float, ...]:
     γ, λ, lr_y, c, 1 - c; β₂, 1 - β₂, v_scale, floor, ε; β₁, 1 - β₁, m_scale. Complements are
     computed here, before anything is rounded to the dtype of the tensors.
     """
+    lr, decay, lr_y, c = move
     adam = direction if isinstance(direction, Adam) else _GRADIENT_NUMBERS
+    beta2, v_scale, eps, floor, beta1, m_scale = adam
     return (
-        *(move.lr, move.decay, move.lr_y, move.c, 1 - move.c),
-        *(adam.beta2, 1 - adam.beta2, adam.v_scale, adam.floor, adam.eps),
-        *(adam.beta1, 1 - adam.beta1, adam.m_scale),
+        *(lr, decay, lr_y, c, 1 - c),
+        *(beta2, 1 - beta2, v_scale, floor, eps),
+        *(beta1, 1 - beta1, m_scale),
     )

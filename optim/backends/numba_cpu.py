@@ -100,6 +100,7 @@ class Job:
         """``tensors``: as in `run`, at least one."""
         dtype = tensors.points[0].dtype
         self._table = _table(tensors)
+        self._gradient_column = self._table[:, _GRADIENT]
         self._tensor_of, start, length = _chunks(_sizes(tensors))
         self._gradient_starts = start * dtype.itemsize
         self._has_chunk_each = np.array_equal(self._tensor_of, np.arange(len(tensors.points)))
@@ -119,10 +120,10 @@ class Job:
         if not self._most_threads:
             return
         if self._has_chunk_each:
-            self._table[:, _GRADIENT] = gradients
+            self._gradient_column[:] = gradients
         else:
             addresses = np.array(gradients, dtype=np.int64)[self._tensor_of]
-            self._table[:, _GRADIENT] = addresses + self._gradient_starts
+            self._gradient_column[:] = addresses + self._gradient_starts
         self._numbers[:] = numbers(move, direction)
         self._counter[0] = 0
         # As torch does: no thread is woken for less than a chunk of work.

@@ -34,7 +34,8 @@ class Repeat:
     """
 
     prepared: Prepared
-    dtype: torch.dtype
+    #: The one that parameters and gradients have.
+    dtypes: set[torch.dtype]
     #: Names of the state's buffers that the kernel uses.
     names: tuple[str, ...]
     #: Each shared with no other parameter.
@@ -64,7 +65,7 @@ class Repeat:
         addresses = list(map(_address, [*parameters, *buffers]))
         return cls(
             prepared,
-            dtype=parameters[0].dtype,
+            dtypes={parameters[0].dtype},
             names=names,
             states=own,
             buffers=buffers,
@@ -86,22 +87,23 @@ class Repeat:
         """
         if not self._are_states_of(parameters, states):
             return None
-        gradients = [parameter.grad for parameter in parameters]
-        if set(map(type, gradients)) != _PLAIN or set(map(_dtype, gradients)) != {self.dtype}:
+        # Whoever has no gradient fails the next line.
+        gradients: list[Any] = [parameter.grad for parameter in parameters]
+        if set(map(type, gradients)) != _PLAIN or set(map(_dtype, gradients)) != self.dtypes:
             return None
         if any(map(_is_neg, gradients)) or any(map(_is_neg, parameters)):
+            return None
+        own = [*parameters, *self.buffers]
+        if list(map(_address, own)) != self.addresses or not all(map(_is_contiguous, own)):
             return None
         others = self.buffers + gradients
         if list(map(_size, parameters)) != self.shapes or list(map(_numel, others)) != self.numels:
             return None
-        tensors = [*parameters, *others]
-        if not all(map(_is_contiguous, tensors)):
+        if not all(map(_is_contiguous, gradients)):
             return None
-        addresses = list(map(_address, tensors))
-        own, found = addresses[: len(self.addresses)], addresses[len(self.addresses) :]
-        if own != self.addresses or found.count(0) != self.num_empty:
-            return None
-        return found if self.written.isdisjoint(found) else None
+        found = list(map(_address, gradients))
+        has_own_memory = found.count(0) == self.num_empty and self.written.isdisjoint(found)
+        return found if has_own_memory else None
 
     def _are_states_of(
         self, parameters: Sequence[Tensor], states: Mapping[Any, dict[str, Tensor]]
