@@ -16,7 +16,8 @@ from roadless.optim.backends.form import Direction, Move
 
 _PLAIN = {Tensor}
 _address, _size, _numel = Tensor.data_ptr, Tensor.size, Tensor.numel
-_is_contiguous, _is_neg, _dtype = Tensor.is_contiguous, Tensor.is_neg, Tensor.dtype.__get__
+_is_contiguous, _is_neg = Tensor.is_contiguous, Tensor.is_neg
+_dtype = Tensor.dtype.__get__  # type: ignore[attr-defined]  # a descriptor, to mypy a dtype
 
 
 class Prepared(Protocol):
