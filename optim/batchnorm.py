@@ -364,8 +364,8 @@ def _merge(a: Any, b: Any) -> Any:
 
 def _blank(layer: _Norm) -> Moments | InstanceMoments:
     kind = InstanceMoments if isinstance(layer, _InstanceNorm) else Moments
-    none = torch.zeros(layer.num_features, dtype=torch.float64)
-    return kind(count=torch.zeros((), dtype=torch.float64), mean=none, var=none)
+    none = torch.zeros(layer.num_features, dtype=torch.float64, device="cpu")
+    return kind(count=none.new_zeros(()), mean=none, var=none)
 
 
 def _blocks(values: Tensor) -> tuple[Tensor, ...]:

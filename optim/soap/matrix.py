@@ -29,7 +29,9 @@ def begin(g: Tensor, layout: Layout, *, has_momentum: bool) -> State:
         layout: of the tensor.
         has_momentum: whether to keep m.
     """
-    state = {"step": torch.zeros((), dtype=torch.int64), "exp_avg_sq": torch.zeros_like(g)}
+    # On the CPU, where it is read in every step, whatever device a program makes its own default.
+    step = torch.zeros((), dtype=torch.int64, device="cpu")
+    state = {"step": step, "exp_avg_sq": torch.zeros_like(g)}
     if has_momentum:
         state["exp_avg"] = torch.zeros_like(g)
     for i in layout.rotated:

@@ -538,3 +538,24 @@ def test_a_name_is_soap_with_its_options() -> None:
 @every_make
 def test_every_name_is_a_soap(make: Make) -> None:
     assert isinstance(make([Parameter(torch.zeros(2, 2))]), optim.SOAP)
+
+
+@every_make
+def test_a_programs_default_device_and_dtype_do_not_reach_a_step(make: Make) -> None:
+    """Where all of SOAP is: its counts are on the CPU, its factors in the parameter's dtype."""
+    ends = []
+    for is_changed in (False, True):
+        parameter = Parameter(normal(3, 4, seed=0))
+        optimizer = make([parameter])
+        for G in gradients(4, 3, 4):
+            if is_changed:
+                torch.set_default_device("meta")
+                torch.set_default_dtype(torch.bfloat16)
+            try:
+                step(optimizer, parameter, G)
+            finally:
+                torch.set_default_device(None)
+                torch.set_default_dtype(torch.float32)
+        ends.append(parameter.detach())
+        assert optimizer.state[parameter]["step"].device.type == "cpu"
+    assert torch.equal(*ends)
