@@ -244,15 +244,14 @@ def _bring_up(
 
     cpus = [] if plan.num_cpus is None else ["--num-cpus", str(plan.num_cpus)]
     ray = start("Ray head", plan.modules.ray, "--home", str(plan.home), *cpus)
-    head: dict[str, Any] = {}
-    _wait_until(lambda: bool(head.update(_announced(ray)) or head), ray, is_asked_to_stop)
+    _wait_until(lambda: None if _announced(ray) else "no address", ray, is_asked_to_stop)
     if is_asked_to_stop():
         return
     service = start("service", plan.modules.service, **_service_env(plan))
-    _wait_until(lambda: _is_ready(plan.url), service, is_asked_to_stop)
+    _wait_until(lambda: _why_not_ready(plan.url), service, is_asked_to_stop)
     if is_asked_to_stop():
         return
-    start("runner", plan.modules.runner, **_runner_env(plan, head))
+    start("runner", plan.modules.runner, **_runner_env(plan, _announced(ray)))
 
 
 def _announced(ray: Child) -> dict[str, Any]:
@@ -288,25 +287,35 @@ def _runner_env(plan: Plan, head: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _wait_until(
-    is_ready: Callable[[], bool], child: Child, is_asked_to_stop: Callable[[], bool]
+    why_not: Callable[[], str | None], child: Child, is_asked_to_stop: Callable[[], bool]
 ) -> None:
+    """Wait for a child to be ready; ``why_not``: what it still lacks, None when it is."""
     give_up_at = time.monotonic() + READY_SECONDS
-    while not is_ready() and not is_asked_to_stop():
+    while (lack := why_not()) is not None and not is_asked_to_stop():
         if child.exit_code() is not None:
             raise UpError(child.exit_report())
         if time.monotonic() > give_up_at:
             raise UpError(
-                f"expected the {child.name} to be ready within {READY_SECONDS:g} s, saw that it is "
-                f"not; see {child.log}"
+                f"expected the {child.name} to be ready within {READY_SECONDS:g} s, saw {lack}; "
+                f"see {child.log}"
             )
         time.sleep(POLL_SECONDS)
 
 
-def _is_ready(url: str) -> bool:
+def _why_not_ready(url: str) -> str | None:
     try:
-        return httpx.get(f"{url}/readyz", timeout=2).is_success
-    except httpx.TransportError:
-        return False
+        answer = httpx.get(f"{url}/readyz", timeout=2)
+    except httpx.TransportError as error:
+        return f"no answer from {url} ({error or type(error).__name__})"
+    return None if answer.is_success else f"the answer {answer.status_code}: {_detail(answer)}"
+
+
+def _detail(answer: httpx.Response) -> str:
+    """What a problem says, such as that a disk is full."""
+    try:
+        return str(answer.json()["detail"])
+    except (ValueError, TypeError, KeyError):
+        return answer.text[:200]
 
 
 def _announce(plan: Plan, say: Say) -> None:

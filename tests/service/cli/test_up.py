@@ -30,6 +30,7 @@ DRIVER = """
     plan = up.Plan(
         home=Path(sys.argv[1]), port=0, host=sys.argv[2], num_cpus=2, modules=modules
     )
+    up.READY_SECONDS = float(sys.argv[3])
     try:
         up.run(plan, say=lambda line: print(line, flush=True))
     except up.UpError as error:
@@ -82,14 +83,14 @@ FAKES = {
 class Running:
     """The driver process, and what it and its children said."""
 
-    def __init__(self, folder: Path, *, host: str) -> None:
+    def __init__(self, folder: Path, *, host: str, ready_seconds: float) -> None:
         self.folder = folder
         (folder / "driver.py").write_text(textwrap.dedent(DRIVER))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ROADLESS_", "RAY_"))}
         self.output = folder / "output"
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "driver.py", str(folder / "home"), host],
+                [sys.executable, "driver.py", str(folder / "home"), host, str(ready_seconds)],
                 cwd=folder,
                 env=kept | {"PYTHONPATH": str(folder)},
                 stdout=out,
@@ -120,10 +121,12 @@ class Running:
 def start(tmp_path) -> Iterator:
     started: list[Running] = []
 
-    def starting(*, host: str = "127.0.0.1", **changed: str) -> Running:
+    def starting(
+        *, host: str = "127.0.0.1", ready_seconds: float = up.READY_SECONDS, **changed: str
+    ) -> Running:
         for name, text in (FAKES | changed).items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        started.append(Running(tmp_path, host=host))
+        started.append(Running(tmp_path, host=host, ready_seconds=ready_seconds))
         return started[-1]
 
     yield starting
@@ -358,6 +361,25 @@ def test_a_home_that_cannot_be_written_is_told_with_the_way_out(tmp_path):
     plan = up.Plan(home=tmp_path / "file" / "home", port=0, num_cpus=None)
     with pytest.raises(up.UpError, match="choose another with --home"):
         up.run(plan, say=lambda line: None)
+
+
+def test_a_service_that_does_not_get_ready_is_told_with_what_it_answers(start):
+    unready = """
+        from fakes_note import *
+        from http.server import BaseHTTPRequestHandler, HTTPServer
+        note("service"); leave("service")
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(503)
+                self.end_headers()
+                self.wfile.write(b'{"detail": "no disk space left at the service"}')
+        HTTPServer(("127.0.0.1", int(os.environ["ROADLESS_PORT"])), Handler).serve_forever()
+    """
+    running = start(fake_service=unready, ready_seconds=2)
+    assert running.process.wait(30) == 1
+    said = running.output.read_text()
+    assert "expected the service to be ready within 2 s, saw the answer 503: no disk space" in said
+    assert not is_alive(running.notes("ray")[0]["pid"])
 
 
 # ---- whose modules, whose files ------------------------------------------------------------------
