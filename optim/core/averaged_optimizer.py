@@ -204,7 +204,7 @@ class AveragedOptimizer(SavedOptimizer):
                 self.state[parameter] = {n: on_device_of(parameter, t) for n, t in state.items()}
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does, and under ``optimizer`` in its groups whose it is.
+        """Return the state as torch does, and under ``saved_by`` in its groups whose it is.
 
         Reading it changes nothing, at any time and in either position.
         """

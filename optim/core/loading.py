@@ -97,6 +97,26 @@ def require_groups(saved: list[Group], own: list[Group]) -> None:
         )
 
 
+def require_order(saved: list[Group], own: list[Group]) -> None:
+    """Refuse the same parameters in another order, where both have their names.
+
+    torch (2.13.0) goes by places alone. A distributed checkpoint has names for keys, and has
+    brought them into the optimizer's order.
+
+    Raises:
+        ValueError: with the first place that differs.
+    """
+    names = [[name for g in groups for name in g.get("param_names", ())] for groups in (own, saved)]
+    has_names_for_keys = any(isinstance(key, str) for group in saved for key in group["params"])
+    if has_names_for_keys or names[0] == names[1] or set(names[0]) != set(names[1]):
+        return
+    mine, theirs = next(pair for pair in zip(*names, strict=True) if pair[0] != pair[1])
+    raise ValueError(
+        f"state_dict: expected parameters in the optimizer's order, {mine} here, seen {theirs}; "
+        "register_load_state_dict_pre_hook() takes a function that brings them into it"
+    )
+
+
 def members(saved: list[Group], own: list[Group]) -> dict[Any, tuple[Tensor, Group, str]]:
     """Return, by the saved key of a parameter, the parameter, its saved group and its name."""
     found: dict[Any, tuple[Tensor, Group, str]] = {}

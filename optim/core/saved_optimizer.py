@@ -22,6 +22,7 @@ from roadless.optim.core.loading import (
     require_complete,
     require_groups,
     require_known,
+    require_order,
     require_some,
 )
 from roadless.optim.core.points import is_at_average
@@ -31,7 +32,7 @@ State = dict[str, Any]
 
 #: Under this key the groups of a state dict say whose state it is. Groups in use do not have it: of
 #: their settings none may be missing in a flattened checkpoint, and older ones lack this.
-_NAMED = "optimizer"
+_NAMED = "saved_by"
 
 
 class SavedOptimizer(TwoPositions):
@@ -81,7 +82,7 @@ class SavedOptimizer(TwoPositions):
             self.state = defaultdict(dict)
 
     def state_dict(self) -> StateDict:
-        """Return the state as torch does, and under ``optimizer`` in its groups whose it is.
+        """Return the state as torch does, and under ``saved_by`` in its groups whose it is.
 
         Reading it changes nothing, at any time and in either position.
         """
@@ -110,9 +111,11 @@ class SavedOptimizer(TwoPositions):
                 "load_state_dict(): expected to be outside of at_average(), seen inside"
             )
         own_groups, saved = self.param_groups, StateDict()
+        # A hook may bring states into the optimizer's order, and leave the names as they are.
+        has_hooks = bool(self._optimizer_load_state_dict_pre_hooks)
 
         def read(given: StateDict) -> StateDict:
-            saved.update(self._checked(given))
+            saved.update(self._checked(given, has_hooks=has_hooks))
             return saved
 
         try:
@@ -128,12 +131,14 @@ class SavedOptimizer(TwoPositions):
             if not self.state[parameter]:
                 del self.state[parameter]
 
-    def _checked(self, given: StateDict) -> StateDict:
+    def _checked(self, given: StateDict, *, has_hooks: bool) -> StateDict:
         saved = cleaned(given)
         self._require_own(saved, given["state"])
         for group in saved["param_groups"]:
             group.pop(_NAMED, None)
         require_groups(saved["param_groups"], self.param_groups)
+        if not has_hooks:
+            require_order(saved["param_groups"], self.param_groups)
         known = members(saved["param_groups"], self.param_groups)
         require_known(saved["state"], known)
         num_steps = max((int(g.get(self._counter, 0)) for g in saved["param_groups"]), default=0)

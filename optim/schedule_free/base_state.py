@@ -21,8 +21,8 @@ State = dict[str, Any]
 BASE = "base."
 #: Prefix of values that are in the base's ``state``, but are not of a parameter.
 _GLOBAL = "base.state."
-#: What a state dict has beside what a base may add to it.
-_OWN = ("state", "param_groups", "optimizer")
+#: What every state dict has, beside what a base may add.
+_OWN = ("state", "param_groups")
 
 
 def form_of(base: Optimizer) -> str:
@@ -71,7 +71,10 @@ def load_base(base: Optimizer, saved: StateDict, values: State) -> None:
     states = {n.removeprefix(_GLOBAL): v for n, v in values.items() if n.startswith(_GLOBAL)}
     whole = saved | at_top | {"state": saved["state"] | states}
     if isinstance(base, SavedOptimizer):
-        base.load_state_dict(whole)
+        # The order has been seen to.
+        groups = saved["param_groups"]
+        unnamed = [{n: v for n, v in g.items() if n != "param_names"} for g in groups]
+        base.load_state_dict(whole | {"param_groups": unnamed})
         return
     last = StateDict()
 

@@ -124,7 +124,7 @@ def test_a_subclass_of_a_base_with_a_step_of_its_own_is_another() -> None:
 def nameless(state: dict[str, Any]) -> dict[str, Any]:
     """As an earlier release saved it."""
     groups = [
-        {k: v for k, v in group.items() if k != "optimizer"} for group in state["param_groups"]
+        {k: v for k, v in group.items() if k != "saved_by"} for group in state["param_groups"]
     ]
     return state | {"param_groups": groups}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from optim_travels import ALL, BY_NAME, FLAT, LR, WRAPPED, Pair, assert_alike, assert_go_on_alike
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions
 
 from roadless.optim import at_average
 
@@ -210,6 +211,34 @@ def test_groups_in_another_order_are_refused_where_their_shapes_tell(name: str) 
     source, target = makes
     source.train(0, 2, is_all_used=True)
     assert_refused(target, source.optimizer.state_dict(), "of group 0", "another model")
+
+
+@KINDS
+def test_the_same_parameters_in_another_order_are_refused_by_name(name: str) -> None:
+    """Of one shape, where only names tell; with a hook, who registered it has seen to the order."""
+    source, target = Pair(ALL[name]), Pair(ALL[name])
+    source.optimizer = ALL[name](source.model.named_parameters())
+    turned = list(reversed(list(target.model.named_parameters())))
+    target.optimizer = ALL[name](turned)
+    state = source.train(0, 2).optimizer.state_dict()
+    assert_refused(target, state, "never.weight here", "seen used.weight", "pre_hook")
+    target.optimizer.register_load_state_dict_pre_hook(lambda _, saved: None)
+    target.optimizer.load_state_dict(state)
+
+
+@KINDS
+def test_a_distributed_checkpoint_finds_names_in_another_order(name: str) -> None:
+    source, target = Pair(ALL[name]), Pair(ALL[name])
+    source.optimizer = ALL[name](source.model.named_parameters())
+    target.optimizer = ALL[name](list(reversed(list(target.model.named_parameters()))))
+    source.train(0, 3, is_all_used=True)
+    for options in (FLAT, StateDictOptions()):
+        target.load(source, source.saved(options), options)
+        for parameter, other in zip(
+            source.model.parameters(), target.model.parameters(), strict=True
+        ):
+            mine, theirs = source.optimizer.state[parameter], target.optimizer.state[other]
+            assert all(torch.equal(mine[key], theirs[key]) for key in mine.keys() - {"missed"})
 
 
 @EVERY
