@@ -129,12 +129,14 @@ def members(saved: list[Group], own: list[Group]) -> dict[Any, tuple[Tensor, Gro
     return found
 
 
-def require_known(states: Iterable[Any], known: Mapping[Any, Any]) -> None:
-    """Refuse states of parameters that are in no group.
+def require_known(states: Mapping[Any, Any], known: Mapping[Any, Any]) -> None:
+    """Refuse states of parameters that are in no group, and what is no state.
 
     Raises:
         ValueError: with their keys.
     """
+    if strange := [key for key, state in states.items() if not isinstance(state, dict)]:
+        raise ValueError(f"state_dict: expected a dict for each parameter, seen none at {strange}")
     if strays := [key for key in states if key not in known]:
         raise ValueError(
             f"state_dict: expected states of parameters of its groups, seen those of {strays}"

@@ -173,7 +173,7 @@ class SavedOptimizer(TwoPositions):
     def _is_foreign(self, groups: list[Group], states: Mapping[Any, Any]) -> bool:
         """Return whether a state without a name is another optimizer's, as far as can be told."""
         own = set[str]().union(*self.param_groups)
-        return (
+        return bool(groups) and (
             any(self._counter not in group for group in groups)
             or any(has_other_settings(group, own, self.defaults) for group in groups)
             or any(self._is_of_another(state, groups[0]) for state in states.values())

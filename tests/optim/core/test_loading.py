@@ -202,6 +202,14 @@ def test_what_is_no_state_is_refused(name: str, state: dict[str, Any]) -> None:
 
 
 @KINDS
+def test_a_state_without_groups_or_tensors_is_refused(name: str) -> None:
+    pair = Pair(ALL[name])
+    state = Pair(ALL[name]).train(0, 2).optimizer.state_dict()
+    assert_refused(pair, state | {"param_groups": []}, "parameter group")
+    assert_refused(pair, state | {"state": {0: 5}}, "[0]")
+
+
+@KINDS
 def test_groups_in_another_order_are_refused_where_their_shapes_tell(name: str) -> None:
     makes = [Pair(ALL[name], width=4) for _ in range(2)]
     for pair, order in zip(makes, (1, -1), strict=True):
