@@ -5,29 +5,35 @@ of a step, and it keeps the narrow copies of parameters that a forward pass made
 next pass would still compute with the old ones, under every optimizer of torch's own too.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ContextDecorator
+from typing import Self
 
 import torch
 
 
-@contextmanager
-def outside_autocast() -> Iterator[None]:
+class outside_autocast(ContextDecorator):  # noqa: N801 -- used as functions are
     """Compute in the tensors' own dtypes; afterwards forward passes see the new parameters.
 
-    Also a decorator.
+    Also a decorator. Every step enters it: a generator would take twice as long.
 
     >>> with torch.autocast("cpu", dtype=torch.bfloat16), outside_autocast():
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float32
     """
-    try:
-        with ExitStack() as stack:
-            for device_type in _active():
-                stack.enter_context(torch.autocast(device_type, enabled=False))
-            yield
-    finally:
+
+    def __enter__(self) -> None:
+        self._left = [torch.autocast(kind, enabled=False) for kind in _active()]
+        for context in self._left:
+            context.__enter__()  # type: ignore[no-untyped-call]  # torch's own
+
+    def __exit__(self, *error: object) -> None:
+        for context in reversed(self._left):
+            context.__exit__(*error)
         torch.clear_autocast_cache()
+
+    def _recreate_cm(self) -> Self:
+        # For each call of what is decorated: one may call another.
+        return type(self)()
 
 
 def _active() -> list[str]:
