@@ -10,9 +10,9 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
+    HfHubHTTPError,
     HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
+    LocalEntryNotFoundError,
 )
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -36,6 +36,7 @@ from roadless.worker.rank_launch import ModelSources
 
 #: Pickles and code are not even fetched.
 _HUB_FILES = ("*.json", "*.safetensors", *companions.NAMES)
+_FINAL_ANSWERS = frozenset({400, 401, 403, 404, 410})
 _OF_IMAGES = "AutoModelForImageClassification"
 #: Trained on numbers as the data set gives them: no processor that the folder has did that.
 _OF_ARRAYS = (_OF_IMAGES, "AutoModelForAudioClassification", "AutoModelForVideoClassification")
@@ -98,9 +99,22 @@ def _source(spec: TransformersModel, *, sources: ModelSources) -> Path | None:
         return Path(
             snapshot_download(spec.hub_id, revision=spec.revision, allow_patterns=list(_HUB_FILES))
         )
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        if not _is_final(error):
+            raise
         said = str(error).partition("\n")[0]
         raise ModelNotFound(f"expected {spec.hub_id} on the hub, saw: {said}") from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether the hub would answer the same again: not there, or not for this node's token.
+
+    huggingface_hub 2.4 tells a 403 as a lack of local files, with the answer as the cause.
+    """
+    answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
+    if isinstance(answer, HfHubHTTPError):
+        return getattr(answer.response, "status_code", 0) in _FINAL_ANSWERS
+    return isinstance(answer, HFValidationError)
 
 
 def _saved_config(folder: Path) -> PreTrainedConfig:

@@ -552,6 +552,8 @@ class _Hub(SimpleHTTPRequestHandler):
             self._answer([_described(path) for path in Path(self.directory).iterdir()])
         elif self.path.startswith(f"/someone/model/resolve/{COMMIT}/"):
             self._send_file()
+        elif self.path.startswith("/api/models/someone/closed/"):
+            self._refuse(403)
         else:
             self._missing()
 
@@ -576,6 +578,11 @@ class _Hub(SimpleHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
+
+    def _refuse(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _missing(self) -> None:
         self.send_response(404)
@@ -613,13 +620,17 @@ def test_a_model_of_the_hub_is_fetched_without_pickles_and_code(
     monkeypatch.setenv("HF_ENDPOINT", url)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    command = [sys.executable, "-c", HUB_SCRIPT, "someone/model", "someone/else"]
+    names = ["someone/model", "someone/else", "someone/closed", "someone--else"]
+    command = [sys.executable, "-c", HUB_SCRIPT, *names]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    loaded, absent = (json.loads(line) for line in ran.stdout.splitlines() if line[0] == "[")
+    loaded, absent, closed, misspelt = (
+        json.loads(line) for line in ran.stdout.splitlines() if line[0] == "["
+    )
     expected = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32)
     assert loaded == ["loaded", expected.transformer.wte.weight.double().sum().item()]
-    assert absent[0] == Reason.MODEL_NOT_FOUND
+    assert [absent[0], closed[0], misspelt[0]] == [Reason.MODEL_NOT_FOUND] * 3
+    assert "403" in closed[1]
     fetched = {path.rpartition("/")[2] for path in asked if "/resolve/" in path}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
     assert not {"pytorch_model.bin", "modeling.py"} & fetched
