@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from roadless.service.contract.job.budget import BudgetSpec
+from roadless.service.contract.job.budget import MAX_LIMIT, BudgetSpec
 from roadless.service.contract.job.schedules import has_horizon
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.requests import Extend
@@ -97,7 +97,18 @@ def _larger(budget: BudgetSpec | None, asked: Extend, *, progress: Progress) -> 
         )
     limits |= {name: limits[name] + amount for name, amount in amounts.items()}
     _require_room(limits, progress)
+    _require_bounded(limits)
     return BudgetSpec.model_validate(budget.model_dump() | limits)
+
+
+def _require_bounded(limits: dict[str, int | float]) -> None:
+    for name, limit in limits.items():
+        if limit > MAX_LIMIT:
+            raise _fault(
+                f"/{name.removeprefix('max_')}",
+                f"expected a budget of at most {MAX_LIMIT} in all, saw {limit}; add less, or "
+                "nothing to make the job open-ended",
+            )
 
 
 def _require_room(limits: dict[str, int | float], progress: Progress) -> None:

@@ -10,6 +10,9 @@ from roadless.service.contract.job.tasks import Task
 
 Mode = Literal["min", "max"]
 
+#: The largest limit of a budget: counters in the database have 63 bits, shares of it are doubles.
+MAX_LIMIT: Final = 2**60
+
 #: What evaluations report for each task. Some need suitable data: top-5 accuracy needs enough
 #: classes, bits per byte a text whose bytes are known.
 METRICS: Final[Mapping[Task, frozenset[str]]] = {
@@ -51,11 +54,13 @@ class BudgetSpec(Spec):
     user requests, or that are made at an end, do not count.
     """
 
-    max_steps: int | None = Field(None, ge=1)
-    max_samples: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_seconds: float | None = Field(None, gt=0, description="seconds in RUNNING, all attempts")
-    max_gpu_seconds: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    max_samples: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_LIMIT)
+    max_seconds: float | None = Field(
+        None, gt=0, le=MAX_LIMIT, description="seconds in RUNNING, all attempts"
+    )
+    max_gpu_seconds: float | None = Field(None, gt=0, le=MAX_LIMIT)
     until: Until | None = Field(None, description="ends the job when a metric is good enough")
     patience: Patience | None = Field(None, description="ends the job when it stops improving")
 

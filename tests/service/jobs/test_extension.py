@@ -242,3 +242,21 @@ def test_a_cancelled_job_is_not_extended(service, digits_spec):
         "a CANCELLED job does not accept extend",
     )
     assert service.job(job_id)["spec"]["budget"]["max_steps"] == 500
+
+
+def test_a_budget_beyond_what_counters_hold_is_refused(service, digits_spec):
+    spec = digits_spec | {"schedule": {"name": "wsd"}, "optimizer": {"name": "adamw"}}
+    for limit in (2**60 + 1, 10**400):
+        answer = service.post("/jobs", json={**spec, "budget": {"max_steps": limit}})
+        assert answer.status_code == 422
+        assert answer.json()["errors"][0]["pointer"] == "/budget/max_steps"
+
+
+def test_an_extension_beyond_it_is_refused_with_the_way_out(service, digits_spec):
+    job_id = service.submit({**digits_spec, "budget": {"max_steps": 2**60 - 1}})
+    answer = service.post(f"/jobs/{job_id}/extend", json={"steps": 2})
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert fault["pointer"] == "/steps"
+    assert "add less" in fault["message"]
+    assert service.post(f"/jobs/{job_id}/extend", json={"steps": 1}).status_code == 202
