@@ -127,6 +127,8 @@ def _saved_config(folder: Path) -> PreTrainedConfig:
 
 def _fresh(spec: TransformersModel, config: PreTrainedConfig) -> PreTrainedModel:
     auto_class: Any = getattr(transformers, spec.auto_class)
+    # transformers 5.23 fails over None where it has several classes, as it has of deit.
+    config.architectures = config.architectures or []
     with blaming(ModelInvalid, f"{spec.auto_class} to make a {config.model_type}"):
         model: PreTrainedModel = auto_class.from_config(
             config, trust_remote_code=False, dtype=torch.float32

@@ -83,6 +83,10 @@ CASES: dict[str, tuple[dict[str, Any], Description]] = {
     "mamba": (transformers_model(MAMBA), BYTES),
     "resnet": (transformers_model(RESNET, **CLASSIFIER), DIGITS),
     "vit": (transformers_model(VIT, **CLASSIFIER), DIGITS),
+    "deit": (
+        transformers_model({**VIT, "model_type": "deit"}, **CLASSIFIER),
+        DIGITS,
+    ),
     "bert": (
         transformers_model(BERT, auto_class="AutoModelForSequenceClassification"),
         SENTENCES,
