@@ -156,8 +156,8 @@ def recalibrate(
         ``running_mean`` and ``running_var`` of norm layers, in float64, and others that differ.
 
     Raises:
-        ValueError: there is no batch, one value per channel in all, or a lazy layer that has seen
-            no batch.
+        ValueError: there is no batch, one value per channel in all, a lazy layer that has seen no
+            batch, or a scripted module with buffers.
 
     Warns:
         UserWarning: buffers, by name, whose values at x cannot be found out.
@@ -171,6 +171,7 @@ def recalibrate(
     >>> model[0].running_mean
     tensor([0.])
     """
+    _require_python(model)
     names = buffers_besides_statistics(model)
     if not names and not blank_statistics(model):
         return {}
@@ -205,10 +206,11 @@ def batch_statistics(
         Moments by layer name, for `combine`; empty without layers that track statistics.
 
     Raises:
-        ValueError: a lazy layer has seen no batch.
+        ValueError: a lazy layer has seen no batch, or a scripted module has buffers.
 
     Source: Wu and Johnson 2021, "Rethinking Batch in BatchNorm", arXiv 2105.07576, section 3.
     """
+    _require_python(model)
     layers = _tracking_layers(model)
     if not layers:
         return {}
@@ -285,6 +287,16 @@ def unpacked(row: Tensor, *, like: BatchStatistics) -> BatchStatistics:
 def tracks_statistics(module: nn.Module) -> bool:
     """Return whether a module is a norm layer with running statistics."""
     return isinstance(module, _Norm) and module.running_mean is not None
+
+
+def _require_python(model: nn.Module) -> None:
+    """Refuse scripted modules with buffers: no hook sees their layers, no buffer is replaced."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and next(module.buffers(), None) is not None:
+            raise ValueError(
+                f"model: expected modules of Python, seen {name or 'a model'!r} made by torch.jit, "
+                "whose statistics cannot be computed aside; script the model after recalibrate()"
+            )
 
 
 def _tracking_layers(model: nn.Module) -> dict[str, Any]:

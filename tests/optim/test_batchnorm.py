@@ -313,6 +313,16 @@ def test_a_lazy_layer_is_refused_by_name_until_it_knows_its_channels() -> None:
     assert list(recalibrate(model, batches)) == ["1.running_mean", "1.running_var"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_refused_unless_it_has_no_buffers() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.BatchNorm1d(3)))
+    for model, name in ((scripted, "a model"), (nn.Sequential(scripted, nn.Linear(3, 3)), "0")):
+        for call in (recalibrate, batch_statistics):
+            with pytest.raises(ValueError, match=f"seen '{name}' made by torch.jit"):
+                call(model, batches_of([4], 3))
+    assert recalibrate(torch.jit.script(nn.Linear(3, 3)), []) == {}
+
+
 def test_inputs_may_be_given_by_name() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

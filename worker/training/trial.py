@@ -75,7 +75,8 @@ def try_out(
             require_causal(model, batch.inputs[:1], num_tokens=data.num_classes)
         num_samples = min(SAMPLES, _microbatch_size(spec, world_size=cluster.world_size))
         forms = forms_of(model)
-        others = {n: model.get_buffer(n).clone() for n in buffers_besides_statistics(model)}
+        named = dict(model.named_buffers(remove_duplicate=False))
+        others = {name: named[name].clone() for name in buffers_besides_statistics(model)}
         for _ in range(_PASSES):
             _learn(model, batch.split(num_samples)[0], data=data, spec=spec)
         changed = _changed(model, others)
@@ -377,7 +378,7 @@ def _norms(model: nn.Module) -> list[float]:
 
 
 def _changed(model: nn.Module, before: Mapping[str, torch.Tensor]) -> list[str]:
-    now = dict(model.named_buffers())
+    now = dict(model.named_buffers(remove_duplicate=False))
     return [n for n, old in before.items() if n not in now or not torch.equal(now[n], old)]
 
 

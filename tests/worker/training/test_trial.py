@@ -331,6 +331,8 @@ class RemembersMean(nn.Module):
         self.norm, self.layer = nn.BatchNorm1d(64), nn.Linear(64, 10)
         self.register_buffer("mean", torch.zeros(10))
         self.register_buffer("table", torch.ones(10))
+        self.other = nn.Module()
+        self.other.register_buffer("same_table", self.table)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.layer(self.norm(inputs.flatten(1)))
