@@ -110,7 +110,7 @@ def test_plan_prints_the_ranking_and_the_extension(roadless):
     gamma, omega = half.compute_optimal_base(1.0, D=1.0, T=400)
     assert cells(out, "wsd,cooldown_len=0.5")[1:3] == [f"{gamma:.4g}", f"{omega:.4g}"]
     assert "piecewise_constant" in out
-    assert cells(out, "cooldown")[:5] == ["cooldown", "2,926", "0.008118", "0.6344", "-"]
+    assert cells(out, "cooldown")[:5] == ["cooldown", "2,925", "0.008118", "0.6344", "-"]
     assert cells(out, "second_stage")[4:6] == ["0.525", "0.02309"]
 
 
