@@ -133,22 +133,26 @@ class AveragedOptimizer(SavedOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._require_ready()
-        for group in self.param_groups:
-            self._step_group(group)
+        self._move_all()
         return loss
 
+    # Numbers that change in every step are hidden from the compiler, which would recompile for
+    # each. This form of ``torch.compiler.disable`` defers its import, as torch's own do. One frame
+    # for all of it: entering one takes as long as checking ten tensors.
     @_disable_dynamo
+    def _move_all(self) -> None:
+        """Take the step with the gradients there are, or refuse it before anything moves."""
+        self._require_ready()
+        with outside_autocast():
+            for group in self.param_groups:
+                self._step_group(group)
+
     def _require_ready(self) -> None:
-        """Refuse learning rates and gradients that no step can be taken with, before any is."""
+        """Refuse learning rates and gradients that no step can be taken with."""
         for group in self.param_groups:
             require_at_least_zero(group, "lr")
         require_dense(self.param_groups)
 
-    # Numbers that change in every step are hidden from the compiler, which would recompile for
-    # each. This form of ``torch.compiler.disable`` defers its import, as torch's own do.
-    @_disable_dynamo
-    @outside_autocast()
     def _step_group(self, group: Group) -> None:
         before = Counters(k=group["k"], weight_sum=group["weight_sum"], lr_max=group["lr_max"])
         counters, pace = self._pace(group, before)

@@ -182,8 +182,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         self._require_ready()
         process_group = closure.process_group if isinstance(closure, _Known) else None
         self._measure(self._loss_of(float(loss), process_group))
-        for group in self.param_groups:
-            self._step_group(group)
+        self._move_all()
         return None if closure is None else loss
 
     @torch.no_grad()
