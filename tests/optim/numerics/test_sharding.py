@@ -15,9 +15,11 @@ from roadless.optim.numerics.precision import keep_low_part, wide
 from roadless.optim.numerics.rounding import stochastically_round_into, stochastically_rounded
 from roadless.optim.numerics.sharding import (
     blocks,
+    by_kind,
     element_index,
     first_index,
     local,
+    part_of,
     part_of_runs,
 )
 
@@ -71,6 +73,22 @@ def test_indices_are_those_of_the_whole(
     if first is not None and own.numel():
         assert is_one_run
         assert own[0] == first
+
+
+@pytest.mark.usefixtures("_rank")
+@pytest.mark.parametrize(("shape", "mesh_shape", "placements"), cases(), ids=str)
+def test_a_whole_that_all_ranks_have_is_distributed_like_another_tensor(
+    shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: list[object]
+) -> None:
+    """As SOAP's direction is, whose gradient was gathered."""
+    mesh = init_device_mesh("cpu", mesh_shape)
+    whole = torch.arange(torch.Size(shape).numel()).view(shape)
+    like = distribute_tensor(torch.zeros(shape), mesh, placements, src_data_rank=None)
+    expected = distribute_tensor(whole, mesh, placements, src_data_rank=None)
+    seen = part_of(whole, like=like)
+    assert seen.placements == expected.placements
+    assert (seen.shape, seen.stride()) == (expected.shape, expected.stride())
+    assert torch.equal(local(seen), local(expected))
 
 
 @pytest.mark.usefixtures("_rank")
@@ -129,3 +147,18 @@ def test_parts_of_any_split_are_all_indices_once_and_in_order() -> None:
         assert sorted(i for part in found for i in part) == list(range(size))
         assert all(part == sorted(part) for part in found)
         assert all(a.stop < b.start for part in parts for a, b in pairwise(part))
+
+
+def test_tensors_of_a_kind_stand_together_in_their_order() -> None:
+    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    try:
+        one, two = (init_device_mesh("cpu", shape) for shape in ((4,), (2, 2)))
+        plain = [torch.zeros(2), torch.nn.Parameter(torch.zeros(3))]
+        on_one = [distribute_tensor(torch.zeros(4), one, [p]) for p in (Shard(0), Replicate())]
+        on_two = distribute_tensor(torch.zeros(4), two, [Shard(0), Replicate()])
+        mixed = [plain[0], on_one[0], on_two, plain[1], on_one[1]]
+        found = [[id(t) for t in kind] for kind in by_kind(mixed)]
+        assert found == [[id(t) for t in kind] for kind in (plain, on_one, [on_two])]
+        assert by_kind([]) == [[]]
+    finally:
+        dist.destroy_process_group()
