@@ -19,6 +19,7 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import NotFound, Unavailable
 from roadless.service.storage.blobs import LONGEST_PUT, REST, BlobStore
+from roadless.service.storage.sweeping import delete_each
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def remove_unlisted(db: Database, blobs: BlobStore, *, now: datetime) -> int:
     found, num_deleted = blobs.folders(before=before), 0
     while batch := list(itertools.islice(found, _FOLDERS_TOGETHER)):
         orphans = _orphans(db, batch, before=before)
-        for name in orphans:
-            blobs.delete(name)
-        num_deleted += len(orphans)
+        num_deleted += len(delete_each(blobs, orphans))
     return num_deleted
 
 

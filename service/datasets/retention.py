@@ -8,6 +8,7 @@ from roadless.service.datasets import store
 from roadless.service.datasets.keys import dataset_folder, ids_of
 from roadless.service.db.session import Database
 from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
+from roadless.service.storage.sweeping import delete_each
 
 #: How long an interrupted upload can be resumed.
 OPEN_FOR = timedelta(days=7)
@@ -27,8 +28,7 @@ def _drop_abandoned(db: Database, blobs: BlobStore, *, now: datetime) -> int:
         rows = store.abandoned(session, before=now - OPEN_FOR, limit=_BATCH)
         for row in rows:
             store.remove(session, row)
-    for row in rows:
-        blobs.delete(dataset_folder(row.project, row.id))
+    delete_each(blobs, [dataset_folder(row.project, row.id) for row in rows])
     return len(rows)
 
 
@@ -36,10 +36,7 @@ def _drop_unlisted(db: Database, blobs: BlobStore, *, now: datetime) -> int:
     blobs.drop_unfinished(before=now - LONGEST_PUT)
     found, num_deleted = blobs.folders(before=now - REST), 0
     while batch := list(itertools.islice(found, _BATCH)):
-        orphans = _orphans(db, batch)
-        for name in orphans:
-            blobs.delete(name)
-        num_deleted += len(orphans)
+        num_deleted += len(delete_each(blobs, _orphans(db, batch)))
     return num_deleted
 
 

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from roadless.service.db.session import Database
 from roadless.service.storage.blobs import LONGEST_PUT, BlobStore
+from roadless.service.storage.sweeping import delete_each
 from roadless.service.wheels import store
 from roadless.service.wheels.keys import folder_of
 
@@ -18,9 +19,10 @@ def remove_unfinished_wheels(db: Database, blobs: BlobStore, *, now: datetime) -
     blobs.drop_unfinished(before=now - LONGEST_PUT)
     with db.read() as session:
         rows = store.unfinished(session, before=now - REST, limit=_BATCH)
-    for row in rows:
-        blobs.delete(folder_of(row))
+    deleted = set(delete_each(blobs, map(folder_of, rows)))
+    gone = [row for row in rows if folder_of(row) in deleted]
+    for row in gone:
         with db.write() as session:
             if (found := store.locked(session, row.id)) is not None and not found.is_stored:
                 store.remove(session, found)
-    return len(rows)
+    return len(gone)
