@@ -4,7 +4,7 @@ Built from the specification alone, so that a rank, a process that checks a chec
 stranger with the download evaluate the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
@@ -113,8 +113,9 @@ def _named(
     described = _as_exact(described, standardised=is_standardised(spec.data))
     with naming(one.name):
         data = build(described)
-        _require_fit(data.description, main=main.description)
         columns = _columns_in_other_order(described, data, main=main)
+        _require_fit(data.description, main=main.description)
+        _require_targets_in_order(described, main=spec.data)
         if columns:
             data = build(described.model_copy(update={"columns": columns}))
         if isinstance(data, NumberRows) and isinstance(main, NumberRows):
@@ -144,11 +145,15 @@ def _columns_in_other_order(
 ) -> tuple[str, ...]:
     """The columns of the model's data, if the set has them in another order and names none itself.
 
-    Raises DataInvalid where it has others: as many would fit the model, and mean something else.
+    Raises DataInvalid where it has others, or names the same in another order: as many would fit
+    the model, and mean something else.
     """
-    if not isinstance(described, RecordsData) or described.columns is not None:
+    if not isinstance(described, RecordsData):
         return ()
     if not (isinstance(data, NumberRows) and isinstance(main, NumberRows) and main.columns):
+        return ()
+    if described.columns is not None:
+        _require_order(data.columns, of="columns", model=main.columns)
         return ()
     if sorted(data.columns) != sorted(main.columns):
         raise DataInvalid(
@@ -156,6 +161,23 @@ def _columns_in_other_order(
             f"{shown_names(data.columns)}; name those to use in `columns`"
         )
     return main.columns if data.columns != main.columns else ()
+
+
+def _require_order(names: Sequence[str], *, of: str, model: Sequence[str]) -> None:
+    """Raise DataInvalid where the names are the model's in another order."""
+    if sorted(names) == sorted(model) and tuple(names) != tuple(model):
+        raise DataInvalid(
+            f"expected the {of} in the order of the model's data, {shown_names(model)}, saw "
+            f"{shown_names(names)}; name them in that order"
+        )
+
+
+def _require_targets_in_order(described: DataSpec, *, main: DataSpec) -> None:
+    """Raise DataInvalid where several numbers to predict are those of the model, but mixed up."""
+    if isinstance(described, RecordsData) and isinstance(main, RecordsData):
+        seen, expected = described.target, main.target
+        if isinstance(seen, tuple) and isinstance(expected, tuple):
+            _require_order(seen, of="targets", model=expected)
 
 
 def _require_fit(seen: Description, *, main: Description) -> None:

@@ -240,6 +240,22 @@ class _RecordsData(Spec):
         return self
 
     @model_validator(mode="after")
+    def _names_each_column_once(self) -> Self:
+        targets = (self.target,) if isinstance(self.target, str) else self.target or ()
+        features = (self.image,) if self.image is not None else self.columns or ()
+        for field, names in (("columns", features), ("target", targets)):
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"expected each column once in {field}, saw {twice!r} twice")
+        both = next((name for name in features if name in targets), None)
+        if both is not None:
+            raise ValueError(
+                "expected the target to be no feature, since a model would learn to copy it, saw "
+                f"{both!r} as both"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tokens_need_a_text(self) -> Self:
         if self.target is not None and (self.tokenizer != "bytes" or self.separator is not None):
             raise ValueError("expected no tokenizer or separator for numbers, saw one")

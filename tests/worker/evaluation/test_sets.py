@@ -344,7 +344,7 @@ def test_a_set_that_shows_fewer_classes_fits(node: Node) -> None:
     ("columns", "expected"),
     [
         ({"y": [i % 4 for i in range(60)]}, "a class below num_classes = 3, saw 3"),
-        ({"w": [1.0] * 60}, "expected samples of shape (2,) of the model's data, saw (3,)"),
+        ({"w": [1.0] * 60}, "expected the columns 'x', 'z' of the model's data, saw 'x', 'z', 'w'"),
     ],
 )
 def test_rows_that_do_not_fit_the_model_fail_by_the_name_of_their_set(
@@ -386,6 +386,25 @@ def test_as_many_columns_of_other_names_are_refused_unless_they_are_named(node: 
     named = {**other, "columns": ["x", "w"]}
     (one,) = built(node, data=rows(node, "main"), sets=[named]).named
     assert one.data.description.input_shape == (2,)
+
+
+@pytest.mark.parametrize("model_columns", [None, ["x", "z"]])
+def test_columns_of_a_set_that_are_named_in_another_order_than_the_models_are_refused(
+    node: Node, model_columns: Any
+) -> None:
+    data = {**rows(node, "main"), "columns": model_columns}
+    reason, message = fault(node, data=data, sets=[{**rows(node, "other"), "columns": ["z", "x"]}])
+    assert reason is Reason.DATA_INVALID
+    assert "columns in the order of the model's data, 'x', 'z', saw 'z', 'x'; name them" in message
+
+
+def test_targets_of_a_set_in_another_order_than_the_models_are_refused(node: Node) -> None:
+    data = {**rows(node, "main"), "target": ["x", "y"]}
+    swapped = {**rows(node, "other"), "target": ["y", "x"]}
+    reason, message = fault(node, data=data, sets=[data, swapped], task="regression")
+    assert reason is Reason.DATA_INVALID
+    assert message.startswith("evaluation set 'set_1': expected the targets in the order of the ")
+    assert "'x', 'y', saw 'y', 'x'" in message
 
 
 def test_a_set_of_a_standardised_model_keeps_the_digits_that_a_large_mean_hides(node: Node) -> None:

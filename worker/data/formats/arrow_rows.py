@@ -20,6 +20,7 @@ from roadless.worker.errors import DataInvalid
 #: Few: encoded images make rows of 100 KB and more.
 _ROWS = 1024
 #: The second is for names of columns that are not UTF-8.
+_PANDAS_PERIOD = "pandas.period"
 _NOT_ARROW = (pa.ArrowException, UnicodeDecodeError)
 
 
@@ -30,6 +31,7 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             present = content.schema_arrow.names
             names = choose(present, file, aside=_index_of(content.schema_arrow))
             _require_once(names, present, file=file)
+            _require_no_periods(content.schema_arrow, names, file=file)
             batches = content.iter_batches(batch_size=_ROWS, columns=list(names))
             yield from chunks_of(batches, names=names, file=file)
     except _NOT_ARROW as error:
@@ -43,6 +45,7 @@ def read_ipc(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             schema, batches = _opened_ipc(content)
             names = choose(schema.names, file, aside=_index_of(schema))
             _require_once(names, schema.names, file=file)
+            _require_no_periods(schema, names, file=file)
             yield from chunks_of(_in_parts(batches), names=names, file=file)
     except _NOT_ARROW as error:
         raise DataInvalid(f"{file}: expected an Arrow file, saw: {error}") from error
@@ -88,6 +91,21 @@ def _require_once(names: Sequence[str], present: Sequence[str], *, file: str) ->
             raise DataInvalid(
                 f"{file}: expected one column {name!r}, saw {present.count(name)} of that name; "
                 "rename them, or name other columns in `columns`"
+            )
+
+
+def _require_no_periods(schema: pa.Schema, names: Sequence[str], *, file: str) -> None:
+    """Raise DataInvalid where a chosen column has spans of time as pandas stores them.
+
+    They are integers to whoever has not imported pandas (3.0): years since 1970, days, quarters.
+    """
+    for name in names:
+        field = schema.field(name)
+        about = (field.metadata or {}).get(b"ARROW:extension:name", b"").decode(errors="replace")
+        if _PANDAS_PERIOD in (about, getattr(field.type, "extension_name", "")):
+            raise DataInvalid(
+                f"{file}, row 1, column {name!r}: expected numbers or texts, saw periods of time; "
+                "store numbers, or name the columns to use in `columns`"
             )
 
 

@@ -1,5 +1,6 @@
 """Records between file and samples: some rows at a time, each with its position."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -76,7 +77,20 @@ def require_columns(wanted: Sequence[str], present: Sequence[str], *, file: str)
     if absent:
         raise DataInvalid(
             f"{file}: expected a column {absent[0]!r}, saw the columns {shown_names(present)}"
+            f"{_way_out(absent[0], present)}"
         )
+
+
+def _way_out(absent: str, present: Sequence[str]) -> str:
+    """What most likely helps: a name in other letters, or another delimiter of a csv file."""
+    plain = absent.strip().casefold()
+    alike = next((name for name in present if name.strip().casefold() == plain), None)
+    if alike is not None:
+        return f"; name it as {alike!r}"
+    parts = re.split(r"([^\w\"' ])", present[0]) if len(present) == 1 else []
+    if len(parts) > 1 and absent in (part.strip("\"' ") for part in parts):
+        return f"; name the `delimiter` of the file, {parts[1]!r}"
+    return ""
 
 
 def shown_names(names: Sequence[str], *, at_most: int = 20) -> str:

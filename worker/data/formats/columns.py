@@ -5,6 +5,7 @@ generous: its ``float`` reads "2021_05", "١٢" and "1_0", which no reader of CS
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, NoReturn
@@ -85,8 +86,16 @@ def labels(chunk: Chunk, name: str) -> NDArray[np.int64]:
         _refuse_first_unlike(chunk, name, expected="a class number", way_out=_LABELS_WAY_OUT)
     is_class = (wide >= 0) & (wide < _HIGHEST_LABEL) & (wide == np.floor(wide))
     is_label = is_class | (wide == UNCOUNTED)
-    if wide.ndim != 1 or not is_label.all():
-        row = 0 if wide.ndim != 1 else int(np.argmin(is_label))
+    if wide.ndim != 1:
+        chunk.refuse(
+            0,
+            name,
+            expected="one class number a row",
+            seen=f"numbers of shape {wide.shape[1:]}",
+            way_out="take the argmax of one-hot rows, or the number out of a list of one",
+        )
+    if not is_label.all():
+        row = int(np.argmin(is_label))
         chunk.refuse(
             row,
             name,
@@ -123,9 +132,21 @@ def class_names(chunk: Chunk, name: str) -> Sequence[str]:
     return list(values)
 
 
+def plain_class_name(text: str) -> str:
+    """Return what spellings of one name share, whatever blanks are around it and however accents
+    are encoded. Of truth values also the case, of others not: "A" and "a" may be two letters.
+
+    >>> plain_class_name("cat ") == plain_class_name("cat"), plain_class_name("TRUE")
+    (True, 'true')
+    """
+    plain = unicodedata.normalize("NFC", text).strip()
+    return plain.lower() if plain in _BOOLEANS else plain
+
+
 def _is_class_name(text: str) -> bool:
     """Neither a number nor one of the spellings of a missing value."""
-    return text.strip().lower() not in _MISSING and _NUMBER.fullmatch(text) is None
+    is_number = _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text)
+    return text.strip().lower() not in _MISSING and is_number is None
 
 
 def texts(chunk: Chunk, name: str) -> list[bytes]:
@@ -278,8 +299,20 @@ def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str
             expected, way_out = f"the shape {shape} of the first row", _SHAPE_WAY_OUT
             chunk.refuse(row, name, expected=expected, seen=str(seen), way_out=way_out)
         shape = seen
+    _refuse_first_of_another_form(chunk, name, expected=expected)
+
+
+def _refuse_first_of_another_form(chunk: Chunk, name: str, *, expected: str) -> NoReturn:
+    """Numbers and texts that say numbers are in one column."""
+    values = chunk.columns[name]
+    is_text = isinstance(values[0], str)
+    row = next((at for at, one in enumerate(values) if isinstance(one, str) != is_text), 0)
     chunk.refuse(
-        0, name, expected=f"{expected} in one form in all rows", seen="several forms of it"
+        row,
+        name,
+        expected=f"{expected} stored as a {'text' if is_text else 'number'} like the first row",
+        seen=shown(values[row]),
+        way_out="store all of them in one form",
     )
 
 

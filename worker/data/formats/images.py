@@ -6,7 +6,7 @@
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from roadless.worker.data.formats import pixels
 from roadless.worker.data.formats.chunk import Chunk, shown
@@ -17,6 +17,8 @@ _MAX_PIXELS = 64 * 2**20
 Image.MAX_IMAGE_PIXELS = _MAX_PIXELS // 2  # Pillow warns at this and refuses at twice as many
 #: From 8 bits a sample to 16: 255 becomes 65535.
 _TO_DEEP = 257
+_WHOLE = f"a whole {' or '.join(pixels.FORMATS)} image"
+_SHOWN_BYTES = 16
 _LUMA = (299, 587, 114)  # thousandths of red, green and blue
 
 
@@ -51,9 +53,10 @@ class Decoder:
             return self._like_first(pixels.decode(value))
         except NotShowable as error:
             chunk.refuse(row, name, expected=error.expected, seen=error.seen, way_out=error.way_out)
+        except UnidentifiedImageError:  # whose message has an address of memory
+            _refuse_other_content(chunk, name, row, value)
         except Exception as error:  # Pillow raises a dozen kinds over a broken file
-            expected = f"a whole {' or '.join(pixels.FORMATS)} image"
-            chunk.refuse(row, name, expected=expected, seen=str(error) or type(error).__name__)
+            chunk.refuse(row, name, expected=_WHOLE, seen=str(error) or type(error).__name__)
 
     def _like_first(self, image: Pixels) -> Pixels:
         if self._num_channels is not None:
@@ -71,14 +74,20 @@ class Decoder:
         return _with_depth_of(first, _with_channels_of(first, image))
 
 
+def _refuse_other_content(chunk: Chunk, name: str, row: int, content: bytes) -> NoReturn:
+    seen = f"content that begins with {content[:_SHOWN_BYTES]!r}" if content else "no bytes"
+    chunk.refuse(row, name, expected=_WHOLE, seen=seen, way_out="convert it, or leave the row out")
+
+
 def _refuse_unencoded(chunk: Chunk, name: str, row: int, value: object) -> NoReturn:
     way_out = "leave such rows out"
     if isinstance(value, str | dict):
         way_out = "store the content of the file in the column, not its path or another text"
     if isinstance(value, np.ndarray | list):
         way_out = "name arrays of pixels in `columns`, not as `image`"
-        value = f"an array of shape {np.shape(value)}" if isinstance(value, np.ndarray) else value
-    chunk.refuse(row, name, expected="the bytes of an image", seen=shown(value), way_out=way_out)
+    is_array = isinstance(value, np.ndarray)
+    seen = f"an array of shape {np.shape(value)}" if is_array else shown(value)
+    chunk.refuse(row, name, expected="the bytes of an image", seen=seen, way_out=way_out)
 
 
 def _resized(image: Pixels, height: int, width: int) -> Pixels:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -75,16 +76,17 @@ def _objects(content: BinaryIO, *, file: str) -> Iterator[Sized]:
 def _object(line: bytes, *, encoding: str, where: str) -> dict[str, Any]:
     if len(line) > MAX_RECORD_BYTES:
         raise DataInvalid(f"{where}: expected at most {MAX_RECORD_BYTES} bytes, saw more")
-    with translated(where):
+    with translated(where, way_out="; write one object a line"):
         # Decoded here: json.loads takes bytes that look like UTF-16 for that.
-        return require_object(DECODER.decode(line.decode(encoding)), where=where)
+        record = DECODER.decode(line.decode(encoding))
+    return require_object(record, where=where, way_out="; write one object a line")
 
 
 @contextmanager
-def translated(where: str) -> Iterator[None]:
+def translated(where: str, *, way_out: str = "") -> Iterator[None]:
     """Raise DataInvalid for JSON that cannot be read in the block.
 
-    ``where``: the file, or a row of it.
+    ``where``: the file, or a row of it. ``way_out``: what the user can do.
     """
     try:
         yield
@@ -95,13 +97,13 @@ def translated(where: str) -> Iterator[None]:
             f"{where}, column {error.name!r}: expected each name of an object once, saw it twice"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataInvalid(f"{where}: expected a JSON object, saw: {error}") from error
+        raise DataInvalid(f"{where}: expected a JSON object, saw: {error}{way_out}") from error
 
 
-def require_object(record: Any, *, where: str) -> dict[str, Any]:
+def require_object(record: Any, *, where: str, way_out: str = "") -> dict[str, Any]:
     """Return the value. Raises DataInvalid unless it is an object."""
     if not isinstance(record, dict):
-        raise DataInvalid(f"{where}: expected a JSON object, saw {shown(record)}")
+        raise DataInvalid(f"{where}: expected a JSON object, saw {shown(record)}{way_out}")
     return record
 
 
@@ -121,5 +123,19 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
+class _Decoder(json.JSONDecoder):
+    """Reads integers of any length: Python's int refuses thousands of digits, in any column."""
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        try:
+            return super().raw_decode(s, idx)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:
+            return _OF_LONG_INTEGERS.raw_decode(s, idx)
+
+
+#: As decimals, which the column then refuses by its name if it is read.
+_OF_LONG_INTEGERS = json.JSONDecoder(object_pairs_hook=_distinct, parse_int=Decimal)
 #: Reads JSON values, and no object with a name twice.
-DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
+DECODER = _Decoder(object_pairs_hook=_distinct)

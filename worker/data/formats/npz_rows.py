@@ -23,6 +23,7 @@ from roadless.worker.data.formats.chunk import (
     CHUNK_ROWS,
     Choose,
     Chunk,
+    Column,
     shown_names,
 )
 from roadless.worker.errors import DataInvalid
@@ -138,10 +139,16 @@ def _open(content: IO[bytes], where: str) -> _Array:
         shape, is_fortran, dtype = read_header(content, max_header_size=_HEADER_BYTES)
     except _NO_HEADER as error:
         raise DataInvalid(f"{where}: expected a numpy array, saw: {error}") from error
-    if dtype.kind not in "buif":
-        raise DataInvalid(f"{where}: expected numbers, saw dtype {dtype}")
+    if dtype.kind not in "buifU":
+        raise DataInvalid(
+            f"{where}: expected numbers or texts (numpy.str_), saw dtype {dtype}; convert the "
+            "array, or name those to use in `columns`"
+        )
     if not shape:
-        raise DataInvalid(f"{where}: expected an array of rows, saw a single number")
+        raise DataInvalid(
+            f"{where}: expected an array of rows, saw a single number; name the arrays to use in "
+            "`columns`"
+        )
     streamed = _Streamed(content, shape, dtype)
     if not is_fortran or len(shape) == 1:
         return streamed
@@ -160,9 +167,16 @@ def _chunks(arrays: dict[str, _Array], *, file: str) -> Iterator[Chunk]:
     for start in range(0, num_rows, step):
         count = min(step, num_rows - start)
         columns = {
-            name: array.rows(count, where=f"{file}, {name!r}") for name, array in arrays.items()
+            name: _column(array.rows(count, where=f"{file}, {name!r}"))
+            for name, array in arrays.items()
         }
         yield Chunk(file, start + 1, columns)
+
+
+def _column(rows: NDArray[Any]) -> Column:
+    """Texts as such, since numpy would read a number out of one as Python does."""
+    texts: list[Any] = rows.tolist() if rows.dtype.kind == "U" else []
+    return texts or rows
 
 
 def _bytes_per_row(arrays: Sequence[_Array]) -> int:
@@ -172,5 +186,8 @@ def _bytes_per_row(arrays: Sequence[_Array]) -> int:
 def _num_rows(arrays: dict[str, _Array], *, file: str) -> int:
     counts = {name: array.shape[0] for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
-        raise DataInvalid(f"{file}: expected arrays with the same number of rows, saw {counts}")
+        raise DataInvalid(
+            f"{file}: expected arrays with the same number of rows, saw {counts}; name those to "
+            "use in `columns`"
+        )
     return next(iter(counts.values()))

@@ -1,5 +1,6 @@
 """Files that are one text, or raw bytes: read a piece at a time, however large they are."""
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,13 @@ def read_bytes(path: Path) -> Iterator[Piece]:
 
 
 def read_text(path: Path, *, file: str) -> Iterator[Piece]:
-    """Yield a text in UTF-8. Raises DataInvalid with the line where it is not.
+    """Yield a text in UTF-8, without a mark of byte order. Raises DataInvalid with the line where
+    it is no UTF-8.
 
     ``file``: its name in messages.
     """
     with opened_plain(path, file=file) as content:
-        held, line = b"", 1
+        held, line = content.read(len(BOM_UTF8)).removeprefix(BOM_UTF8), 1
         while block := content.read(PIECE_BYTES):
             held += block
             end = _last_cut(held)

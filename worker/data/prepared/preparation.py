@@ -26,7 +26,7 @@ from roadless.worker.data.records.base import Records
 from roadless.worker.rank_launch import DataSources
 
 #: Grows when the same sources and settings result in other files than before.
-_LAYOUT = 3
+_LAYOUT = 4
 #: How often a growing entry is measured.
 _MEASURE_EVERY_SECONDS = 2.0
 

@@ -133,7 +133,7 @@ class NumberRows:
         if not seen or not set(seen) <= set(expected):
             raise DataInvalid(
                 f"expected classes as in the model's data, {_shown_classes(expected)}, saw "
-                f"{_shown_classes(seen)}"
+                f"{_shown_classes(seen)}; write the classes of both in the same way"
             )
         numbers = np.array([expected.index(name) for name in seen], dtype=np.int64)
         targets = numbers[self._table.targets]

@@ -19,6 +19,7 @@ from roadless.worker.data.formats.columns import (
     has_class_names,
     labels,
     numbers,
+    plain_class_name,
 )
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.prepared.row_numbers import RowNumbers
@@ -98,6 +99,7 @@ class RowWriter:
         self.row_numbers = RowNumbers()  #: watches the features if nobody named any
         self._is_named: bool | None = None
         self._codes: dict[str, int] = {}
+        self._spellings: dict[str, str] = {}  #: the first of each class
         self.num_rows = 0
         self.target_width = 0  #: numbers to predict; 0 for a class
         self.highest_label = -1
@@ -273,12 +275,26 @@ class RowWriter:
         """Numbers of the names in the order in which they turn up; :meth:`sort_classes` ends it."""
         found = class_names(chunk, name)
         codes = [self._codes.setdefault(one, len(self._codes)) for one in found]
+        self._require_unlike_names(chunk, name, found)
         if max(codes) >= MAX_CLASS_NAMES:
             row = next(row for row, code in enumerate(codes) if code >= MAX_CLASS_NAMES)
             expected = f"at most {MAX_CLASS_NAMES} names of classes"
             way_out = "number the classes 0, 1, 2, ..."
             chunk.refuse(row, name, expected=expected, seen=shown(found[row]), way_out=way_out)
         return np.array(codes, dtype=np.int64)
+
+    def _require_unlike_names(self, chunk: Chunk, name: str, found: Sequence[str]) -> None:
+        """Two spellings of one name would be two classes, and their rows split between them."""
+        for one in dict.fromkeys(found):
+            known = self._spellings.setdefault(plain_class_name(one), one)
+            if known != one:
+                chunk.refuse(
+                    found.index(one),
+                    name,
+                    expected=f"one spelling of a class, {known!r} as in a row before",
+                    seen=ascii(one),
+                    way_out="write it the same way in all rows",
+                )
 
     def sort_classes(self) -> None:
         """Number named classes by the order of their names, which no order of rows changes."""

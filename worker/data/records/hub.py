@@ -41,7 +41,7 @@ from roadless.worker.data.records.files import FileRecords, HubFormat, only, pie
 from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, is_below
 from roadless.worker.data.sources.local_files import allowed_path
 from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile, opened
-from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound
+from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, JobFailed
 from roadless.worker.rank_launch import DataSources
 from roadless.worker.secrets import REDACTOR
 
@@ -254,7 +254,8 @@ def _class_names(builder: Any) -> dict[str, Sequence[str]]:
 def _require_plain(builder: Any, *, name: str) -> None:
     if builder.name not in _READERS:
         raise DataForbidden(
-            f"expected {name} to be read as {', '.join(sorted(_READERS))}, saw {builder.name}"
+            f"expected {name} to be read as {', '.join(sorted(_READERS))}, saw {builder.name}; "
+            "store its rows, images with their content, in Parquet"
         )
     usual = type(builder.config)()
     for field in dataclasses.fields(builder.config):
@@ -288,10 +289,13 @@ def _translated(name: str) -> Iterator[None]:
         raise DataNotFound(f"expected the data set {name}, saw: {_short(error)}") from error
     except (ConnectionError, TimeoutError, HTTPError) as error:
         raise SourceAway(f"expected the hub to answer for {name}, saw: {_short(error)}") from error
-    except (ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (JobFailed, OSError, MemoryError):
+        raise
+    # datasets 5.2.0 lets through whatever YAML, zip archives and the like raise over a folder.
+    except Exception as error:
         raise DataInvalid(f"expected to read {name}, saw: {_short(error)}") from error
 
 
 def _short(error: Exception) -> str:
     # Redacted before it is cut: a secret that is cut in two is no longer recognised.
-    return REDACTOR.redact(str(error.__cause__ or error)).partition("\n")[0][:500]
+    return REDACTOR.redact(" ".join(str(error.__cause__ or error).split()))[:500]

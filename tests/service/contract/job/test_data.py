@@ -54,6 +54,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {**FILES, "format": "parquet", "target": "y", "image": "i", "columns": ["a"]},
         "expected columns or image, saw both",
     ),
+    (
+        {**FILES, "format": "csv", "target": "y", "columns": ["a", "b", "a"]},
+        "expected each column once in columns, saw 'a' twice",
+    ),
+    ({**FILES, "format": "csv", "target": ["y", "z", "y"]}, "once in target, saw 'y' twice"),
+    ({**FILES, "format": "csv", "target": "y", "columns": ["a", "y"]}, "saw 'y' as both"),
+    ({**FILES, "format": "csv", "target": ["y", "z"], "columns": ["z"]}, "saw 'z' as both"),
+    ({**FILES, "format": "parquet", "target": "y", "image": "y"}, "saw 'y' as both"),
     ({**FILES, "format": "parquet", "target": "y", "image_size": [2, 2]}, "an image column"),
     (
         {**FILES, "format": "parquet", "target": "y", "image_channels": 3},

@@ -252,7 +252,7 @@ GOOD = array(np.zeros(3))
 BAD_ARRAYS = [
     ({"x": b"junk", "y": GOOD}, "'x': expected a numpy array"),
     ({"x": array(np.array([{}, {}, {}], dtype=object)), "y": GOOD}, "'x': expected numbers"),
-    ({"x": array(np.array("text")), "y": GOOD}, "'x': expected numbers"),
+    ({"x": array(np.array("text")), "y": GOOD}, "'x': expected an array of rows"),
     ({"x": array(np.float32(1)), "y": GOOD}, "'x': expected an array of rows, saw a single number"),
     (
         {"x": array(np.zeros(4)), "y": GOOD},

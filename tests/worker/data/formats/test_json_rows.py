@@ -1,6 +1,7 @@
 """JSON of both forms: an array gives the rows that its objects would give line by line."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from roadless.worker.data.formats import json_rows, line_rows
+from roadless.worker.data.formats import json_rows, jsonl_rows, line_rows
+from roadless.worker.data.formats.columns import numbers
 from roadless.worker.data.records.files import only
 from roadless.worker.errors import DataInvalid
 
 values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 nested = st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+
+
+def everything(present: Sequence[str], where: str, *, aside: Any = ()) -> Sequence[str]:
+    return list(present)
 
 
 def rows(path: Path, column: str = "v") -> list[Any]:
@@ -55,6 +61,36 @@ def test_an_array_that_is_none_says_where(tmp_path, text, problem):
     with pytest.raises(DataInvalid) as caught:
         rows(path)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        ('[{"v": 1}]', "saw [{'v': 1}]"),
+        ("{", "saw: Expecting property name"),
+        ('{"v": 1},', "saw: Extra data"),
+        ("{'v': 1}", "saw: Expecting property name"),
+    ],
+)
+def test_a_line_that_is_no_object_is_named_with_a_way_out(tmp_path, line, seen):
+    (tmp_path / "rows.jsonl").write_text(f'{{"v": 1}}\n{line}\n')
+    with pytest.raises(DataInvalid) as caught:
+        list(jsonl_rows.read(tmp_path / "rows.jsonl", file="rows.jsonl", choose=everything))
+    assert f"rows.jsonl, row 2: expected a JSON object, {seen}" in str(caught.value)
+    assert str(caught.value).endswith("; write one object a line")
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+@pytest.mark.parametrize("value", ["-" + "7" * 5000, f"[1, {'7' * 5000}]"])
+def test_an_integer_of_thousands_of_digits_is_refused_by_its_column_if_it_is_read(
+    tmp_path, value, is_array
+):
+    lines = ['{"v": 1, "w": 1}', f'{{"v": {value}, "w": 2}}']
+    (tmp_path / "rows.json").write_text(f"[{', '.join(lines)}]" if is_array else "\n".join(lines))
+    (chunk,) = json_rows.read(tmp_path / "rows.json", file="rows.json", choose=everything)
+    assert numbers(chunk, "w").tolist() == [1, 2]
+    with pytest.raises(DataInvalid, match=r"rows.json, row 2, column 'v': expected "):
+        numbers(chunk, "v")
 
 
 @pytest.mark.parametrize("text", ["[]", " [ ] ", ""])

@@ -94,6 +94,37 @@ def test_columns_that_are_named_may_stand_among_others_that_come_and_go(node):
     assert all_rows(data)[0] == [[1.0]] * 4
 
 
+@pytest.mark.parametrize(
+    ("header", "way_out"),
+    [
+        ("a;y", "; name the `delimiter` of the file, ';'"),
+        ("a\ty", "; name the `delimiter` of the file, '\\t'"),
+        ("a, y", "; name it as ' y'"),
+        ("a,Y", "; name it as 'Y'"),
+        ("a,z", "saw the columns 'a', 'z'"),
+    ],
+)
+def test_a_column_that_is_there_in_another_guise_is_shown(node, header, way_out):
+    node.write("rows.csv", f"{header}\n")
+    said = fault(node, "rows.csv")
+    assert "rows.csv: expected a column 'y', saw the columns " in said
+    assert said.endswith(way_out)
+
+
+@pytest.mark.parametrize("span", ["Y", "Q", "D"])
+@pytest.mark.parametrize("column", ["a", "y"])
+def test_spans_of_time_of_pandas_are_not_read_as_the_integers_they_are_stored_as(
+    node, column, span
+):
+    table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [1.0, 2.0, 3.0], "y": [0, 1, 0]})
+    table[column] = pd.period_range("2020", periods=3, freq=span)
+    table.to_parquet(node.root / "rows.parquet")
+    said = fault(node, "rows.parquet")
+    assert f"row 1, column {column!r}: expected numbers or texts, saw periods of time" in said
+    if column == "a":
+        assert len(all_rows(build(node, "rows.parquet", columns=["b"]))[0]) == 3
+
+
 def test_a_name_that_an_object_has_twice_is_refused(node):
     node.write("rows.jsonl", '{"a": 1, "y": 0}\n{"a": 1, "y": 0, "a": 2}\n')
     expected = "rows.jsonl, row 2, column 'a': expected each name of an object once"
@@ -316,7 +347,9 @@ def test_a_split_without_any_label_that_counts_is_refused(node, train, held_out,
 
 # ---- classes with names -------------------------------------------------------------------------
 
-words = st.text("abc Ä-_", min_size=1, max_size=3).filter(lambda name: name.strip())
+words = st.text("abcC Ä-_", min_size=1, max_size=3).filter(
+    lambda name: name.strip() == name  # spellings of one name are tested below
+)
 
 
 @settings(
@@ -368,6 +401,52 @@ def test_a_missing_name_or_a_number_is_no_class_of_its_own(node, format, bad):
     said = fault(node, f"rows.{format}")
     assert "row 5, column 'y': expected the name of a class, like the first row, saw" in said
     assert repr(bad) in said
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "npz", "parquet"])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("cat", "cat "), ("cat", "\u00a0cat"), ("Café", "Cafe\u0301"), ("True", "TRUE")],
+)
+def test_two_spellings_of_one_class_are_refused(node, format, one, other):
+    """They would be two classes that look alike in every list."""
+    write_table(node, f"rows.{format}", {"a": [1, 2, 3, 4], "y": [one, "dog", other, one]})
+    said = fault(node, f"rows.{format}")
+    assert f"row 3, column 'y': expected one spelling of a class, {one!r} as in a row" in said
+    assert f"saw {other!a}; write it the same way in all rows" in said
+
+
+def test_letters_of_either_case_are_classes_of_their_own(node):
+    write_table(node, "rows.csv", {"a": [1, 2, 3, 4], "y": ["a", "A", "b", "B"]})
+    assert build(node, "rows.csv").description.class_names == ("A", "B", "a", "b")
+
+
+@pytest.mark.parametrize("format", ["jsonl", "npz", "parquet"])
+@pytest.mark.parametrize(("row", "shape"), [([1], "(1,)"), ([0, 1, 0], "(3,)")])
+def test_labels_in_lists_are_refused_with_their_shape(node, format, row, shape):
+    write_table(node, f"rows.{format}", {"a": [1.0, 2.0], "y": [row, row]})
+    said = fault(node, f"rows.{format}")
+    assert f"row 1, column 'y': expected one class number a row, saw numbers of shape {shape}" in (
+        said
+    )
+    assert said.endswith("take the argmax of one-hot rows, or the number out of a list of one")
+
+
+@pytest.mark.parametrize(("first", "second"), [("1", 0), (1, "0")])
+def test_labels_as_numbers_and_as_texts_in_one_file_are_refused_where_they_change(
+    node, first, second
+):
+    write_lines(node, "rows.jsonl", [{"a": 1, "y": first}] * 3 + [{"a": 2, "y": second}])
+    said = fault(node, "rows.jsonl")
+    form = "text" if isinstance(first, str) else "number"
+    assert f"row 4, column 'y': expected a class number stored as a {form} like the first" in said
+    assert said.endswith(f"saw {second!r}; store all of them in one form")
+
+
+@pytest.mark.parametrize("name", ["inf", "-Infinity", "+inf"])
+def test_an_infinity_is_no_name_of_a_class(node, name):
+    write_table(node, "rows.csv", {"a": [1, 2], "y": [name, "b"]})
+    assert f"row 1, column 'y': expected a class number, saw {name!r}" in fault(node, "rows.csv")
 
 
 def test_more_names_than_classes_are_refused_with_the_first_row_too_many(node, monkeypatch):

@@ -202,7 +202,7 @@ def test_grey_images_have_one_channel_and_sizes_can_be_made_alike(node):
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (b"no image", "image, saw cannot identify"),
+        (b"no image", "image, saw content that begins with b'no image'"),
         (encoded(1)[:-30], "image, saw image file is truncated"),
         (None, "the bytes of an image, saw None"),
         (encoded(1, size=(5, 6)), "4x6 pixels like the first image, or an image_size, saw 5x6"),

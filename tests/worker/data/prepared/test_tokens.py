@@ -124,13 +124,15 @@ def test_held_out_bytes_are_those_of_the_held_out_tokens(tmp_path):
 @example("\x80".encode(), 1)
 @example("aé😀".encode(), 1)
 @example(b"\x80" * 9, 1)
+@example("\ufeffaé".encode(), 1)
+@example("\ufeff".encode(), 9)
 def test_pieces_of_a_text_join_to_it_and_never_cut_a_character(tmp_path_factory, content, size):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_pieces, "PIECE_BYTES", size)
         try:
-            expected = content.decode()
+            expected = content.decode("utf-8-sig")
         except UnicodeDecodeError:
             with pytest.raises(JobFailed, match=r"expected (UTF-8|whole and undamaged)"):
                 list(text_pieces.read_text(path, file="a.txt"))

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import re
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,54 @@ def test_a_compressed_file_that_is_cut_or_damaged_is_refused(
     assert f"a.csv.{ending}: expected whole and undamaged" in fault(node, f"a.csv.{ending}")
 
 
+def test_what_stands_before_the_content_of_a_parallel_zstd_is_skipped(node):
+    before = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
+    packed = zstd(csv_text(ROWS).encode())
+    for name, content in (("a.csv.zst", packed), ("b.csv.zst", before + packed)):
+        node.write(name, content)
+    one, other = (build(node, name).description for name in ("a.csv.zst", "b.csv.zst"))
+    assert one.fingerprint == other.fingerprint
+
+
+def in_zip(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("rows.csv", content)
+    return archive.getvalue()
+
+
+def in_tar(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as members:
+        about = tarfile.TarInfo("rows.csv")
+        about.size = len(content)
+        members.addfile(about, io.BytesIO(content))
+    return archive.getvalue()
+
+
+OTHERWISE_PACKED = [
+    (in_zip, "a zip archive"),
+    (in_tar, "a tar archive"),
+    (lambda plain: gzip.compress(in_tar(plain)), "a tar archive"),
+    (lambda plain: zstd(in_zip(plain)), "a zip archive"),
+    (lambda plain: gzip.compress(gzip.compress(plain)), "gzip content in compressed content"),
+    (lambda plain: pa.compress(plain, codec="lz4", asbytes=True), "lz4 content"),
+    (lambda plain: lzma.compress(plain, lzma.FORMAT_ALONE), "lzma content of the old form"),
+]
+
+
+@pytest.mark.parametrize(("pack", "seen"), OTHERWISE_PACKED)
+@pytest.mark.parametrize("format", ["csv", "jsonl", "text"])
+def test_what_is_packed_otherwise_is_refused_by_name(node, format, pack, seen):
+    """A tar archive of texts would be read as a text with names of files in it."""
+    path = node.write("rows", pack(csv_text(ROWS).encode()))
+    spec = {"format": format, "path": path, **({} if format == "text" else {"target": "y"})}
+    with pytest.raises(JobFailed) as caught:
+        node.build(spec, task="causal_lm" if format == "text" else "classification")
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert f"saw {seen}; unpack it" in str(caught.value)
+
+
 def test_a_line_has_a_largest_size_even_if_it_is_packed_small(node, monkeypatch):
     monkeypatch.setattr("roadless.worker.data.formats.csv_rows.MAX_RECORD_BYTES", 1000)
     node.write("a.csv", gzip.compress(b"a,y\n" + b"1" * 5000))
@@ -208,6 +257,36 @@ def test_an_array_that_is_there_twice_is_refused(node):
     ):
         archive.writestr("x.npy", again.getvalue())
     assert "expected a distinct name for each array, saw 'x', 'y', 'x'" in fault(node, "a.npz")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_texts_of_numpy_are_names_of_classes_and_no_numbers(node, order):
+    names = np.array(["no", "yes", "maybe"] * 4)
+    numbers = np.array(["1", "2_0"] * 6).reshape(6, 2, order=order).repeat(2, axis=0)
+    np.savez(node.root / "a.npz", x=np.arange(12.0), y=names)
+    data = build(node, "a.npz")
+    inputs, targets = all_rows(data)
+    assert data.description.class_names == ("maybe", "no", "yes")
+    assert [names[int(row[0])] for row in inputs] == [
+        data.description.class_names[label] for label in targets
+    ]
+    np.savez(node.root / "b.npz", x=np.asarray(numbers, order=order), y=names)
+    assert "b.npz, row 1, column 'x': expected a number, saw ['1', " in fault(node, "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("about", "problem"),
+    [
+        (np.array(3), "expected an array of rows, saw a single number; name the arrays to use"),
+        (np.arange(3), "the same number of rows, saw {'x': 4, 'about': 3, 'y': 4}; name those to"),
+        (np.array([b"a"] * 4), "expected numbers or texts (numpy.str_), saw dtype |S1; convert"),
+        (np.array(["2024-05-01"] * 4, "M8[D]"), "saw dtype datetime64[D]; convert the array, or"),
+    ],
+)
+def test_arrays_that_are_no_features_are_refused_unless_others_are_named(node, about, problem):
+    np.savez(node.root / "a.npz", x=np.arange(4.0), y=np.arange(4) % 2, about=about)
+    assert problem in fault(node, "a.npz")
+    assert len(all_rows(build(node, "a.npz", columns=["x"]))[0]) == 4
 
 
 @pytest.mark.parametrize("place", [0, 40, 60, 200, 2000, -20])

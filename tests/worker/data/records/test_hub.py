@@ -105,6 +105,24 @@ def test_what_cannot_be_read_says_why(node, fields, reason, problem):
     assert problem in fault(node, reason, **fields)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("README.md", "---\nconfigs: [\n---\n", "while parsing a flow node expected the node"),
+        ("README.md", "---\nconfigs: 3\n---\n", "Expected configs to be a list"),
+        ("README.md", "---\n- 3\n---\n", ""),
+        ("train.zip", "no archive", "File is not a zip file"),
+    ],
+)
+def test_whatever_the_library_raises_over_a_folder_is_final(node, name, content, problem):
+    node.write(f"set/{name}", content)
+    if name == "README.md":
+        node.write("set/train.jsonl", jsonl_text(FEW))
+    said = fault(node, Reason.DATA_INVALID)
+    assert "expected to read" in said
+    assert problem in said
+
+
 def test_formats_that_can_carry_code_are_forbidden(node):
     node.write("set/train.h5", b"x")
     assert "saw hdf5" in fault(node, Reason.DATA_FORBIDDEN)
@@ -247,7 +265,7 @@ def test_a_column_that_was_stored_as_json_is_read_as_what_it_says(node, tmp_path
     loaded.to_parquet(f"{node.root}/set/train.parquet")
     with pytest.raises(JobFailed, match=r"row 2, column 't': expected a text, saw 5"):
         node.build(spec(node, text="t", target=None), task="causal_lm")
-    told = fault(node, Reason.DATA_INVALID, columns=["n"], target="n")
+    told = fault(node, Reason.DATA_INVALID, columns=["n"], target="t")
     assert "row 2, column 'n': expected a number, saw 'x'" in told
 
 
