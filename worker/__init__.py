@@ -1,1 +1,1 @@
-"""The worker: computes, owns no database and no port; it calls the service and is never called."""
+"""The worker: computes, has no database and no port; it calls the service and is never called."""

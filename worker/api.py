@@ -1,11 +1,11 @@
 """The calls that runners, agents and ranks make to the service; it never calls them.
 
-Translates every way a call can fail into three words, so that no caller reads a status code:
+Maps every failure of a call to one of three exceptions, so that no caller reads a status code:
 
     ApiError
       Away      the service or its database does not answer; try again
-      Fenced    the attempt is over; leave
-      Refused   the service understood and says no; trying again does not help
+      Fenced    the attempt is over; exit
+      Refused   the service understood and rejects the call; trying again does not help
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +39,11 @@ _AWAY_STATUSES = frozenset({408, 425, 429})
 
 
 class ApiError(Exception):
-    """Root of what a call to the service can end with instead of an answer."""
+    """Base class for failed calls to the service."""
 
 
 class Away(ApiError):
-    """The service or its database does not answer; nothing is known to have happened."""
+    """The service or its database does not answer; whether the call took effect is unknown."""
 
 
 class Fenced(ApiError):
@@ -66,13 +66,13 @@ class RunnerApi:
         self._client = _client(base_url, token=token)
 
     def register(self, name: str) -> Registered:
-        """Name this cluster to the service; the same name gets the same runner id."""
+        """Register this cluster with the service; the same name gets the same runner id."""
         body = RegisterRunner(name=name)
         response = _checked(lambda: _post(self._client, "/internal/v1/runners", _json(body)))
         return Registered.model_validate_json(response.content)
 
     def sync(self, runner_id: str, *, seen: Sync) -> SyncReply:
-        """Say what is seen, and hear what to start and stop; takes up to ``wait_seconds``."""
+        """Report what is seen and receive what to start and stop; takes up to ``wait_seconds``."""
         url = f"/internal/v1/runners/{runner_id}/sync"
         timeout = httpx.Timeout(_READ_SECONDS + seen.wait_seconds, connect=_CONNECT_SECONDS)
         response = _checked(lambda: _post(self._client, url, _json(seen), timeout=timeout))
@@ -85,14 +85,14 @@ class RunnerApi:
 
 @dataclass(frozen=True)
 class Arrived:
-    """How many bytes of a file the service has. ``is_stored``: all, and it has checked them."""
+    """How many bytes of a file the service has. ``is_stored``: it has all, and has checked them."""
 
     num_bytes: int
     is_stored: bool
 
     @classmethod
     def told_by(cls, response: httpx.Response) -> Self:
-        """What the headers say; something between us may have answered without them."""
+        """What the headers say; a proxy in between may have answered without them."""
         try:
             num_bytes = int(response.headers["Upload-Offset"])
             return cls(num_bytes, is_stored=response.headers["Upload-Complete"] == "?1")
@@ -122,22 +122,23 @@ class AttemptApi:
         return AttemptBrief.model_validate_json(response.content)
 
     def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
-        """Deliver events, each as JSON (``roadless.service.contract.reports.events.Report``), or a
-        heartbeat.
+        """Deliver events, or a heartbeat if there are none.
+
+        ``events``: each as JSON (``roadless.service.contract.reports.events.Report``).
         """
         body = b'{"rank":%d,"events":[%b]}' % (rank, b",".join(events))
         response = _fencing(lambda: _post(self._client, f"{self._path}/report", body))
         return ReportReply.model_validate_json(response.content)
 
     def ended(self, ended: AttemptEnded) -> None:
-        """Say that the attempt is over although its ranks did not say so."""
+        """Report that the attempt is over when its ranks did not."""
         _fencing(lambda: _post(self._client, f"{self._path}/ended", _json(ended)))
 
     def upload(self, path: Path, *, checkpoint_id: str, name: str, sha256: str) -> None:
-        """Store the file at ``path`` as the checkpoint's file ``name``; a repeat does no harm.
+        """Store the file at ``path`` as the checkpoint's file ``name``; safe to repeat.
 
-        A file larger than ``PART_BYTES`` goes in parts: the next call after ``Away`` resumes at the
-        first byte that has not arrived.
+        A file larger than ``PART_BYTES`` is sent in parts: the next call after ``Away`` resumes
+        at the first byte that has not arrived.
         """
         url = self._file_url(checkpoint_id, name)
         headers = {"X-Content-SHA256": sha256}
@@ -303,7 +304,7 @@ def _checked(send: Callable[[], httpx.Response]) -> httpx.Response:
 
 
 def _problem(response: httpx.Response) -> tuple[str, str]:
-    """The type and detail of an RFC 9457 answer; something between us may answer otherwise."""
+    """The type and detail of an RFC 9457 answer; a proxy in between may answer otherwise."""
     try:
         problem = response.json()
         return str(problem["type"]), str(problem["detail"])

@@ -1,11 +1,11 @@
-"""One piece of work at a time beside training, in a thread that yields to it."""
+"""Work beside training, one piece at a time, in a thread that yields to training."""
 
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-#: Such a thread gets about a tenth of a core that training wants whole: enough to come to an end.
+#: Such a thread gets about a tenth of a core that training keeps busy: enough to finish.
 _NICENESS = 10
 
 
@@ -22,7 +22,7 @@ class Background:
         return self._pending is not None and not self._pending.done()
 
     def begin(self, work: Callable[[], None]) -> None:
-        """Start it once what was begun before is done, the failure of which is raised here."""
+        """Start ``work`` once the previous work is done; raise what that raised."""
         self.wait()
         self._pending = self._pool.submit(work)
 

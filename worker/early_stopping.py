@@ -1,7 +1,7 @@
-"""Early stopping: a metric that is good enough, or one that gets no better, ends a job. Pure.
+"""Early stopping: a metric that is good enough, or that no longer improves, ends a job. Pure.
 
-What evaluations have said so far is a value in the training state, so that an attempt that resumes
-ends with the step that an undisturbed one ends with.
+The results of evaluations so far are part of the training state, so that a resumed attempt ends at
+the same step as an uninterrupted one.
 """
 
 import math
@@ -16,9 +16,9 @@ from roadless.worker.errors import DataInvalid
 
 @dataclass(frozen=True)
 class EarlyStoppingRecord:
-    """What the planned evaluations so far say. A NaN is never better and never good enough."""
+    """What planned evaluations have shown so far. A NaN is never better and never good enough."""
 
-    watched: str | None = None  #: mode and metric of the patience that the next two are about
+    watched: str | None = None  #: mode and metric of the patience; the next two belong to it
     best: float | None = None
     evaluations_since_best: int = 0
     reached: Reason | None = None
@@ -36,9 +36,9 @@ NOTHING_JUDGED = EarlyStoppingRecord()
 
 
 def reached(record: EarlyStoppingRecord, budget: BudgetSpec | None) -> Reason | None:
-    """Return why the job ends early, if it does; what another budget asked for does not count.
+    """Return why the job ends early, if it does; a limit of another budget does not count.
 
-    So a job that its user has extended trains until its next planned evaluation at least.
+    So an extended job trains at least until its next planned evaluation.
     """
     if record.reached is None or budget is None:
         return None
@@ -48,12 +48,12 @@ def reached(record: EarlyStoppingRecord, budget: BudgetSpec | None) -> Reason | 
 def judge(
     record: EarlyStoppingRecord, values: Mapping[str, float], *, budget: BudgetSpec | None
 ) -> EarlyStoppingRecord:
-    """Return the record with one more planned evaluation in it; a limit once reached stays so.
+    """Return the record with one more planned evaluation in it; a limit stays reached.
 
     ``values``: what it found, by metric. Raises DataInvalid when a metric of the budget is missing.
     """
     if reached(record, budget) is not None:
-        return record  # of an evaluation that was under way beside training by then
+        return record  # the evaluation was already under way beside training
     if record.reached is not None:
         record = replace(record, evaluations_since_best=0, reached=None, limits=None)
     if budget is None:
@@ -78,7 +78,7 @@ def _reason(
 def _waited(
     record: EarlyStoppingRecord, values: Mapping[str, float], patience: Patience
 ) -> EarlyStoppingRecord:
-    """Compare the evaluation with the best before it; of another metric nothing is known."""
+    """Compare the evaluation with the best before it; a change of metric starts over."""
     watched = f"{patience.mode} {patience.metric}"
     if record.watched != watched:
         record = EarlyStoppingRecord(watched=watched)

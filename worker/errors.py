@@ -3,16 +3,16 @@
     JobFailed                each class has the reason that the attempt ends with
       DataNotFound           data_not_found         the source does not exist
       DataForbidden          data_forbidden         outside the folders that the operator opened
-      DataUnreadable         data_unreadable        it exists, and reading it fails
-      DataInvalid            data_invalid           it was read, and cannot be trained on
+      DataUnreadable         data_unreadable        it exists, but reading it fails
+      DataInvalid            data_invalid           it was read, but cannot be trained on
       ModelNotFound          model_not_found        the folder, hub id or function is absent
       ModelForbidden         model_forbidden        the operator has not opened or allowed it
-      ModelUnreadable        model_unreadable       it exists, and reading it fails
-      ModelInvalid           model_invalid          it was read or made, and does not fit the data
+      ModelUnreadable        model_unreadable       it exists, but reading it fails
+      ModelInvalid           model_invalid          it was read or made, but does not fit the data
       MetricNotFound         metric_not_found       the function of a custom metric is absent
       MetricForbidden        metric_forbidden       the operator has not allowed it
-      MetricInvalid          metric_invalid         it fails, or returns what is no metric
-      SecretUnavailable      secret_unavailable     deleted since, or the service lost its key
+      MetricInvalid          metric_invalid         it fails, or what it returns is not a metric
+      SecretUnavailable      secret_unavailable     since deleted, or the service lost its key
       NonFiniteLoss          non_finite_loss        before the optimizer step, on every rank
       CheckpointUnreadable   checkpoint_unreadable  files and manifest differ; may be tried again
 
@@ -23,7 +23,7 @@ from typing import ClassVar
 
 from roadless.service.contract.states import Reason
 
-#: Characters of a message that a worker sends; what is longer stands in the rank's log.
+#: Characters of a message that a worker sends; longer ones are in full in the rank's log.
 MESSAGE_LENGTH = 4000
 
 
@@ -40,19 +40,19 @@ class DataNotFound(JobFailed):
 
 
 class DataForbidden(JobFailed):
-    """The data source lies outside the folders that the operator opened."""
+    """The data source is outside the folders that the operator opened."""
 
     reason = Reason.DATA_FORBIDDEN
 
 
 class DataUnreadable(JobFailed):
-    """The data source exists, and reading it fails."""
+    """The data source exists, but reading it fails."""
 
     reason = Reason.DATA_UNREADABLE
 
 
 class DataInvalid(JobFailed):
-    """The data source was read, and cannot be trained on."""
+    """The data source was read, but cannot be trained on."""
 
     reason = Reason.DATA_INVALID
 
@@ -70,13 +70,13 @@ class ModelForbidden(JobFailed):
 
 
 class ModelUnreadable(JobFailed):
-    """The model's source exists, and reading it fails."""
+    """The model's source exists, but reading it fails."""
 
     reason = Reason.MODEL_UNREADABLE
 
 
 class ModelInvalid(JobFailed):
-    """The model was read or made, and cannot be trained on this data."""
+    """The model was read or made, but cannot be trained on this data."""
 
     reason = Reason.MODEL_INVALID
 
@@ -94,7 +94,7 @@ class MetricForbidden(JobFailed):
 
 
 class MetricInvalid(JobFailed):
-    """A custom metric's function fails, or returns what is no number a sample."""
+    """A custom metric's function fails, or does not return one number per sample."""
 
     reason = Reason.METRIC_INVALID
 

@@ -1,7 +1,7 @@
 """``python -m roadless.worker.head``: a private Ray head in the foreground, for one machine.
 
-Prints one JSON line with its address and token file when it is up; on SIGTERM or SIGINT it ends
-with every process that it has started. ``roadless up`` starts it.
+Prints one JSON line with its address and token file when it is up; on SIGTERM or SIGINT it exits
+along with every process that it has started. ``roadless up`` starts it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from roadless.worker.runner.ray_cluster import start_head
 
 
 def main() -> None:
-    """Start the head and stay until a signal comes."""
+    """Start the head and run until a signal arrives."""
     arguments = _arguments()
     is_asked_to_stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

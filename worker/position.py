@@ -1,4 +1,4 @@
-"""How far training is, counted over the whole job: an attempt continues where the last one was."""
+"""How far training is, counted over the whole job: an attempt starts where the last one ended."""
 
 import time
 from collections.abc import Mapping
@@ -8,25 +8,25 @@ from typing import Any, NamedTuple
 from roadless.service.contract.job.budget import BudgetSpec
 from roadless.worker.early_stopping import NOTHING_JUDGED, EarlyStoppingRecord
 
-#: What training states call the record of early stopping.
+#: The name of the early-stopping record in training states.
 _RECORD_NAME = "goals"
 
 
 class Position(NamedTuple):
-    """Optimizer steps completed, and what they have consumed. A tuple: each step makes a few."""
+    """Optimizer steps completed, and what they have consumed. A tuple: each step makes several."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     wall_seconds: float = 0.0
     gpu_seconds: float = 0.0
-    skips: int = 0  #: steps without an update, because something was not finite
+    skips: int = 0  #: steps without an update, because loss or gradient norm was not finite
     skips_in_a_row: int = 0
-    early_stopping: EarlyStoppingRecord = NOTHING_JUDGED  #: of the lead; the others need none
+    early_stopping: EarlyStoppingRecord = NOTHING_JUDGED  #: the lead's; the others need none
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Position":
-        """Build the value from the JSON of a training state, or that of an earlier release."""
+        """Build the value from the JSON of a training state, of this or an earlier release."""
         counted = {name: value for name, value in record.items() if name != _RECORD_NAME}
         judged = EarlyStoppingRecord.from_record(record.get(_RECORD_NAME, {}))
         return cls(**counted, early_stopping=judged)
@@ -38,7 +38,7 @@ class Position(NamedTuple):
         return {**record, _RECORD_NAME: asdict(self.early_stopping)}
 
     def after_step(self, *, samples: int, tokens: int) -> "Position":
-        """The position one step on; times are the stopwatch's to set."""
+        """The position one step later; the stopwatch sets the times."""
         return self._replace(
             step=self.step + 1,
             samples=self.samples + samples,
@@ -53,7 +53,7 @@ class Position(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds in RUNNING, cumulated over attempts."""
+    """Seconds in RUNNING, accumulated over attempts."""
 
     def __init__(self, start: Position, *, gpus: int) -> None:
         self._start = start

@@ -1,6 +1,6 @@
-"""Processes that end with their parent, are adopted or waited for; and their logs.
+"""Process helpers: die with the parent, adopt orphans, wait for an end, read and write logs.
 
-Used by what forks and spawns ranks, and by ranks themselves: standard library only.
+Used by whatever forks and spawns ranks, and by ranks themselves: standard library only.
 """
 
 import ctypes
@@ -17,9 +17,9 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when ``parent_pid`` dies; leave if it is dead already.
+    """Have the kernel kill this process when ``parent_pid`` dies; exit if it is dead already.
 
-    The kernel means the thread that forked: it must be one that lives as long as its process.
+    To the kernel, the parent is the thread that forked: it must live as long as its process.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
@@ -27,12 +27,12 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Be the parent of what this process's children leave behind, so that it can be waited for."""
+    """Become the parent of orphaned descendants of this process, so that they can be waited for."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def wait_gone(pid: int, *, timeout_seconds: float) -> bool:
-    """Wait until the process is dead; return whether it is. ``pid`` 0 never started."""
+    """Wait until the process is dead; return whether it is. ``pid`` 0: never started."""
     if pid == 0:
         return True
     try:
@@ -69,6 +69,6 @@ def _prctl(option: int, value: int) -> None:
 
 
 def configure_logging() -> None:
-    """Log to standard error with time and level; of each request that httpx makes nothing."""
+    """Log to standard error with time and level, without httpx's line for each request."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

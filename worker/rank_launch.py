@@ -1,7 +1,7 @@
 """What a rank is launched with: one value, as JSON through a pipe or a file descriptor.
 
-With it goes what the node's operator lets the job read data from and make models of. The fork
-server imports this module: standard library only.
+It includes where the node's operator lets the job take data and models from. The fork server
+imports this module: standard library only.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-#: Folder beside those of attempts: environments of uploaded wheels.
+#: Folder beside those of attempts, for the environments of uploaded wheels.
 ENVIRONMENTS = "environments"
 
-#: How ranks are started: from a warm process, or each with imports of its own.
+#: How ranks are started: forked from a warm process, or spawned with their own imports.
 LaunchMethod = Literal["fork", "spawn"]
 
 
@@ -20,30 +20,30 @@ LaunchMethod = Literal["fork", "spawn"]
 class DataSources:
     """What jobs may read data from: public web addresses, unless the operator says otherwise."""
 
-    roots: tuple[str, ...] = ()  #: folders of the node that data and tokenizers may lie in
-    #: Beginnings of URLs that may be read although they are private (http, https), or with the
+    roots: tuple[str, ...] = ()  #: folders of the node that data and tokenizers may be in
+    #: URL prefixes that may be read although they are private (http, https), or with the
     #: credentials of the node (s3, gs).
     urls: tuple[str, ...] = ()
-    allow_hub: bool = False  #: whether data sets may be fetched from Hugging Face's hub
-    cache: str = "~/.roadless/data-cache"  #: of prepared data; ``~`` is that of the node's user
+    allow_hub: bool = False  #: whether data sets may be fetched from the Hugging Face Hub
+    cache: str = "~/.roadless/data-cache"  #: of prepared data; ``~`` is the home of the node's user
     cache_bytes: int = 100 * 2**30
     project: str = ""  #: whose job it is
     #: Names of the job's own credentials, which are in the environment.
     secrets: tuple[str, ...] = ()
 
     def has_own(self, *names: str) -> bool:
-        """Whether the job has brought credentials of its own under all these names."""
+        """Whether the job has its own credentials under all these names."""
         return set(names) <= set(self.secrets)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSources:
-    """What jobs may make models of, beside the presets: nothing, unless the operator allows it."""
+    """Where jobs may take models from, besides presets: nowhere, unless the operator allows it."""
 
-    roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may lie in
+    roots: tuple[str, ...] = ()  #: folders that saved models and tokenizers may be in
     allow_hub: bool = False  #: whether models may be fetched from the hub
     entry_points: tuple[str, ...] = ()  #: ``package.module:factory``, each in full
-    allow_wheels: bool = False  #: whether jobs may bring packages of their own
+    allow_wheels: bool = False  #: whether jobs may bring their own packages
     wheel_sha256: str | None = None  #: of the wheel that this process has an environment for
 
 
@@ -57,7 +57,7 @@ class WheelFile:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankLaunch:
-    """What a rank knows when it starts. The rest it asks the service for."""
+    """What a rank knows when it starts; it asks the service for the rest."""
 
     attempt_id: str
     job_id: str
@@ -75,7 +75,7 @@ class RankLaunch:
     data_sources: DataSources = DataSources()
     model_sources: ModelSources = ModelSources()
     method: LaunchMethod = "fork"
-    wheel: WheelFile | None = None  #: needs an environment of its own, and so to be spawned
+    wheel: WheelFile | None = None  #: needs its own environment, so the rank is spawned
 
     @property
     def log_path(self) -> Path:
@@ -103,5 +103,5 @@ class RankLaunch:
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
+    """JSON has only lists."""
     return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}

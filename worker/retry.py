@@ -1,4 +1,4 @@
-"""Calls to a service that may be away: made again after ever longer pauses."""
+"""Calls to a service that may be away, retried after ever longer pauses."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from roadless.worker.api import Away
 
 Answer = TypeVar("Answer")
 
-#: The first pause, which doubles up to the longest.
+#: The first pause; each doubles the one before, up to the longest.
 FIRST_SECONDS: Final = 0.05
 LONGEST_SECONDS: Final = 2.0
 
@@ -17,7 +17,7 @@ def call_with_retry(call: Callable[[], Answer], *, seconds: float) -> Answer:
     """Make ``call`` until it is answered, and return the answer.
 
     Waits while the service is away, for at most ``seconds``, and then raises the last ``Away``.
-    ``Fenced`` and ``Refused`` are answers and are raised at once.
+    ``Fenced`` and ``Refused`` are answers and are raised immediately.
     """
     deadline = time.monotonic() + seconds
     for pause in pauses():
@@ -31,7 +31,7 @@ def call_with_retry(call: Callable[[], Answer], *, seconds: float) -> Answer:
 
 
 def pauses() -> Iterator[float]:
-    """Yield the seconds to wait after each failed call, without end."""
+    """Yield the seconds to wait after each failed call, endlessly."""
     seconds = FIRST_SECONDS
     while True:
         yield seconds

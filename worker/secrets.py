@@ -1,7 +1,7 @@
-"""The secrets of a job in its ranks: in the environment, and out of everything that they write.
+"""The secrets of a job in its ranks: in the environment, but in nothing that they write.
 
-They come after the process has started, so they are not in what ``/proc`` shows of it. The
-environment is where libraries look for them; a :class:`Redactor` keeps them out of events and logs.
+They are set after the process has started, so ``/proc`` does not show them. The environment is
+where libraries look for them; a :class:`Redactor` keeps them out of events and logs.
 """
 
 import base64
@@ -23,13 +23,13 @@ from roadless.service.contract.reports.events import Event, Failed, Notice, Star
 from roadless.worker.errors import SecretUnavailable
 
 HIDDEN = "***"
-#: A shorter line of a long value is no secret by itself, such as a bracket; nor is a shorter text
-#: of one that is JSON, such as its type.
+#: A shorter line of a long value, such as a bracket, is no secret by itself; nor is a shorter text
+#: in a JSON value, such as its type.
 _MIN_LINE_LENGTH = 8
 _MIN_TEXT_LENGTH = 20
 _URL_SAFE = str.maketrans("+/", "-_")
-#: What goes from the environment with a secret: variables of the node that say the same in another
-#: way, some of which libraries would prefer or mix in.
+#: What a secret removes from the environment: variables of the node with the same purpose, which
+#: libraries might prefer or mix in.
 _REPLACED: Mapping[str, tuple[str, ...]] = {
     "AWS_ACCESS_KEY_ID": (
         "AWS_SESSION_TOKEN",
@@ -55,22 +55,22 @@ _REPLACED: Mapping[str, tuple[str, ...]] = {
 
 
 class Redactor:
-    """Puts ``***`` in the place of values, in any of their forms. Any thread may use it."""
+    """Replaces values, in any of their forms, with ``***``. Any thread may use it."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         self._forms: tuple[str, ...] = ()
         self.learn(values)
 
     def learn(self, values: Iterable[str]) -> None:
-        """Hide these values too from now on."""
+        """From now on, hide these values too."""
         forms = {form for value in values for form in forms_of(value)}
         forms = {form for form in forms | set(self._forms) if len(form) > len(HIDDEN)}
-        # The longest first: of two that begin alike, the shorter would leave a rest of the longer.
+        # Longest first: of two with a common prefix, the shorter would leave part of the longer.
         self._forms = tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
     def redact(self, text: str) -> str:
         """Return the text without the values."""
-        # Again, since what is left may be a value by now: "a***" in "aa***". Each round is shorter.
+        # Repeat: the result may contain a value again, "a***" in "aa***". Each round is shorter.
         while (shorter := self._redact_once(text)) != text:
             text = shorter
         return text
@@ -93,14 +93,14 @@ class Redactor:
 
 
 class RedactedStream:
-    """A text stream that redacts each piece that is written to it; else it is the stream itself."""
+    """A text stream that redacts each piece written to it; otherwise it behaves like the stream."""
 
     def __init__(self, stream: TextIO, redactor: Redactor) -> None:
         self._stream = stream
         self._redactor = redactor
 
     def write(self, text: str) -> int:
-        """Write the text without the values; returns how much of ``text`` was taken: all."""
+        """Write the text without the values; return how much of ``text`` was taken: all."""
         self._stream.write(self._redactor.redact(text))
         return len(text)
 
@@ -113,16 +113,16 @@ class RedactedStream:
         return getattr(self._stream, name)
 
 
-#: That of this process: its environment and its streams are one each, too.
+#: One per process, as are its environment and its streams.
 REDACTOR = Redactor()
 
 
 def install_secrets(brief: AttemptBrief, *, data_cache: str) -> None:
-    """Put the job's secrets into this process's environment, and keep them out of what it says.
+    """Put the job's secrets into this process's environment, and keep them out of its output.
 
-    Before data and model are built, and before Hugging Face's libraries are imported, which look at
-    the environment then. ``data_cache``: the node's folder for prepared data. Raises
-    SecretUnavailable when one of them is not to be had.
+    Call it before data and model are built, and before Hugging Face's libraries are imported, which
+    read the environment at import. ``data_cache``: the node's folder for prepared data. Raises
+    SecretUnavailable when one of the secrets is not available.
     """
     REDACTOR.learn(value.get_secret_value() for value in brief.secrets.values())
     if brief.secret_faults:
@@ -137,10 +137,10 @@ def install_secrets(brief: AttemptBrief, *, data_cache: str) -> None:
 def set_environment(
     environ: MutableMapping[str, str], secrets: Mapping[str, SecretStr], *, hub_cache: Path
 ) -> None:
-    """Set the secrets in ``environ``, and take away what of the node's own would go before them.
+    """Set the secrets in ``environ``, and remove the node's variables that would override them.
 
-    ``hub_cache``: where what a token of the hub opens is kept. The node's own folder of such files
-    serves whoever names them.
+    ``hub_cache``: where files fetched with the job's hub token are kept. The node's own folder
+    for such files would serve any job that names them.
     """
     for name in secrets:
         for other in _REPLACED.get(name, ()):
@@ -153,20 +153,20 @@ def set_environment(
 
 
 def redact_streams() -> None:
-    """From now on standard output and error of this process go through :data:`REDACTOR`."""
+    """Send standard output and error of this process through :data:`REDACTOR` from now on."""
     for name in ("stdout", "stderr"):
         setattr(sys, name, cast(TextIO, RedactedStream(getattr(sys, name), REDACTOR)))
 
 
 def forms_of(value: str) -> set[str]:
-    """Return how a value and its parts are written: plain, escaped in some way, in base64."""
+    """Return the forms of a value and its parts: plain, escaped in various ways, in base64."""
     parts = {value, value.strip(), *_texts_of(value)}
     parts |= {line for part in parts for line in _lines_of(part)}
     return parts | {form for part in parts for form in _encoded(part)}
 
 
 def _lines_of(text: str) -> Iterator[str]:
-    """As a traceback shows them, perhaps indented."""
+    """The lines as a traceback shows them, without indentation."""
     lines = [line.strip() for line in text.splitlines()]
     return (line for line in lines if len(lines) > 1 and len(line) >= _MIN_LINE_LENGTH)
 
@@ -194,9 +194,9 @@ def _encoded(text: str) -> Iterator[str]:
 
 
 def _base64_within(content: bytes) -> Iterator[str]:
-    """What base64 makes of the content wherever it lies in a longer one, as in a user's password.
+    """The base64 of the content wherever it is within a longer one, as in a user's password.
 
-    At each of the three offsets the first and last characters depend on the neighbours too, and
+    At each of the three offsets the first and last characters also depend on the neighbours and
     are left out.
     """
     for offset in range(3):

@@ -1,7 +1,7 @@
 """What an operator sets for a runner, read once from the environment.
 
-The service's own settings are in ``service/settings.py``. A runner lives on machines that have no
-service installed, so it reads plain environment variables by itself.
+The service's own settings are in ``service/settings.py``. A runner lives on machines without the
+service, so it reads plain environment variables itself.
 """
 
 import time
@@ -23,15 +23,15 @@ class SettingsError(Exception):
 class RunnerSettings:
     """Everything an operator can set for a runner."""
 
-    service_url: str  #: ROADLESS_URL: where the service answers, as ranks see it too
+    service_url: str  #: ROADLESS_URL: where the service answers, for ranks too
     runner_name: str  #: ROADLESS_RUNNER_NAME: the same name is the same runner
-    token: str | None = field(repr=False)  #: ROADLESS_RUNNER_TOKEN: goes before the file
+    token: str | None = field(repr=False)  #: ROADLESS_RUNNER_TOKEN: takes precedence over the file
     token_file: Path  #: ROADLESS_RUNNER_TOKEN_FILE
     ray_address: str  #: RAY_ADDRESS: ``host:port``, or ``auto`` for the cluster of this machine
     allow_unauthenticated_ray: bool  #: ROADLESS_ALLOW_UNAUTHENTICATED_RAY: 1 or 0
     scratch: str  #: ROADLESS_SCRATCH: folder for spools and logs; ``~`` is expanded on each node
     data_roots: tuple[str, ...]  #: ROADLESS_DATA_ROOTS: folders jobs may read, colon-separated
-    data_urls: tuple[str, ...]  #: ROADLESS_DATA_URLS: beginnings of URLs jobs may read, by spaces
+    data_urls: tuple[str, ...]  #: ROADLESS_DATA_URLS: URL prefixes jobs may read, space-separated
     data_cache: str  #: ROADLESS_DATA_CACHE: folder for prepared data; ``~`` as for scratch
     data_cache_bytes: int  #: ROADLESS_DATA_CACHE_BYTES: how much of it is kept
     model_roots: tuple[str, ...]  #: ROADLESS_MODEL_ROOTS: the same for saved models
@@ -81,7 +81,7 @@ class RunnerSettings:
 
     @property
     def model_sources(self) -> ModelSources:
-        """What jobs may make models of, beside the presets."""
+        """Where jobs may take models from, besides the presets."""
         return ModelSources(
             roots=self.model_roots,
             allow_hub=self.allow_hub,
@@ -90,7 +90,7 @@ class RunnerSettings:
         )
 
     def wait_for_token(self, *, timeout_seconds: float = 60.0) -> str:
-        """Return the runner's token; a service that just starts may not have written it yet."""
+        """Return the runner's token; a service that just started may not have written it yet."""
         if self.token is not None:
             return self.token
         deadline = time.monotonic() + timeout_seconds

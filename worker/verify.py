@@ -2,7 +2,7 @@
 says?
 
 Loads an eval checkpoint in this process alone, evaluates it on the recorded held-out examples, and
-compares loss and metrics bit for bit. Prints a JSON line for each; exit status 0 only when all are
+compares loss and metrics bit for bit. Prints a JSON line for each; exit status 0 only if all are
 equal.
 """
 
@@ -33,12 +33,12 @@ _NO_SOURCES = DataSources()
 def verify(
     folder: Path, *, sources: DataSources = _NO_SOURCES, entry_points: tuple[str, ...] = ()
 ) -> tuple[EvaluationReceipt, EvalResult]:
-    """Return what the checkpoint says and what is seen now.
+    """Return the recorded evaluation and the one made now.
 
     ``sources``: what data may be read from. ``entry_points``: factories that may be called.
 
     Sets torch's threads to the receipt's, since sums on a CPU depend on them; on another kind of
-    CPU the last digits differ nevertheless. Raises CheckpointUnreadable for damaged files, and
+    CPU the last digits still differ. Raises CheckpointUnreadable for damaged files, and
     ValueError for a checkpoint without a receipt.
     """
     manifest = read_manifest(folder)
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _is_equal(folder: Path, settings: RunnerSettings, sources: DataSources) -> bool:
-    """Verify one folder and print what is seen; say whether the receipt says the same."""
+    """Verify one folder and print what is seen; return whether it equals the receipt."""
     expected, seen = verify(folder, sources=sources, entry_points=settings.allowed_entry_points)
     is_equal = _digits(seen) == _digits(expected)
     said = {"expected_loss": expected.loss, "loss": seen.loss, "equal": is_equal, **seen.metrics}
@@ -94,7 +94,7 @@ def _is_equal(folder: Path, settings: RunnerSettings, sources: DataSources) -> b
 
 
 def _digits(found: EvalResult | EvaluationReceipt) -> dict[str, str]:
-    """Loss and metrics in all their digits: so a NaN, which a metric may be, equals a NaN."""
+    """Loss and metrics with all digits, as text: so NaN, which a metric may be, equals NaN."""
     return {name: repr(value) for name, value in {"loss": found.loss, **found.metrics}.items()}
 
 

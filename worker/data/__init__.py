@@ -1,1 +1,1 @@
-"""Data sets: one file a source, and the order in which training visits the samples."""
+"""Data sets: one file per source, and the order in which training visits the samples."""

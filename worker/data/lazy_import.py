@@ -1,6 +1,6 @@
 """Modules whose libraries a fork server must not load: imported by the rank that needs them.
 
-Some start threads, which nothing that forks may have, and all cost time that few jobs need pay.
+Some start threads, which a forking process must not have, and all cost time that few jobs need.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The next batches, made in a thread while the present step runs, unless that costs more."""
+"""The next batches, made in a thread while the current step runs, unless that costs more."""
 
 import time
 from collections import deque
@@ -8,26 +8,26 @@ from typing import Final, Generic, TypeVar
 
 Made = TypeVar("Made")
 
-#: Batches that wait at most: one is enough where loading is faster than a step, the second takes up
-#: a slow read now and then.
+#: The most batches that wait: one is enough where loading is faster than a step, the second absorbs
+#: an occasional slow read.
 DEPTH: Final = 2
-#: Two threads cost each other about a tenth of a millisecond a batch, so what is made faster than
-#: this is made by the one that needs it.
+#: Two threads cost each other about a tenth of a millisecond per batch, so batches made faster than
+#: this are made by the thread that needs them.
 QUICK_SECONDS: Final = 0.0002
-#: As many batches in a row must have been quick; one that is not brings the thread back.
+#: This many batches in a row must be quick; a slow one brings the thread back.
 QUICK_IN_A_ROW: Final = 16
-#: Quick batches are made for this many steps at once, up to a multiple of it: most of what that
-#: costs is the same for one batch and for many.
+#: Quick batches are made for this many steps in one call, up to a multiple of it: most of the cost
+#: is the same for one batch and for many.
 BLOCK_STEPS: Final = 16
 
 
 class Prefetch(Generic[Made]):
-    """``prefetch(step)`` is ``make(range(step, step + 1))[0]``, mostly made already.
+    """``prefetch(step)`` is ``make(range(step, step + 1))[0]``, usually made in advance.
 
     ``make``: returns the batches of consecutive steps, each a function of its step alone, since it
     is called ahead of time, in order, by this thread or another; it must not draw from a random
-    state that others use. An error made ahead is raised when its step is asked for, and never if it
-    is not.
+    state that others use. An error made ahead is raised when its step is requested, and otherwise
+    never.
     """
 
     def __init__(self, make: Callable[[range], Sequence[Made]], *, depth: int = DEPTH) -> None:
@@ -36,11 +36,11 @@ class Prefetch(Generic[Made]):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
         self._next_step = 0
         self._made: deque[Made] = deque()  #: of the steps from ``_next_step`` on
-        self._ahead: deque[Future[Sequence[Made]]] = deque()  #: of those behind them, one each
+        self._ahead: deque[Future[Sequence[Made]]] = deque()  #: of the steps after them, one each
         self._quick_in_a_row = 0
 
     def __call__(self, step: int) -> Made:
-        """Return what was made for this step; steps in a row come from ahead."""
+        """Return what was made for this step; consecutive steps are made ahead."""
         if step != self._next_step:
             self._drop()
         self._next_step = step + 1
@@ -49,7 +49,7 @@ class Prefetch(Generic[Made]):
         return self._made.popleft()
 
     def close(self) -> None:
-        """Drop what was made ahead; waits for the one that is being made."""
+        """Drop what was made ahead; waits for the batch in progress."""
         self._drop()
         self._pool.shutdown()
 
@@ -65,7 +65,7 @@ class Prefetch(Generic[Made]):
     def _block(self, step: int) -> Sequence[Made]:
         try:
             return self._timed(range(step, step - step % BLOCK_STEPS + BLOCK_STEPS))
-        except Exception:  # perhaps of a later step, whose it is to raise
+        except Exception:  # perhaps of a later step, which is to raise it
             return self._timed(_only(step))
 
     def _timed(self, steps: range) -> Sequence[Made]:

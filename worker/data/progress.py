@@ -10,12 +10,12 @@ SAY_EVERY_SECONDS = 20.0
 
 _REPEAT_SECONDS = 5.0
 
-#: Called often with how far it is; whoever is told decides how much of it is said.
+#: Called often with the progress so far; the receiver decides how much of it to report.
 Tell = Callable[[str], None]
 
 
 class Progress:
-    """Says what it is told, every 20 s from its beginning; what is done before says nothing."""
+    """Passes on one message every 20 s from its creation; work that is done sooner reports none."""
 
     def __init__(self, say: Tell, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
@@ -23,7 +23,7 @@ class Progress:
         self._said_at = clock()
 
     def tell(self, text: str) -> None:
-        """Say the text if the last one is old."""
+        """Pass on the text if the last one is old enough."""
         now = self._clock()
         if now - self._said_at >= SAY_EVERY_SECONDS:
             self._said_at = now
@@ -32,7 +32,7 @@ class Progress:
 
 @contextmanager
 def telling(text: str, tell: Tell) -> Iterator[None]:
-    """Tell the text again and again during the block, for work that cannot say how far it is."""
+    """Repeat the text during the block, for work that cannot report its progress."""
     is_over = threading.Event()
 
     def repeat() -> None:

@@ -1,7 +1,7 @@
 """Which samples a step trains on, and which of them a rank takes: functions of seed and step.
 
-Nothing is remembered, so a resumed run, or one on another number of ranks, sees the same samples in
-the same steps. A sample's global number is ``epoch * num_train + sample``, which lets a data set
+No state is kept, so a resumed run, or one on another number of ranks, sees the same samples in the
+same steps. A sample's global number is ``epoch * num_train + sample``, which lets a data set
 cut or augment differently in every epoch.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from roadless.worker.data.base import Batch, Indices, TrainSplit
 
-#: Seeds of users are below 2**63; this bit makes a second stream that no user's seed can reach.
+#: User seeds are below 2**63; this bit makes a second stream that no user's seed can reach.
 _RESERVED_BIT = 1 << 63
 
 
@@ -20,7 +20,7 @@ _RESERVED_BIT = 1 << 63
 class Sampler:
     """``sampler(steps)``: one rank's share of each of these steps' batches.
 
-    Holds no position and draws nothing, so it may be called for any steps, ahead and by any thread.
+    Holds no position and draws nothing, so any thread may call it for any steps, also in advance.
     ``batch_size``: of the global batch, a multiple of ``world_size``.
     """
 
@@ -33,8 +33,8 @@ class Sampler:
     def __call__(self, steps: range) -> list[Batch]:
         """Return a batch for each of the steps, in order; ``steps`` is not empty.
 
-        Bit for bit what each would be by itself, and where each would be: a library may sum in
-        another order where memory is aligned otherwise.
+        Each has the bits and the alignment that it would have alone: with another alignment a
+        library may sum in another order.
         """
         indices = global_indices(
             steps.start,
@@ -50,7 +50,7 @@ class Sampler:
 
 
 def reserved_seed(seed: int) -> int:
-    """Return the seed of the stream that is kept from training, for batch-norm statistics of x.
+    """Return the seed of the stream that training never uses, for batch-norm statistics of x.
 
     ``seed``: of the job, in [0, 2**63).
     """
@@ -64,7 +64,7 @@ def global_indices(
 
     ``step`` counts from 0; ``batch_size``, ``num_train`` and ``num_steps`` are at least 1; ``seed``
     is in [0, 2**64). Steps follow each other without a gap: a batch that reaches the end of an
-    epoch goes on in the next one. Returns ``num_steps * batch_size`` numbers, step after step.
+    epoch continues in the next one. Returns ``num_steps * batch_size`` numbers, step after step.
     """
     start = step * batch_size
     stop = start + num_steps * batch_size
@@ -79,7 +79,7 @@ def global_indices(
 def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:
     """Return this rank's contiguous share of a step's numbers, or of each row of several steps'.
 
-    All shares are equal and follow each other by rank.
+    All shares are equal, in order of rank.
     """
     share, rest = divmod(indices.shape[-1], world_size)
     assert rest == 0, f"expected world_size to divide {indices.shape[-1]} samples, saw {world_size}"
@@ -88,7 +88,7 @@ def rank_slice(indices: Indices, *, rank: int, world_size: int) -> Indices:
 
 @lru_cache(maxsize=4)
 def _epoch(epoch: int, num_train: int, seed: int) -> Indices:
-    # Sorting raw words, not Generator.permutation: numpy promises to keep only the raw stream.
+    # Sorting raw words, not Generator.permutation: numpy guarantees only the raw stream.
     words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_train)
     numbers = epoch * num_train + np.argsort(words, kind="stable").astype(np.int64)
     numbers.setflags(write=False)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from roadless.worker.distributed.store_peers import Store
 from roadless.worker.rank_launch import RankLaunch
 
-#: torch's store tries again by itself, but after half a second and more.
+#: torch's store retries by itself, but only after half a second or more.
 _TRY_AGAIN_SECONDS: Final = 0.005
 #: After this it may: rank 0 is slow, or its host cannot be reached.
 PATIENCE_SECONDS: Final = 10.0
@@ -26,12 +26,12 @@ COLLECTIVE_SECONDS = 90_000.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """Which of how many ranks this is, and where it computes."""
+    """This rank, how many there are, and where it computes."""
 
     rank: int
     world_size: int
     device: torch.device
-    store: Store | None = None  #: text by key, seen by all ranks; None for a rank alone
+    store: Store | None = None  #: text by key, seen by all ranks; None for a single rank
 
     @property
     def is_lead(self) -> bool:
@@ -39,7 +39,7 @@ class Cluster:
         return self.rank == 0
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Add a float64 CPU tensor up over all ranks; every rank gets the same bits."""
+        """Sum a float64 CPU tensor over all ranks; every rank gets the same bits."""
         if self.world_size == 1:
             return values
         shared = values.to(self.device)
@@ -48,7 +48,7 @@ class Cluster:
 
 
 def join(launch: RankLaunch) -> Cluster:
-    """Meet the peers: NCCL between GPUs, gloo between CPUs, nothing for a rank alone."""
+    """Meet the peers: NCCL between GPUs, gloo between CPUs, nothing for a single rank."""
     torch.set_num_threads(launch.threads)
     has_gpu = bool(launch.gpu_ids)
     device = torch.device("cuda", 0) if has_gpu else torch.device("cpu")
@@ -73,7 +73,7 @@ def wait_for_listener(address: str, port: int) -> bool:
 
 
 def use_interface_towards(address: str) -> None:
-    """Make gloo and NCCL use the way to ``address``, where an operator has not chosen another."""
+    """Make gloo and NCCL use the interface to ``address``, unless an operator chose another."""
     name = interface_towards(address)
     for variable in _VARIABLES:
         if name is not None:
@@ -99,7 +99,7 @@ def interface_towards(address: str) -> str | None:
 
 
 def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:
-    """Open the process group; return the store that the ranks met by, for words of their own."""
+    """Open the process group; return the store of the rendezvous, for the ranks' own messages."""
     use_interface_towards(launch.master_addr)
     if launch.rank > 0:
         wait_for_listener(launch.master_addr, launch.master_port)

@@ -1,7 +1,7 @@
-"""How the ranks that write one training state tell each other of it, beside training.
+"""How the ranks that write one training state inform each other, beside training.
 
-Through the key-value store that the ranks met by, so that no step waits and no collective is in the
-way. Values are text; the lead alone waits for something, in a thread that is not the training's.
+Through the key-value store of the rendezvous, so that no step waits and no collective is in the
+way. Values are text; whatever waits does so in a thread that is not training's.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,7 @@ _FILES: TypeAdapter[tuple[CheckpointFile, ...] | None] = TypeAdapter(
 
 
 class Store(Protocol):
-    """What is used of ``torch.distributed.Store``; safe to use from several threads."""
+    """The part of ``torch.distributed.Store`` that is used; safe to use from several threads."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write a value, for all ranks."""
@@ -39,7 +39,7 @@ class StorePeers:
         self.is_lead = is_lead
 
     def name(self, number: int, checkpoint_id: str) -> None:
-        """Give the id to the others, of the state that is the job's ``number``-th here."""
+        """Give the others the id of the attempt's ``number``-th state."""
         self._store.set(f"state/{number}", checkpoint_id)
 
     def name_of(self, number: int) -> str:
@@ -47,11 +47,11 @@ class StorePeers:
         return self._store.get(f"state/{number}").decode()
 
     def tell(self, checkpoint_id: str, files: tuple[CheckpointFile, ...] | None) -> None:
-        """Say that this rank's files are uploaded, or with None that they never will be."""
+        """Report that this rank's files are uploaded or, with None, that they never will be."""
         self._store.set(f"files/{checkpoint_id}/{self._rank}", _FILES.dump_json(files).decode())
 
     def hear(self, checkpoint_id: str) -> list[tuple[CheckpointFile, ...] | None] | None:
-        """Return what each of the others has said; None until all have."""
+        """Return what each of the others reported; None until all have."""
         keys = [f"files/{checkpoint_id}/{rank}" for rank in self._others]
         if not self._store.check(keys):
             return None

@@ -1,4 +1,4 @@
-"""What an attempt starts from: the weights of its model, and the training state that it resumes.
+"""What an attempt starts from: the weights of its model, and the training state it resumes from.
 
 Weights come from the specification or from one of our checkpoints, a state from an earlier attempt.
 """
@@ -35,7 +35,7 @@ def initial_model(
 ) -> nn.Module:
     """Return the model on the CPU, with the weights that training starts from.
 
-    ``fetch``: brings a manifest's files, checked, into a folder and returns it. An attempt that
+    ``fetch``: puts a manifest's files, checked, into a folder and returns it. An attempt that
     resumes needs no weights from there. Raises the JobFailed errors named ``Model...``.
     """
     manifest, seed = brief.initial, brief.spec.training.seed
@@ -84,7 +84,7 @@ def _without_weights(manifest: Manifest) -> Manifest:
 
 
 def _put_in(model: nn.Module, folder: Path) -> None:
-    """The files are whole, since ``fetch`` checked them: what does not fit is the data's shape."""
+    """The files are whole, since ``fetch`` checked them: a misfit comes from the data's shape."""
     try:
         read_model(folder, model)
     except CheckpointUnreadable as error:

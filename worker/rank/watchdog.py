@@ -1,7 +1,7 @@
-"""The step watchdog: a rank that makes no step for too long says where it hangs, and exits.
+"""The step watchdog: a rank that makes no step for too long reports where it hangs, and exits.
 
-It watches from a thread of its own, which runs while the training thread waits in a collective.
-Where even that thread cannot run, because native code keeps the interpreter's lock, the C timer of
+It watches from its own thread, which runs while the training thread waits in a collective. If even
+that thread cannot run, because native code holds the interpreter's lock, the C timer of
 ``faulthandler`` writes the stacks and ends the process.
 """
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 #: How much of the stacks' end, where the training thread is, goes into the message.
 TOLD_CHARACTERS = 3000
-#: How often in ``hang_seconds`` the watching thread shows that it still runs, at least.
+#: How often per ``hang_seconds``, at least, the watching thread shows that it still runs.
 _LOOKS = 4
 
 
 class Watchdog:
     """Calls ``on_hang`` once, with a message, when no step was made for ``hang_seconds``.
 
-    Armed by the first ``beat``, for the first step has its own deadline, and until ``close``.
+    Armed from the first ``beat``, since the first step has its own deadline, until ``close``.
     """
 
     def __init__(self, hang_seconds: float, *, on_hang: Callable[[str], None]) -> None:
@@ -35,14 +35,14 @@ class Watchdog:
         self._thread: threading.Thread | None = None
 
     def beat(self) -> None:
-        """Say that there was progress: a step, a batch of an evaluation, a checkpoint written."""
+        """Record progress: a step, a batch of an evaluation, a checkpoint written."""
         self._last_beat = time.monotonic()
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Watch no longer; a message that is being told is told to its end."""
+        """Stop watching; a message that is being reported is completed."""
         self._is_closed.set()
         if self._thread is not None:
             self._thread.join()
@@ -50,7 +50,7 @@ class Watchdog:
     def _watch(self) -> None:
         try:
             while (left := self._last_beat + self._hang_seconds - time.monotonic()) > 0:
-                # Armed anew with each look, so it goes off only where there is none.
+                # Rearmed at each look, so it fires only if there is none.
                 faulthandler.dump_traceback_later(self._hang_seconds, exit=True, file=sys.stderr)
                 if self._is_closed.wait(min(left, self._hang_seconds / _LOOKS)):
                     return

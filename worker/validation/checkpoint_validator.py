@@ -1,9 +1,9 @@
 """Validates each eval checkpoint before it is listed, in a thread beside training, in order.
 
-A process that knows nothing but the files (``worker/validation/evaluator.py``) evaluates them.
-Inline it repeats the first batches of what training has found, and a checkpoint that does not give
-the same loss is never listed. Async it is the one that evaluates, so the point of the curve is what
-the files give. Results wait neither for an upload nor for a service that is away.
+A process that has only the files (``worker/validation/evaluator.py``) evaluates them. Inline, it
+repeats the first batches of training's evaluation, and a checkpoint that does not give the same
+loss is never listed. Async, it alone evaluates, so the point of the curve is what the files give.
+Results wait neither for an upload nor for a service that is away.
 """
 
 import logging
@@ -29,12 +29,12 @@ from roadless.worker.validation.evaluator import Evaluates
 
 log = logging.getLogger(__name__)
 
-#: What a GPU's sums may differ by, in another order or on the CPU: relative.
+#: By how much a GPU's sums may differ in another order or on the CPU: relative.
 GPU_TOLERANCE = 1e-3
 
 
 def tolerance_on(device: torch.device) -> float:
-    """Return by how much a fresh process's loss may differ: on a CPU in no bit."""
+    """Return by how much a fresh process's loss may differ; on a CPU, not at all."""
     return GPU_TOLERANCE if device.type == "cuda" else 0.0
 
 
@@ -42,11 +42,11 @@ class EventSink(Protocol):
     """Takes events for the service (``roadless.worker.reporting.reporter.Reporter``)."""
 
     def say(self, event: Event) -> None:
-        """Put an event in line."""
+        """Queue an event."""
 
 
 class CheckpointValidator:
-    """Of the lead rank. ``tolerance``: relative, by which losses may differ; 0: in no bit."""
+    """Validates for the lead. ``tolerance``: relative, by which losses may differ; 0: none."""
 
     def __init__(
         self, evaluator: Evaluates, *, events: EventSink, batch_size: int, tolerance: float
@@ -61,7 +61,7 @@ class CheckpointValidator:
         self._changed = threading.Condition()
         self._num_under_way = 0
         self._results: list[tuple[int, EvalResult]] = []
-        #: The step whose evaluation was lost last.
+        #: The last step whose evaluation was lost.
         self.lost_step: int | None = None
 
     def check(
@@ -69,7 +69,7 @@ class CheckpointValidator:
     ) -> Future[ValidatedManifest | None]:
         """Have the first batches evaluated again. ``checked``: what training found over them.
 
-        Cancelled before its turn, it does not take place.
+        If cancelled before its turn, it does not run.
         """
         return self._pool.submit(lambda: self._checked(folder, manifest, checked))
 
@@ -81,7 +81,7 @@ class CheckpointValidator:
         say: Callable[[EvalResult], None],
         receipt_of: Callable[[EvalResult], EvaluationReceipt],
     ) -> Future[ValidatedManifest | None]:
-        """Have everything evaluated, and ``say`` what comes of it before the manifest is given."""
+        """Have everything evaluated, and ``say`` the result before the manifest is returned."""
         with self._changed:
             self._num_under_way += 1
 
@@ -90,7 +90,7 @@ class CheckpointValidator:
                 result = self._evaluator.evaluate(folder, manifest)
                 say(result)
                 receipt = receipt_of(result)
-            except Exception as error:  # whatever it is, training must not wait for ever
+            except Exception as error:  # whatever it is, training must not wait forever
                 log.exception("the evaluation of step %d failed", manifest.step)
                 self.lose(manifest.step, str(error))
                 self._end_one([])
@@ -101,7 +101,7 @@ class CheckpointValidator:
         return self._pool.submit(work)
 
     def lose(self, step: int, why: str) -> None:
-        """Say that a point will not be in the curve."""
+        """Report that a point will not be in the curve."""
         self._tell(
             "evaluation.lost",
             f"the evaluation of step {step} is lost, and its checkpoint is not listed; training "
@@ -177,7 +177,7 @@ class CheckpointValidator:
 
 
 def _check_of_all(result: EvalResult) -> EvaluationCheck:
-    """It was found in the files themselves."""
+    """The check of a result that was found from the files themselves."""
     return EvaluationCheck(
         num_examples=result.num_examples, loss=result.loss, seen_loss=result.loss
     )

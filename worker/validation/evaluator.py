@@ -1,8 +1,8 @@
 """The rank's end of the process that evaluates checkpoints: asks, waits, replaces it when it dies.
 
-The process knows nothing but the files (``worker/validation/evaluator_process.py``); so what it
-finds is what anybody finds who downloads them. It lives as long as it answers; one that dies, fails
-or falls silent is killed, and the question is put once more, to a new one.
+The process has only the files (``worker/validation/evaluator_process.py``), so it finds what anyone
+who downloads them finds. It is kept as long as it answers; one that dies, fails or goes silent is
+killed, and the question is asked once more, of a new one.
 """
 
 import logging
@@ -25,16 +25,16 @@ from roadless.worker.validation.zygote import ForkedProcess, Zygote, ZygoteGone
 
 log = logging.getLogger(__name__)
 
-#: Processes that may fail at one question before it is given up.
+#: How many processes may fail at a question before it is given up.
 TRIES = 2
 
 
 class EvaluatorFailed(Exception):
-    """No process was able to answer; nothing is known of the checkpoint."""
+    """No process was able to answer; nothing is known about the checkpoint."""
 
 
 class Evaluates(Protocol):
-    """What a checkpoint's files score."""
+    """Evaluates a checkpoint's files."""
 
     def evaluate(
         self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
@@ -47,7 +47,7 @@ class _Lost(Exception):
 
 
 class Evaluator:
-    """Used by one thread. ``silence_seconds``: after which a process is given up as hanging."""
+    """Used by one thread. ``silence_seconds``: after which a silent process is given up."""
 
     def __init__(self, zygote: Zygote, setup: Setup, *, silence_seconds: float) -> None:
         self._zygote = zygote
@@ -58,7 +58,7 @@ class Evaluator:
     def evaluate(
         self, folder: Path, manifest: Manifest, *, max_batches: int | None = None
     ) -> EvalResult:
-        """Return what the model in the files scores.
+        """Return the result of evaluating the model in the files.
 
         ``max_batches``: of the validation split alone; None: all of every set. Raises
         CheckpointUnreadable when the files are not what the manifest says or do not load, and

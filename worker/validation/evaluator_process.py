@@ -1,9 +1,8 @@
-"""What the process does that evaluates checkpoints beside training
-(``worker/validation/evaluator.py``).
+"""The process that evaluates checkpoints beside training (``worker/validation/evaluator.py``).
 
-It was forked before the rank became anything, and gets nothing of the training but files: data and
-model are built here, once, and each checkpoint is read as a stranger reads it. The connection
-carries pickles, since both ends are of one program on one machine.
+It was forked before the rank had any state, and gets only files from the training: data and model
+are built here, once, and each checkpoint is read as a stranger would read it. The connection
+carries pickles, since both ends belong to one program on one machine.
 """
 
 import logging
@@ -31,13 +30,13 @@ from roadless.worker.validation.reload import empty_model, fill
 
 log = logging.getLogger(__name__)
 
-#: The least time between two beats; each takes the rank's interpreter a moment.
+#: The least time between two beats; each takes a little of the rank interpreter's time.
 _BEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the process is told first. ``threads``: torch's, since sums depend on them."""
+    """What the process is sent first. ``threads``: torch's, since sums depend on them."""
 
     brief: AttemptBrief
     threads: int
@@ -74,7 +73,7 @@ class BadFiles:
 
 @dataclass(frozen=True)
 class Failure:
-    """There is no answer, for another reason."""
+    """The answer when something else went wrong."""
 
     message: str
 

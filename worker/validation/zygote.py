@@ -1,9 +1,9 @@
-"""A process that a rank forks before it becomes anything, and from which helpers are forked later.
+"""A process that a rank forks before it has any state, and from which helpers are forked later.
 
-A rank soon has threads, a process group, perhaps CUDA: whatever is forked from it then is broken or
-shares what it should check. The zygote stays as the fork server made it: warm, with one
-thread, and without a trace of the training. It belongs to the rank's session and process group, and
-the kernel kills it with the rank, and with it what it has forked.
+A rank soon has threads, a process group, perhaps CUDA: a process forked from it then is broken or
+shares what it should check. The zygote stays as the fork server made it: warm, with one thread, and
+without a trace of the training. It belongs to the rank's session and process group; the kernel
+kills it with the rank, and its children with it.
 
 The rank asks for a process by sending one end of a socket pair, through which the child speaks; the
 zygote forks, and answers with a pidfd of the child.
@@ -25,7 +25,7 @@ from roadless.worker.processes import die_with_parent
 #: What a forked process does with its end of the connection; it exits when this returns.
 Entry = Callable[[Connection], None]
 
-#: As that of the threads beside training (``worker/background.py``).
+#: The same as for threads beside training (``worker/background.py``).
 NICENESS = 10
 _FORK_SECONDS = 30.0
 _REQUEST, _FORKED, _FAILED = b"?", b"+", b"-"
@@ -37,13 +37,13 @@ class ZygoteGone(Exception):
 
 @dataclass(frozen=True)
 class ForkedProcess:
-    """A process that the zygote has forked. ``connection``: at its end when the process dies."""
+    """A process that the zygote has forked. ``connection``: at end of file once it is dead."""
 
     connection: Connection
     pidfd: int
 
     def kill(self) -> None:
-        """Kill it, if it lives, and close what leads to it."""
+        """Kill it if it is alive, and close its file descriptors."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         self.connection.close()
@@ -73,7 +73,7 @@ class Zygote:
             answer, fds, _, _ = socket.recv_fds(self._requests, 1, 1)
         except OSError as error:
             ours.close()
-            self._requests.close()  # an answer that comes later would be taken for the next one's
+            self._requests.close()  # else a late answer would be taken for the next one's
             raise ZygoteGone(f"expected the zygote to answer, saw {error}") from error
         if answer != _FORKED:
             ours.close()

@@ -1,1 +1,1 @@
-"""Data sets that need no files of the user."""
+"""Data sets that need no files from the user."""

@@ -14,7 +14,7 @@ _HELD_OUT_DIVISOR = 20  # the last 5 %
 
 
 def load(*, context: int) -> TokenWindows:
-    """Return windows over the ``*.py`` files at the top of the library, joined in order of name.
+    """Return windows over the ``*.py`` files at the top of the library, joined in name order.
 
     Its folders are left out, and with them ``test`` and ``site-packages``. The content differs
     between Python versions; the fingerprint says which one it was. Raises DataNotFound where Python

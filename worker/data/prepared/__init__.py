@@ -1,1 +1,1 @@
-"""Data prepared once a node: cached rows and tokens, and how they are read back."""
+"""Data prepared once per node: cached rows and tokens, and how they are read back."""

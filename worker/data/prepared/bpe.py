@@ -1,4 +1,4 @@
-"""Tokenizers of the ``tokenizers`` library. Imported by ranks that need it only."""
+"""Tokenizers of the ``tokenizers`` library. Imported only by ranks that need it."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ class Bpe:
 
 
 def load(file: Path, *, separator: str | None, shown: str) -> Bpe:
-    """Read the file. Raises DataInvalid when it is no tokenizer, or has no such separator."""
+    """Read the file. Raises DataInvalid if it is not a tokenizer or has no such separator."""
     content = file.read_bytes()
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)

@@ -1,8 +1,8 @@
-"""A folder of the node in which prepared data is made once and found by every later rank.
+"""A folder on the node where prepared data is made once and found by every later rank.
 
-An entry is a folder under its key. It is made aside, flushed and renamed, so an entry that exists
-is whole. A lock of the kernel's, which dies with its holder, lets one rank make it while the others
-wait, and keeps it from being evicted while any rank uses it.
+An entry is a folder named by its key. It is made under another name, flushed and renamed, so an
+entry that exists is complete. A kernel lock, released when its holder dies, lets one rank make it
+while the others wait, and keeps it from being evicted while any rank uses it.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from roadless.worker.errors import DataInvalid
 
 _LOCKS = "locks"
 _WORK_SUFFIX = ".part"
-#: How often a rank looks whether the one that prepares is done.
+#: How often a rank checks whether the preparing one is done.
 _POLL_SECONDS = 0.2
 
 
 class CacheFull(Exception):
-    """What other jobs use leaves no room; another attempt may find some."""
+    """Other jobs leave no room in the cache; another attempt may find some."""
 
 
 class Cache:
@@ -38,9 +38,9 @@ class Cache:
     def entry(self, key: str, *, make: Callable[[Path], None], wait: Callable[[], None]) -> Path:
         """Return the entry's folder, which stays as long as this process lives.
 
-        ``make`` fills the folder that it is given, and is called when there is no entry yet; what
-        it raises comes through and leaves nothing behind. ``wait`` is called again and again while
-        another rank makes the entry.
+        ``make`` fills the folder that it is given, and is called when there is no entry yet; its
+        exceptions propagate and leave nothing behind. ``wait`` is called repeatedly while another
+        rank makes the entry.
         """
         target = self._folder / key
         while not self._is_kept(target):
@@ -54,7 +54,7 @@ class Cache:
         return target
 
     def make_room(self, work: Path) -> None:
-        """Evict until everything, with the folder ``work`` that is being filled, fits the limit.
+        """Evict until everything, including the folder ``work`` that is being filled, fits.
 
         Raises DataInvalid when that folder alone does not fit, and CacheFull when the others are in
         use.
@@ -105,7 +105,7 @@ class Cache:
     # ---- locks ---------------------------------------------------------------------------------
 
     def _is_kept(self, target: Path) -> bool:
-        """Whether the entry exists and is ours to use: then the lock is held until we end."""
+        """Whether the entry exists and is now locked for us, until this process ends."""
         lock = self._lock(target.name, fcntl.LOCK_SH)
         if lock is not None and not target.exists():
             os.close(lock)
@@ -138,7 +138,7 @@ class Cache:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below the folder, as far as they are still there."""
+    """Total bytes of the files below the folder that still exist."""
     total = 0
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -154,7 +154,7 @@ def _used_at(path: Path) -> float:
 
 
 def _flush(folder: Path) -> None:
-    """Bring the content to the disk before the name: a power cut leaves a whole entry or none."""
+    """Flush the content before the rename: a power failure leaves a complete entry or none."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""Windows over a string of tokens: what every language data set is once it is prepared.
+"""Windows over a string of tokens: the form of every prepared language data set.
 
-A sample predicts ``context`` tokens, each from all tokens before it in its window. Windows lie side
-by side, so that one epoch, or one evaluation, predicts every token once.
+A sample predicts ``context`` tokens, each from all tokens before it in its window. Windows are
+adjacent, so that one epoch, or one evaluation, predicts every token once.
 """
 
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ _OFFSET_STRIDE = 104_729
 
 @dataclass(frozen=True)
 class TokenString:
-    """Tokens of which the first ``num_train`` are trained on and the rest is held out."""
+    """Tokens, the first ``num_train`` to train on and the rest held out."""
 
     tokens: Tokens
     num_train: int
     vocabulary: int
     bytes_per_token: float  #: of the held-out text; 0 where that is not known
     fingerprint: str  #: SHA-256 of the tokens
-    source: str  #: what messages call it
+    source: str  #: its name in messages
 
 
 class TokenWindows:
@@ -54,7 +54,7 @@ class TokenWindows:
 
     @property
     def num_train(self) -> int:
-        """Windows per epoch: as many as fit behind the largest offset."""
+        """Windows per epoch: as many as fit after the largest offset."""
         return len(self._train) // self._context - 1
 
     @property

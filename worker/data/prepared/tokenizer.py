@@ -1,4 +1,4 @@
-"""What texts are cut into: bytes as they are, or the tokens of a ``tokenizer.json``."""
+"""How texts become tokens: bytes as they are, or the tokens of a ``tokenizer.json``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """Texts to numbers below ``vocabulary``."""
+    """Encodes texts as numbers below ``vocabulary``."""
 
     @property
     def vocabulary(self) -> int:
@@ -25,18 +25,18 @@ class Tokenizer(Protocol):
 
     @property
     def separator(self) -> int:
-        """The token behind each text."""
+        """The token after each text."""
 
     @property
     def identity(self) -> Identity:
-        """What tells it from another."""
+        """What distinguishes it from any other."""
 
     def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
         """Return the tokens of each text, which is UTF-8."""
 
 
 class Bytes:
-    """Every byte is a token. Texts are parted by a zero, which no text holds."""
+    """Every byte is a token. Texts are separated by a zero, which no text contains."""
 
     vocabulary = 256
     separator = 0
@@ -69,5 +69,5 @@ def narrowest(vocabulary: int) -> np.dtype[Any]:
 
 
 def config_beside(file: Path) -> Path:
-    """Where transformers keeps what the tokenizer's tokens are for."""
+    """Where transformers stores the roles of the tokenizer's tokens."""
     return file.with_name("tokenizer_config.json")

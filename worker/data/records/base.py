@@ -1,4 +1,4 @@
-"""Where records come from, whatever the source: texts in pieces, or rows in chunks."""
+"""Records of any source: texts in pieces, or rows in chunks."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,32 +17,32 @@ class Records(Protocol):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     @property
     def identity(self) -> list[Identity]:
-        """What tells its content from another without reading it."""
+        """What distinguishes its content from any other without reading it."""
 
     @property
     def has_own_eval(self) -> bool:
-        """Whether what is held out is a split of its own."""
+        """Whether the held-out records are a separate split."""
 
     @property
     def is_raw(self) -> bool:
-        """Whether its texts are bytes that nothing shall be put between."""
+        """Whether its texts are raw bytes, to be joined without separators."""
 
     def pieces(self, split: Split, *, work: Path, tell: Tell) -> Iterator[Piece]:
         """Yield the texts in order.
 
-        ``work``: a folder to use on the way. ``tell`` hears how far what is fetched into it is.
+        ``work``: a folder for temporary files. ``tell`` receives the progress of fetching into it.
         """
 
     def chunks(self, split: Split, *, work: Path, choose: Choose, tell: Tell) -> Iterator[Chunk]:
-        """Yield the rows in order, of the columns that ``choose`` wants."""
+        """Yield the rows in order, with the columns that ``choose`` selects."""
 
 
 def splits_of(records: Records) -> tuple[Split, ...]:
-    """The splits that the source has of its own, in the order in which they are prepared."""
+    """The source's own splits, in the order in which they are prepared."""
     return ("train", "eval") if records.has_own_eval else ("train",)
 
 

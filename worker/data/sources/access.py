@@ -1,4 +1,4 @@
-"""What an operator opens for data: the variables that say it, and what lies below a folder."""
+"""What an operator allows for data: the variables that set it, and how paths are checked."""
 
 import os
 
@@ -8,7 +8,7 @@ ALLOW_HUB_VARIABLE = "ROADLESS_ALLOW_HUB"
 
 
 def is_below(path: str, roots: tuple[str, ...]) -> bool:
-    """Whether ``path`` lies in one of the folders once every link of both is followed."""
+    """Whether ``path`` is in one of the folders, with all links of both resolved."""
     resolved = os.path.realpath(path)
     return any(
         os.path.commonpath([resolved, root]) == root for root in map(os.path.realpath, roots)

@@ -1,4 +1,4 @@
-"""Which addresses and URLs a user may have a node connect to."""
+"""Which addresses and URLs a user may make a node connect to."""
 
 import ipaddress
 import socket
@@ -15,7 +15,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 address that it stands for, is one of the public internet.
+    """Whether an IP address, or the IPv4 address embedded in it, is on the public internet.
 
     >>> [is_public(address) for address in ("1.1.1.1", "10.0.0.1", "::ffff:127.0.0.1")]
     [True, False, False]
@@ -34,7 +34,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 
 
 def is_listed(url: str, listed: tuple[str, ...]) -> bool:
-    """Whether the URL is one of those listed, or lies below one.
+    """Whether the URL is one of those listed, or is below one.
 
     >>> is_listed("s3://bucket/corpora/a.parquet", ("s3://bucket/corpora",))
     True

@@ -1,9 +1,9 @@
 """Files behind http(s) URLs, fetched from public addresses only, unless the operator allows more.
 
 A user chooses the URL, and this machine may reach what the user may not. So every host is resolved
-here, all its addresses are judged, and the connection goes to one that was judged, not to what the
-name means a moment later. Redirects are judged in the same way. Proxies of the environment are not
-used: behind one nobody can judge.
+here, all its addresses are checked, and the connection goes to a checked one, not to what the name
+resolves to a moment later. Redirects are checked in the same way. Proxies from the environment are
+not used, since addresses behind one cannot be checked.
 """
 
 import os
@@ -25,7 +25,7 @@ from roadless.worker.rank_launch import DataSources
 
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5
-#: Seconds before each further try of a request that breaks off, or meets a server's fault.
+#: Seconds before each retry of a request that breaks off or gets a server error.
 _PAUSES_SECONDS = (0.2, 1.0, 5.0)
 _GONE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.GONE})
 
@@ -34,14 +34,14 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class _Access:
-    """What opens a URL to a job. ``bearer``: the name of a secret that is sent to ``origin``."""
+    """What lets a job read a URL. ``bearer``: the name of a secret that is sent to ``origin``."""
 
     sources: DataSources
     origin: tuple[str, str | None, int | None]
     bearer: str | None
 
     def headers(self, url: str) -> dict[str, str]:
-        """Those that authorise a request. A redirect to another host gets none."""
+        """Headers that authorise a request; none for a redirect to another host."""
         if self.bearer is None or origin_of(url) != self.origin:
             return {}
         if not url.startswith("https:") and not is_listed(url, self.sources.urls):
@@ -55,7 +55,7 @@ class _Access:
 def find(url: str, *, sources: DataSources, bearer: str | None = None) -> SourceFile:
     """Return the file behind the URL. Raises the JobFailed errors named ``Data...``, or SourceAway.
 
-    Its identity is what the server says of it: ``ETag``, ``Last-Modified`` and length. ``bearer``:
+    Its identity is what the server reports: ``ETag``, ``Last-Modified`` and length. ``bearer``:
     which of the job's secrets is sent to the URL's host.
     """
     if bearer is not None and not sources.has_own(bearer):
@@ -98,7 +98,7 @@ def _identity(url: str, *, access: _Access) -> Identity:
 
 
 def _download(identity: Identity, file: BinaryIO, *, access: _Access, tell: Tell) -> None:
-    """Append what is missing of the content to ``file``."""
+    """Append the missing part of the content to ``file``."""
     headers = {}
     if file.tell() and identity["etag"]:
         headers = {"Range": f"bytes={file.tell()}-", "If-Range": str(identity["etag"])}
@@ -120,7 +120,7 @@ def _download(identity: Identity, file: BinaryIO, *, access: _Access, tell: Tell
 
 @contextmanager
 def _response(url: str, headers: dict[str, str], *, access: _Access) -> Iterator[httpx.Response]:
-    """The answer to a GET, after redirects; its body is not read yet."""
+    """The response to a GET, after redirects; its body is not read yet."""
     with httpx.Client(timeout=_TIMEOUT, trust_env=False) as client:
         for _ in range(1 + _MAX_REDIRECTS):
             request = _request(client, url, headers, access=access)
@@ -139,7 +139,7 @@ def _response(url: str, headers: dict[str, str], *, access: _Access) -> Iterator
 def _request(
     client: httpx.Client, url: str, headers: dict[str, str], *, access: _Access
 ) -> httpx.Request:
-    """A request to an address that was judged; its host is named for TLS and virtual servers."""
+    """A request to a checked address; its host is named for TLS and virtual hosts."""
     named = httpx.URL(url)
     address = resolve(url, listed=access.sources.urls)
     headers = {"Accept-Encoding": "identity", **headers, **access.headers(url)}

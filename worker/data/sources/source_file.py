@@ -1,4 +1,4 @@
-"""One file that data is read from, wherever it lies, and how its content comes to this disk."""
+"""One file that data is read from, wherever it is, and how its content gets to this disk."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from pathlib import Path
 from roadless.worker.data.progress import Tell
 from roadless.worker.errors import DataUnreadable
 
-#: Files of one source; more are a mistake in a pattern, or belong into fewer, larger ones.
+#: The most files of one source; more are a mistake in a pattern, or should be fewer, larger ones.
 MAX_FILES = 10_000
 
-#: What tells one content from another without reading it; JSON.
+#: What distinguishes one content from another without reading it; JSON.
 Identity = dict[str, str | int]
 
 
@@ -21,21 +21,21 @@ class SourceAway(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file by the name that messages call it."""
+    """A file; ``name`` is what messages call it."""
 
     name: str
     size: int  #: bytes; 0: not known
     identity: Identity
-    #: Returns the path of the content. A remote file is written into the folder that is given, and
-    #: how far it is told.
+    #: Returns the path of the content. A remote file is fetched into the given folder, with
+    #: progress messages.
     fetch: Callable[[Path, Tell], Path] = field(repr=False, compare=False)
 
 
 @contextmanager
 def opened(file: SourceFile, work: Path, *, tell: Tell) -> Iterator[Path]:
-    """The content on this disk for the length of the block; what was fetched is removed after it.
+    """Yield a local path to the content; what was fetched is removed after the block.
 
-    ``work``: a folder of the caller's own. Raises DataUnreadable when reading fails in the block.
+    ``work``: the caller's own folder. Raises DataUnreadable when reading fails in the block.
     """
     path = file.fetch(work, tell)
     try:

@@ -24,7 +24,7 @@ class Uploads(Protocol):
 
 
 class NoUploads:
-    """Where there is no service: a stranger who verifies a model has no token for its data."""
+    """For use without a service: a stranger who verifies a model has no token for its data."""
 
     def content(self, dataset_id: str) -> DatasetContent:
         """Refuse."""
@@ -38,9 +38,9 @@ class NoUploads:
 def find(
     patterns: str | Iterable[str], *, content: DatasetContent, uploads: Uploads
 ) -> list[SourceFile]:
-    """Return the files that the patterns name, those of one pattern by name.
+    """Return the files that the patterns name, sorted by name within each pattern.
 
-    Raises DataNotFound for a pattern without a file.
+    Raises DataNotFound for a pattern that matches no file.
     """
     each = [patterns] if isinstance(patterns, str) else list(patterns)
     return [
