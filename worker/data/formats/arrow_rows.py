@@ -127,15 +127,25 @@ def _column(values: pa.Array) -> Column:
         return _tensors(values)
     if isinstance(values.type, pa.JsonType):
         return _of_json(values.storage)
+    if isinstance(values, pa.Bool8Array):  # whose every number but 0 means true
+        return _objects(values)
     if isinstance(values, pa.ExtensionArray):
         return _column(values.storage)
     if pa.types.is_dictionary(values.type):
-        return _column(values.dictionary_decode())
+        return _looked_up(values)
     if _is_image(values.type):
         return _encoded(values)
     if values.null_count or not _is_numeric(values.type):
         return _objects(values)
     return _dense(values)
+
+
+def _looked_up(values: pa.DictionaryArray) -> Column:
+    try:
+        return _column(values.dictionary_decode())
+    except pa.ArrowNotImplementedError:  # pyarrow 26.0 over views, in which polars stores texts
+        known = [*_objects(values.dictionary), None]
+        return [known[-1 if at is None else at] for at in values.indices.to_pylist()]
 
 
 def _of_json(values: pa.Array) -> list[Any]:

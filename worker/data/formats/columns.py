@@ -157,6 +157,8 @@ def texts(chunk: Chunk, name: str) -> list[bytes]:
 def _text(chunk: Chunk, name: str, row: int, value: Any) -> bytes:
     if not isinstance(value, str):
         way_out = "leave the row out, or write a text"
+        if isinstance(value, list | dict):
+            way_out = "write one text a row, of messages as the model's chat template renders them"
         chunk.refuse(row, name, expected="a text", seen=shown(value), way_out=way_out)
     try:
         return value.encode()

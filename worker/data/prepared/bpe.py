@@ -18,8 +18,11 @@ from roadless.worker.errors import DataInvalid
 class Bpe:
     """A ``tokenizer.json``, used without the special tokens that it may put around a text."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, *, separator: int, sha256: str) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, separator: int, sha256: str, shown: str
+    ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.separator = separator
@@ -27,9 +30,15 @@ class Bpe:
         self.identity: Identity = {"tokenizer": sha256, "separator": separator}
 
     def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
-        """Return the tokens of each text."""
+        """Return the tokens of each text. Raises DataInvalid where there is none for a word."""
         decoded = [text.decode() for text in texts]
-        encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
+        try:
+            encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
+        except Exception as error:  # the library raises no narrower one
+            raise DataInvalid(
+                f"expected {self._shown} to have tokens for every text, saw: {error}; name a "
+                "tokenizer that has one for unknown words"
+            ) from error
         return [np.asarray(one.ids, dtype=np.uint32) for one in encoded]
 
 
@@ -48,7 +57,7 @@ def load(file: Path, *, separator: str | None, shown: str) -> Bpe:
     number = tokenizer.token_to_id(name)
     if number is None:
         raise DataInvalid(f"expected the separator to be a token of {shown}, saw {name!r}")
-    return Bpe(tokenizer, separator=number, sha256=hashlib.sha256(content).hexdigest())
+    return Bpe(tokenizer, separator=number, sha256=hashlib.sha256(content).hexdigest(), shown=shown)
 
 
 def _end_of_text(config: Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from roadless.service.contract.job.data import MAX_CLASSES
 from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.data.formats.chunk import Chunk, require_columns, shown, shown_names
@@ -262,9 +263,10 @@ class RowWriter:
         if self._is_named is None:
             self._is_named = has_class_names(chunk, name)
         found = self._codes_of(chunk, name) if self._is_named else labels(chunk, name)
-        if self._wanted.num_classes is not None and (found >= self._wanted.num_classes).any():
-            row = int(np.argmax(found >= self._wanted.num_classes))
-            expected = f"a class below num_classes = {self._wanted.num_classes}"
+        limit, named = self._wanted.num_classes or MAX_CLASSES, self._wanted.num_classes is not None
+        if (found >= limit).any():
+            row = int(np.argmax(found >= limit))
+            expected = f"a class below {'num_classes = ' if named else ''}{limit}"
             seen = shown(chunk.columns[name][row]) if self._is_named else str(found[row])
             chunk.refuse(row, name, expected=expected, seen=seen)
         self.highest_label = max(self.highest_label, int(found.max(initial=-1)))

@@ -67,6 +67,7 @@ def prepare(
         say(
             f"{records.name}: the columns {shown_names(writer.left_out)} are no features, since "
             "they look like an index or are a folder's; name one in `columns` to train on it"
+            + (", after you gave it a name in the file" if "" in writer.left_out else "")
         )
     if counting := writer.row_numbers.columns():
         say(

@@ -72,7 +72,9 @@ def _source_file(name: str, *, sources: DataSources) -> SourceFile:
     except OSError as error:
         raise DataUnreadable(f"expected to read {name}, saw: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise DataUnreadable(f"expected {name} to be a regular file, saw another kind")
+        kind = f"a folder; name the files in it: {name}/*"
+        seen = kind if stat.S_ISDIR(status.st_mode) else "another kind"
+        raise DataUnreadable(f"expected {name} to be a regular file, saw {seen}")
     identity: Identity = {
         "path": str(path),
         "size": status.st_size,

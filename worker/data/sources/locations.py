@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources import http_files, local_files
-from roadless.worker.data.sources.source_file import MAX_FILES, SourceFile
+from roadless.worker.data.sources.source_file import MAX_FILES, SourceFile, require_once
 from roadless.worker.errors import DataInvalid
 from roadless.worker.rank_launch import DataSources
 
@@ -30,6 +30,7 @@ def find_files(
         tell(f"{len(found)} files are found")
     if len(found) > MAX_FILES:
         raise DataInvalid(f"expected at most {MAX_FILES} files, saw {len(found)}")
+    require_once(found)
     return found
 
 

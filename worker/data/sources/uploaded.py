@@ -7,7 +7,7 @@ from typing import Protocol
 from roadless.service.contract.uploads.datasets import DatasetContent, DatasetFile
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources.patterns import matcher
-from roadless.worker.data.sources.source_file import SourceFile
+from roadless.worker.data.sources.source_file import SourceFile, require_once
 from roadless.worker.errors import DataNotFound
 
 _SHOWN_FILES = 20
@@ -40,14 +40,16 @@ def find(
 ) -> list[SourceFile]:
     """Return the files that the patterns name, sorted by name within each pattern.
 
-    Raises DataNotFound for a pattern that matches no file.
+    Raises DataNotFound for a pattern without a file, and DataInvalid for a file of two patterns.
     """
     each = [patterns] if isinstance(patterns, str) else list(patterns)
-    return [
+    found = [
         _source_file(file, dataset_id=content.dataset_id, uploads=uploads)
         for pattern in each
         for file in _matching(content, pattern)
     ]
+    require_once(found)
+    return found
 
 
 def _matching(content: DatasetContent, pattern: str) -> list[DatasetFile]:

@@ -290,6 +290,11 @@ def test_a_column_whose_name_is_not_utf_8_is_refused(node):
         ("jsonl", '{"t": "fine"}\n{"t": 5}\n', "row 2, column 't': expected a text, saw 5"),
         (
             "jsonl",
+            '{"t": [{"role": "user", "content": "hello"}]}\n',
+            "'content': 'hello'}]; write one text a row, of messages as the model's chat template",
+        ),
+        (
+            "jsonl",
             '{"t": "fine"}\n{"t": "\\ud800"}\n',
             "row 2, column 't': expected a text that UTF-8",
         ),

@@ -227,6 +227,14 @@ def test_a_column_that_counts_the_rows_is_told_as_an_index_whatever_its_name(nod
     assert told_of(node, ["all.csv"], columns=["number", "a"]) == ""
 
 
+def test_an_index_without_a_name_needs_one_to_be_trained_on(node):
+    node.write("rows.csv", pd.DataFrame({"a": [1.5, 2.5], "y": [0, 1]}).to_csv())
+    told: list[str] = []
+    spec = {"format": "csv", "path": f"{node.root}/rows.csv", "target": "y"}
+    node.build(spec, say=told.append)
+    assert "to train on it, after you gave it a name in the file" in "".join(told)
+
+
 def test_without_an_index_nothing_is_said(node):
     node.write("rows.csv", csv_text(FRAME.to_dict("list")))
     told: list[str] = []
@@ -419,6 +427,14 @@ def test_two_spellings_of_one_class_are_refused(node, format, one, other):
 def test_letters_of_either_case_are_classes_of_their_own(node):
     write_table(node, "rows.csv", {"a": [1, 2, 3, 4], "y": ["a", "A", "b", "B"]})
     assert build(node, "rows.csv").description.class_names == ("A", "B", "a", "b")
+
+
+@pytest.mark.parametrize("label", [1_000_000, 2_000_000_000])
+def test_a_label_that_is_rather_an_id_is_refused_before_a_model_has_as_many_classes(node, label):
+    write_table(node, "rows.csv", {"a": [1, 2, 3], "y": [0, 1, label]})
+    assert f"row 3, column 'y': expected a class below 1000000, saw {label}" in fault(
+        node, "rows.csv"
+    )
 
 
 @pytest.mark.parametrize("format", ["jsonl", "npz", "parquet"])

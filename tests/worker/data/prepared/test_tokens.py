@@ -259,6 +259,18 @@ def test_a_tokenizer_that_cannot_be_used_says_why(node, bpe, name, fields, reaso
     assert problem in str(caught.value)
 
 
+def test_a_word_that_a_tokenizer_has_no_token_for_is_final(node):
+    words = Tokenizer(models.WordLevel({"<end>": 0, "known": 1}))
+    tokenizer = node.write("words/tokenizer.json", words.to_str())
+    path = node.write("a.txt", "unknown")
+    with pytest.raises(JobFailed, match="to have tokens for every text, saw: WordLevel") as caught:
+        node.build(
+            {"format": "text", "path": path, "tokenizer": tokenizer, "separator": "<end>"},
+            task="causal_lm",
+        )
+    assert caught.value.reason is Reason.DATA_INVALID
+
+
 def test_a_library_that_is_not_installed_is_named(node, bpe, monkeypatch):
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name="tokenizers")

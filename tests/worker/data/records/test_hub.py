@@ -367,6 +367,33 @@ def test_images_that_were_left_where_they_are_are_refused(node, tmp_path):
     assert "store the content of the file in the column" in told
 
 
+def test_columns_of_arrow_that_have_no_plain_form_are_read_as_python_reads_them(node):
+    kinds = pa.DictionaryArray.from_arrays(
+        pa.array([1, 0, 1, 1], pa.int32()), pa.array(["dog", "cat"], pa.string_view())
+    )
+    truths = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([0, 1, 5, -1], pa.int8()))
+    table = pa.table({"x": truths, "y": kinds})
+    (node.root / "set").mkdir()
+    with pa.ipc.new_file(str(node.root / "set/train.arrow"), table.schema) as written:
+        written.write_table(table)
+    inputs, targets = all_rows(node.build(spec(node, eval={"fraction": 0.25, "seed": 0})))
+    read = [(row[0], ["cat", "dog"][label]) for row, label in zip(inputs, targets, strict=True)]
+    assert sorted(read) == sorted(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("hole", ["index", "value"])
+def test_a_hole_in_a_dictionary_of_arrow_is_named_with_its_row(node, hole):
+    at = pa.array([0, None if hole == "index" else 1, 0], pa.int32())
+    kinds = pa.DictionaryArray.from_arrays(at, pa.array(["dog", None], pa.string_view()))
+    table = pa.table({"x": [1.0, 2.0, 3.0], "y": kinds})
+    (node.root / "set").mkdir()
+    with pa.ipc.new_file(str(node.root / "set/train.arrow"), table.schema) as written:
+        written.write_table(table)
+    assert "row 2, column 'y': expected the name of a class, like the first row, saw None" in fault(
+        node, Reason.DATA_INVALID
+    )
+
+
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_arrow_files_are_read_in_either_form(node, is_stream):
     table, content = pa.table(ROWS), io.BytesIO()

@@ -60,6 +60,18 @@ def test_files_of_a_pattern_come_by_name_and_those_of_a_list_as_listed(node):
     assert bytes(data.eval_batch(0, 1).inputs[0].tolist()) in b"b/1.bin" * 20
 
 
+@pytest.mark.parametrize("other", ["b/*.bin", "b/1.bin", "b/../b/1.bin", "link.bin", "b/[1].bin"])
+def test_a_file_that_is_named_twice_is_refused(node, other):
+    """Its samples would count twice, and those held out be trained on."""
+    first = node.write("b/1.bin", bytes(range(100)))
+    (node.root / "link.bin").symlink_to(first)
+    with pytest.raises(JobFailed) as caught:
+        load(node, [first, f"{node.root}/{other}"])
+    assert caught.value.reason is Reason.DATA_INVALID
+    assert "expected each file once, saw " in str(caught.value)
+    assert str(caught.value).endswith(f" again after {first}; name it once")
+
+
 def test_files_of_their_own_can_be_held_out(node):
     held_out = node.write("held-out.bin", bytes(range(50, 70)))
     data = load(node, node.root / "corpus.txt", eval={"path": held_out})
@@ -115,6 +127,7 @@ def test_what_is_no_regular_file_is_data_unreadable(node):
     os.mkfifo(node.root / "pipe")
     for path in (node.root, node.root / "pipe", node.root / ("x" * 300)):
         assert fault(node, path).reason is Reason.DATA_UNREADABLE
+    assert str(fault(node, node.root)).endswith(f"name the files in it: {node.root}/*")
 
 
 def test_a_file_that_vanishes_once_it_was_found_is_data_unreadable(node):
