@@ -85,8 +85,7 @@ def _refuse_unencoded(chunk: Chunk, name: str, row: int, value: object) -> NoRet
         way_out = "store the content of the file in the column, not its path or another text"
     if isinstance(value, np.ndarray | list):
         way_out = "name arrays of pixels in `columns`, not as `image`"
-    is_array = isinstance(value, np.ndarray)
-    seen = f"an array of shape {np.shape(value)}" if is_array else shown(value)
+    seen = f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else shown(value)
     chunk.refuse(row, name, expected="the bytes of an image", seen=seen, way_out=way_out)
 
 
