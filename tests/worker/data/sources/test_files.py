@@ -8,8 +8,10 @@ from data_cases import Node
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roadless.service.contract.ids import new_id
 from roadless.service.contract.states import Reason
-from roadless.worker.data.sources import local_files
+from roadless.service.contract.uploads.datasets import DatasetContent, DatasetFile
+from roadless.worker.data.sources import local_files, uploaded
 from roadless.worker.data.sources.patterns import before_magic, matcher
 from roadless.worker.errors import JobFailed
 
@@ -70,6 +72,17 @@ def test_a_file_that_is_named_twice_is_refused(node, other):
     assert caught.value.reason is Reason.DATA_INVALID
     assert "expected each file once, saw " in str(caught.value)
     assert str(caught.value).endswith(f" again after {first}; name it once")
+
+
+def test_an_uploaded_file_that_two_patterns_name_is_refused():
+    names = ("a.csv", "b.csv")
+    files = [DatasetFile(name=name, size=1, sha256="0" * 64, parts=()) for name in names]
+    content = DatasetContent(dataset_id=new_id("ds"), format="csv", files=tuple(files))
+    found = uploaded.find("*.csv", content=content, uploads=uploaded.NoUploads())
+    assert [file.name for file in found] == ["a.csv", "b.csv"]
+    with pytest.raises(JobFailed, match=r"each file once, saw b.csv again after b.csv") as caught:
+        uploaded.find(["b.csv", "*.csv"], content=content, uploads=uploaded.NoUploads())
+    assert caught.value.reason is Reason.DATA_INVALID
 
 
 def test_files_of_their_own_can_be_held_out(node):
