@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ class Bpe:
     ) -> None:
         self._tokenizer = tokenizer
         self._shown = shown
+        model = tokenizer.model
+        self._may_drop = isinstance(model, tokenizers.models.BPE) and model.unk_token is None
+        self._known: set[str] = set()
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.separator = separator
@@ -32,6 +36,8 @@ class Bpe:
     def encode(self, texts: Sequence[bytes]) -> Sequence[NDArray[Any]]:
         """Return the tokens of each text. Raises DataInvalid where there is none for a word."""
         decoded = [text.decode() for text in texts]
+        if self._may_drop:
+            self._require_tokens(set().union(*map(set, decoded)))
         try:
             encoded = self._tokenizer.encode_batch_fast(decoded, add_special_tokens=False)
         except Exception as error:  # the library raises no narrower one
@@ -40,6 +46,22 @@ class Bpe:
                 "tokenizer that has one for unknown words"
             ) from error
         return [np.asarray(one.ids, dtype=np.uint32) for one in encoded]
+
+    def _require_tokens(self, characters: set[str]) -> None:
+        """Raise DataInvalid for a letter, digit or sign that the tokenizer would leave out.
+
+        tokenizers 0.23 drops without a word what its BPE has no token for, unless it names one for
+        the unknown. Blanks, accents and control characters are often left out on purpose.
+        """
+        for character in sorted(characters - self._known):
+            tokens = self._tokenizer.encode(character, add_special_tokens=False).ids
+            if not tokens and unicodedata.category(character)[0] in "LNPS":
+                raise DataInvalid(
+                    f"expected {self._shown} to have a token for every character, saw none for "
+                    f"{character!r}, which it leaves out; name a tokenizer of bytes, or with an "
+                    "unk_token"
+                )
+        self._known |= characters
 
 
 def load(file: Path, *, separator: str | None, shown: str) -> Bpe:

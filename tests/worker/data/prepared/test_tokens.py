@@ -271,6 +271,19 @@ def test_a_word_that_a_tokenizer_has_no_token_for_is_final(node):
     assert caught.value.reason is Reason.DATA_INVALID
 
 
+def test_a_character_that_a_tokenizer_would_leave_out_is_refused(node):
+    letters = Tokenizer(models.BPE({"<end>": 0, "a": 1, "b": 2}, []))
+    letters.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = node.write("letters/tokenizer.json", letters.to_str())
+    spec = {"format": "text", "tokenizer": tokenizer, "separator": "<end>"}
+    path = node.write("a.txt", "a b ab\u0301\n" * 99)
+    assert node.build({**spec, "path": path}, task="causal_lm").description.num_classes == 3
+    for text in ("ab 1 ", "aéb", "a€b"):
+        path = node.write("b.txt", "ab" * 99 + text)
+        with pytest.raises(JobFailed, match=r"token for every character, saw none for '[1é€]'"):
+            node.build({**spec, "path": path}, task="causal_lm")
+
+
 def test_a_library_that_is_not_installed_is_named(node, bpe, monkeypatch):
     def absent(name: str) -> None:
         raise ModuleNotFoundError(name="tokenizers")
