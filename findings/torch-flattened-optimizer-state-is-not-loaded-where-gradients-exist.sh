@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # torch 2.13.0: set_optimizer_state_dict with flatten_optimizer_state_dict loads nothing, without a word, into an optimizer
 # that has taken no step if one of its parameters has a gradient: torch then makes no state to know the names by, and
-# takes the names that it does not know for none. A run resumed after one backward pass goes on with empty moments.
+# takes the names that it does not know for none. A run resumed after one backward pass continues with empty moments.
 # Seen, two parameters, AdamW: 2 states loaded without gradients, 0 with them; without flattening 2 both times.
 # Exits 0 while that is so, 1 once it is not.
 set -euo pipefail

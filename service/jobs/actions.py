@@ -22,7 +22,12 @@ from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as events
 from roadless.service.jobs import store
 from roadless.service.jobs.extension import changed, extended, moves_horizon, needs_plan
-from roadless.service.jobs.references import require_wheel, with_architecture, with_wheel
+from roadless.service.jobs.references import (
+    require_distinct_columns,
+    require_wheel,
+    with_architecture,
+    with_wheel,
+)
 from roadless.service.jobs.transitions import (
     Refused,
     Transition,
@@ -48,6 +53,7 @@ def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool 
         message = f"expected {project!r}, the project of this token, saw {spec.project!r}"
         fault = ProblemError(pointer="/project", message=message)
         raise Invalid(f"/project: {message}", errors=(fault,))
+    require_distinct_columns(spec)
     for pointer, dataset_id in uploads_of(spec).items():
         require_sealed(session, dataset_id, project, pointer=pointer)
     require_known(session, spec.secrets, project=project)

@@ -1,4 +1,4 @@
-"""What a job's model refers to, looked up when the job is created: a checkpoint, a wheel.
+"""What a job refers to, looked up when it is created: a checkpoint, a wheel, columns of its data.
 
 From then on the specification carries the checkpoint's architecture and the wheel's hash; retention
 keeps the checkpoint's files, and the wheel cannot be deleted while the job may run.
@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from roadless.service.checkpoints import actions, store
 from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
+from roadless.service.contract.job.data import RecordsData
 from roadless.service.contract.job.models import ArchitectureSpec, CheckpointModel, wheel_of
-from roadless.service.contract.job.spec import JobSpec
+from roadless.service.contract.job.spec import JobSpec, data_of
 from roadless.service.contract.resources import ProblemError
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Conflict, Invalid, NotFound
@@ -20,6 +21,16 @@ from roadless.service.wheels import actions as wheel_actions
 from roadless.service.wheels import store as wheel_store
 
 _POINTER = "/model/checkpoint_id"
+
+
+def require_distinct_columns(spec: JobSpec) -> None:
+    """Raise Invalid when data of the job names a column twice, or a target among its features."""
+    for pointer, data in data_of(spec).items():
+        if isinstance(data, RecordsData):
+            try:
+                data.require_distinct_columns()
+            except ValueError as error:
+                raise _invalid(pointer, str(error)) from error
 
 
 def with_architecture(session: Session, spec: JobSpec, *, project: str, now: datetime) -> JobSpec:

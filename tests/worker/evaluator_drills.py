@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from roadless.service.contract.checkpoint.manifest import CheckpointFile
 from roadless.worker.checkpointing.model_files import MODEL_FILE, write_model
@@ -57,15 +58,18 @@ ENTRY_POINTS = (
 
 
 class Forgetful(nn.Module):
-    """Learns a number that its ``state_dict`` does not have."""
+    """Counts the optimizer's steps, a number that its ``state_dict`` does not have."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(num_inputs, num_outputs)
         self.steps = 0
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.steps += 1
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.steps += self.training
         scores: torch.Tensor = self.linear(inputs.flatten(1)) * (1 + self.steps)
         return scores
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from roadless.worker.errors import JobFailed, ModelInvalid
+from roadless.worker.secrets import REDACTOR
 
 #: Frames of the owner that a message shows, and characters of each.
 _MAX_FRAMES, _MAX_WIDTH = 6, 240
@@ -102,17 +103,19 @@ def is_of_machine(error: BaseException) -> bool:
 
 def told(error: BaseException) -> str:
     """Return the error in words, and below them the frames of neither torch nor this product."""
-    said = f"{type(error).__name__}: {error}".rstrip(": ")[:_MAX_SAID]
+    # Redacted first: of a secret that is cut nobody would find the rest.
+    said = REDACTOR.redact(f"{type(error).__name__}: {error}".rstrip(": "))[:_MAX_SAID]
     return "\n".join([said, *foreign_frames(error)])
 
 
 def foreign_frames(error: BaseException) -> list[str]:
     """Return a line for each frame of other people's code that raised it, innermost first."""
     frames = [frame for frame in _frames(error) if _is_foreign(frame.filename)]
-    return [
-        f"  at {_short(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"[:_MAX_WIDTH]
+    lines = (
+        f"  at {_short(frame.filename)}:{frame.lineno} in {frame.name}: {frame.line}"
         for frame in frames[: -_MAX_FRAMES - 1 : -1]
-    ]
+    )
+    return [REDACTOR.redact(line)[:_MAX_WIDTH] for line in lines]
 
 
 def _is_of_peers(error: BaseException) -> bool:

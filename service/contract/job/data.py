@@ -239,8 +239,11 @@ class _RecordsData(Spec):
             raise ValueError(f"expected an image column beside {about}, saw none")
         return self
 
-    @model_validator(mode="after")
-    def _names_each_column_once(self) -> Self:
+    def require_distinct_columns(self) -> None:
+        """Raise ValueError unless no column is named twice, as a feature or as a target.
+
+        Asked of new jobs only: stored ones from before this rule must stay readable.
+        """
         targets = (self.target,) if isinstance(self.target, str) else self.target or ()
         features = (self.image,) if self.image is not None else self.columns or ()
         for field, names in (("columns", features), ("target", targets)):
@@ -253,7 +256,6 @@ class _RecordsData(Spec):
                 "expected the target to be no feature, since a model would learn to copy it, saw "
                 f"{both!r} as both"
             )
-        return self
 
     @model_validator(mode="after")
     def _tokens_need_a_text(self) -> Self:

@@ -214,12 +214,16 @@ class JobSpec(Spec):
         return value
 
 
+def data_of(spec: JobSpec) -> dict[str, DataSpec]:
+    """Return all data that a job uses, by the JSON pointers to it."""
+    sets = enumerate(spec.evaluation.sets)
+    return {"/data": spec.data} | {f"/evaluation/sets/{i}/data": one.data for i, one in sets}
+
+
 def uploads_of(spec: JobSpec) -> dict[str, str]:
     """Return the ids of the uploaded data sets that a job uses, by the JSON pointers to them."""
-    named = {"/data": spec.data}
-    named |= {f"/evaluation/sets/{i}/data": one.data for i, one in enumerate(spec.evaluation.sets)}
     return {
         f"{pointer}/dataset_id": data.dataset_id
-        for pointer, data in named.items()
+        for pointer, data in data_of(spec).items()
         if isinstance(data, UploadedData)
     }

@@ -136,3 +136,16 @@ def test_a_retried_request_finds_its_job_though_the_specification_was_filled_in(
     first, again = (service.post("/jobs", json=spec, headers=headers) for _ in range(2))
     assert first.json()["id"] == again.json()["id"]
     assert again.headers["Idempotent-Replayed"] == "true"
+
+
+def test_a_column_with_two_roles_is_refused_with_its_place(service, digits_spec):
+    rows = {"kind": "files", "path": "/rows.csv", "format": "csv", "target": "y", "columns": ["a"]}
+    sets = [{"name": "later", "data": rows | {"columns": ["a", "y"]}}]
+    of_set = digits_spec | {
+        "data": rows,
+        "evaluation": {"every_steps": 10, "sets": sets},
+    }
+    answer = service.post("/jobs", json=of_set)
+    assert answer.status_code == 422
+    assert fault_of(answer)[0] == "/evaluation/sets/0/data"
+    assert "saw 'y' as both" in fault_of(answer)[1]
