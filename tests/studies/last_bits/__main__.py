@@ -19,8 +19,11 @@ from tests.studies.last_bits.problems import PROBLEMS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "reproducibility.md"
 SEEDS = range(1, 6)
-#: Beside SOAPs, whose arithmetic is their own: one of each way of averaging.
-KINDS = ("AdamWScheduleFree", "SGDScheduleFree", "ForeachADOPT", "ScheduleFreeWrapper")
+#: One of each arithmetic of SOAP, and one of each way of averaging.
+KINDS = (
+    *("SOAP", "PrecondSchedulePaLMForeachSOAP", "SFPaLMForeachSOAP"),
+    *("AdamWScheduleFree", "SGDScheduleFree", "ForeachADOPT", "ScheduleFreeWrapper"),
+)
 _TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -41,11 +44,10 @@ def _rows() -> Iterator[list[str]]:
 
 
 def many_ends() -> dict[str, Tensor]:
-    """Return start and end of SOAPs and of one of each other kind, on each problem."""
-    names = [name for name in NAMES if name.endswith("SOAP") or name in KINDS]
+    """Return start and end of one optimizer of each kind, on each problem."""
     return {
         f"{name} {problem.__name__}": torch.stack(still(name, problem))
-        for name in names
+        for name in KINDS
         for problem in PROBLEMS
     }
 
