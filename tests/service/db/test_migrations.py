@@ -108,8 +108,8 @@ def test_what_was_asked_for_before_the_column_had_its_name_is_pinned(service, di
     assert service.get(f"/checkpoints/{other}").json()["pinned"] is False
 
 
-def test_only_one_replica_migrates_at_a_time(db, database_url, tmp_path):
-    other, order = Database(database_url), []
+def test_only_one_replica_migrates_at_a_time(db, empty_database_url, tmp_path):
+    other, order = Database(empty_database_url), []
     with alone(db, tmp_path):
         waiting = in_thread(lambda: enter(other, tmp_path, order))
         waiting.join(0.3)
