@@ -48,6 +48,12 @@ class Invalid(ServiceError):
 
     status, code, title = 422, "invalid", "Invalid request"
 
+    @classmethod
+    def at(cls, pointer: str, message: str) -> Self:
+        """The error for one place of the request."""
+        fault = ProblemError(pointer=pointer, message=message)
+        return cls(f"{pointer}: {message}", errors=(fault,))
+
 
 class IdempotencyKeyReused(Invalid):
     """The key belongs to an earlier request with another body."""

@@ -21,13 +21,9 @@ from roadless.service.errors import Conflict, Invalid
 from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as events
 from roadless.service.jobs import store
+from roadless.service.jobs.admission import require_admissible, require_bounded
 from roadless.service.jobs.extension import changed, extended, moves_horizon, needs_plan
-from roadless.service.jobs.references import (
-    require_distinct_columns,
-    require_wheel,
-    with_architecture,
-    with_wheel,
-)
+from roadless.service.jobs.references import require_wheel, with_architecture, with_wheel
 from roadless.service.jobs.transitions import (
     Refused,
     Transition,
@@ -51,9 +47,8 @@ def submit(session: Session, spec: JobSpec, *, project: str, allow_wheels: bool 
     """
     if spec.project != project:
         message = f"expected {project!r}, the project of this token, saw {spec.project!r}"
-        fault = ProblemError(pointer="/project", message=message)
-        raise Invalid(f"/project: {message}", errors=(fault,))
-    require_distinct_columns(spec)
+        raise Invalid.at("/project", message)
+    require_admissible(spec)
     for pointer, dataset_id in uploads_of(spec).items():
         require_sealed(session, dataset_id, project, pointer=pointer)
     require_known(session, spec.secrets, project=project)
@@ -227,6 +222,8 @@ def patch(transition: Transition, job: JobRow, asked: JobPatch) -> None:
         return
     if after.budget != before.budget:
         _require_free_budget(job, before, after)
+        if after.budget is not None:
+            require_bounded(after.budget)
     _respecify(job, after)
     text = ", ".join(sorted(fields))
     events.add(

@@ -39,7 +39,17 @@ def extended(spec: JobSpec, asked: Extend, *, progress: Progress, from_step: int
     budget = _larger(spec.budget, asked, progress=progress)
     planned = _planned(spec, asked, budget, from_step=from_step)
     limits = budget.model_dump(exclude_none=True) if budget else None
-    return changed(spec, {"budget": limits, **planned}, pointers=_POINTERS)
+    longer = changed(spec, {"budget": limits, **planned}, pointers=_POINTERS)
+    if planned:
+        _require_whole_parts(longer)
+    return longer
+
+
+def _require_whole_parts(spec: JobSpec) -> None:
+    try:
+        spec.require_whole_parts()
+    except ValueError as error:
+        raise _fault("/plan", str(error)) from error
 
 
 def changed(

@@ -1,4 +1,4 @@
-"""What a job refers to, looked up when it is created: a checkpoint, a wheel, columns of its data.
+"""What a job's model refers to, looked up when the job is created: a checkpoint, a wheel.
 
 From then on the specification carries the checkpoint's architecture and the wheel's hash; retention
 keeps the checkpoint's files, and the wheel cannot be deleted while the job may run.
@@ -11,26 +11,14 @@ from sqlalchemy.orm import Session
 
 from roadless.service.checkpoints import actions, store
 from roadless.service.contract.checkpoint.manifest import CheckpointKind, Manifest
-from roadless.service.contract.job.data import RecordsData
 from roadless.service.contract.job.models import ArchitectureSpec, CheckpointModel, wheel_of
-from roadless.service.contract.job.spec import JobSpec, data_of
-from roadless.service.contract.resources import ProblemError
+from roadless.service.contract.job.spec import JobSpec
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Conflict, Invalid, NotFound
 from roadless.service.wheels import actions as wheel_actions
 from roadless.service.wheels import store as wheel_store
 
 _POINTER = "/model/checkpoint_id"
-
-
-def require_distinct_columns(spec: JobSpec) -> None:
-    """Raise Invalid when data of the job names a column twice, or a target among its features."""
-    for pointer, data in data_of(spec).items():
-        if isinstance(data, RecordsData):
-            try:
-                data.require_distinct_columns()
-            except ValueError as error:
-                raise _invalid(pointer, str(error)) from error
 
 
 def with_architecture(session: Session, spec: JobSpec, *, project: str, now: datetime) -> JobSpec:
@@ -43,7 +31,7 @@ def with_architecture(session: Session, spec: JobSpec, *, project: str, now: dat
         return spec
     architecture = _architecture(_pinned(session, model.checkpoint_id, project, now=now))
     if model.architecture not in (None, architecture):
-        raise _invalid(
+        raise Invalid.at(
             "/model/architecture", "expected null or that of the checkpoint, saw another"
         )
     written = spec.model_dump(mode="json")
@@ -51,7 +39,7 @@ def with_architecture(session: Session, spec: JobSpec, *, project: str, now: dat
     try:
         return JobSpec.model_validate(written)
     except ValidationError as error:
-        raise _invalid(_POINTER, str(error.errors()[0]["msg"])) from error
+        raise Invalid.at(_POINTER, str(error.errors()[0]["msg"])) from error
 
 
 def initial_manifest(session: Session, spec: JobSpec, *, project: str) -> Manifest | None:
@@ -66,11 +54,11 @@ def _pinned(session: Session, checkpoint_id: str, project: str, *, now: datetime
     try:
         row = actions.pin(session, checkpoint_id, project, now=now)
     except NotFound as error:
-        raise _invalid(
+        raise Invalid.at(
             _POINTER, f"expected a checkpoint of this project, saw {error.detail}"
         ) from error
     if row.kind != CheckpointKind.EVAL:
-        raise _invalid(_POINTER, "expected an eval checkpoint, saw a training state")
+        raise Invalid.at(_POINTER, "expected an eval checkpoint, saw a training state")
     return row
 
 
@@ -93,14 +81,14 @@ def with_wheel(session: Session, spec: JobSpec, *, project: str, is_allowed: boo
     starts = isinstance(spec.model, CheckpointModel)
     pointer = "/model/checkpoint_id" if starts else "/model/wheel"
     if not is_allowed:
-        raise _invalid(
+        raise Invalid.at(
             pointer, f"expected no uploaded wheel, since {wheel_actions.VARIABLE} is off, saw one"
         )
     row = wheel_store.usable(session, str(model.wheel), project)
     if row is None:
-        raise _invalid(pointer, f"expected a wheel of this project, saw {model.wheel!r}")
+        raise Invalid.at(pointer, f"expected a wheel of this project, saw {model.wheel!r}")
     if model.wheel_sha256 not in (None, row.sha256):
-        raise _invalid(
+        raise Invalid.at(
             pointer,
             f"expected null or {row.sha256} as the hash of the wheel, saw {model.wheel_sha256}",
         )
@@ -115,9 +103,3 @@ def require_wheel(session: Session, spec: JobSpec, *, project: str) -> None:
     model = wheel_of(spec.model)
     if model is not None and wheel_store.usable(session, str(model.wheel), project) is None:
         raise Conflict(f"expected the wheel {model.wheel} of the job's model, saw it deleted")
-
-
-def _invalid(pointer: str, message: str) -> Invalid:
-    return Invalid(
-        f"{pointer}: {message}", errors=(ProblemError(pointer=pointer, message=message),)
-    )

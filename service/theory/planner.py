@@ -8,7 +8,6 @@ import numpy as np
 from roadless.optim.schedules.by_name import rates
 from roadless.optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
 from roadless.service.contract.job.schedules import has_horizon
-from roadless.service.contract.resources import ProblemError
 from roadless.service.contract.theory.analysis import Extension as ExtensionResource
 from roadless.service.contract.theory.plan import (
     Candidate,
@@ -97,8 +96,7 @@ def _shape(schedule: Candidate, horizon: int, pointer: str) -> Floats:
     try:
         return rates(schedule.name, steps=horizon, **schedule.model_dump(exclude={"name"}))
     except ValueError as error:
-        fault = ProblemError(pointer=pointer, message=str(error))
-        raise Invalid(f"{pointer}: {error}", errors=(fault,)) from error
+        raise Invalid.at(pointer, str(error)) from error
 
 
 def _extension(run: ExtendRun, loss: _Loss) -> ExtensionResource:

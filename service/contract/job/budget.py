@@ -1,7 +1,7 @@
 """When a job ends by itself: at a limit, at a goal, or when it gets no better."""
 
 from collections.abc import Mapping, Set
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from roadless.service.contract.job.tasks import Task
 Mode = Literal["min", "max"]
 
 #: The largest limit of a budget: counters in the database have 63 bits, shares of it are doubles.
+#: Asked of new budgets only: stored ones from before this rule must stay readable.
 MAX_LIMIT: Final = 2**60
 
 #: What evaluations report for each task. Some need suitable data: top-5 accuracy needs enough
@@ -47,6 +48,11 @@ class Patience(Spec):
     mode: Mode = Field("min", description="min: less is better; max: more is better")
 
 
+_AT_MOST = Field(json_schema_extra={"maximum": MAX_LIMIT})
+_Count = Annotated[int, Field(ge=1), _AT_MOST]
+_Seconds = Annotated[float, Field(gt=0), _AT_MOST]
+
+
 class BudgetSpec(Spec):
     """When a job ends by itself: at the first of these limits. No budget: it is open-ended.
 
@@ -54,13 +60,11 @@ class BudgetSpec(Spec):
     user requests, or that are made at an end, do not count.
     """
 
-    max_steps: int | None = Field(None, ge=1, le=MAX_LIMIT)
-    max_samples: int | None = Field(None, ge=1, le=MAX_LIMIT)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_LIMIT)
-    max_seconds: float | None = Field(
-        None, gt=0, le=MAX_LIMIT, description="seconds in RUNNING, all attempts"
-    )
-    max_gpu_seconds: float | None = Field(None, gt=0, le=MAX_LIMIT)
+    max_steps: _Count | None = None
+    max_samples: _Count | None = None
+    max_tokens: _Count | None = None
+    max_seconds: _Seconds | None = Field(None, description="seconds in RUNNING, all attempts")
+    max_gpu_seconds: _Seconds | None = None
     until: Until | None = Field(None, description="ends the job when a metric is good enough")
     patience: Patience | None = Field(None, description="ends the job when it stops improving")
 

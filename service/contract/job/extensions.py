@@ -13,9 +13,11 @@ from roadless.service.contract.base import Spec
 from roadless.service.contract.job.schedules import (
     MAX_STEPS,
     ScheduleSpec,
+    StepsOf,
+    check_parts,
+    cut_steps,
     has_cooldown_length,
     has_horizon,
-    whole_steps,
 )
 
 
@@ -80,7 +82,22 @@ def check_extensions(
             )
     for extension, horizon in with_new_horizons(extensions, max_steps=max_steps):
         _check_horizons(extension, horizon)
-        _check_cooldown(extension.plan, schedule=schedule, horizon=horizon)
+        if isinstance(extension.plan, CooldownPlan):
+            _require_cooldown_length(schedule)
+    check_cooldowns(extensions, schedule=schedule, max_steps=max_steps, steps_of=cut_steps)
+
+
+def check_cooldowns(
+    extensions: Sequence[ScheduleExtension],
+    *,
+    schedule: ScheduleSpec,
+    max_steps: int,
+    steps_of: StepsOf,
+) -> None:
+    """Raise ValueError unless the cooldown of each extension fits within the steps after it."""
+    for extension, num_steps in with_new_horizons(extensions, max_steps=max_steps):
+        if isinstance(plan := extension.plan, CooldownPlan):
+            check_parts(schedule, plan.cooldown_len, num_steps=num_steps, steps_of=steps_of)
 
 
 def _check_horizons(extension: ScheduleExtension, horizon: int) -> None:
@@ -91,16 +108,9 @@ def _check_horizons(extension: ScheduleExtension, horizon: int) -> None:
         )
 
 
-def _check_cooldown(plan: ExtensionPlan, *, schedule: ScheduleSpec, horizon: int) -> None:
-    if not isinstance(plan, CooldownPlan):
-        return
+def _require_cooldown_length(schedule: ScheduleSpec) -> None:
     if not has_cooldown_length(schedule):
         raise ValueError(
             f"expected the plan second_stage or keep_last_rate for {schedule.name!r}, whose "
             "cooldown has no length of its own, saw cooldown"
-        )
-    parts = schedule.warmup_steps + whole_steps(plan.cooldown_len, horizon)
-    if parts > horizon:
-        raise ValueError(
-            f"expected warmup and cooldown within the {horizon} steps, saw {parts} steps"
         )

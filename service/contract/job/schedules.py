@@ -4,6 +4,7 @@ The rate of step t is the optimizer's ``lr`` times the schedule. Fields are the 
 ``roadless.optim.schedules.by_name``, under their names.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,6 +14,8 @@ from roadless.service.contract.base import Spec
 MAX_STEPS = 10**9
 Fraction = Annotated[float, Field(ge=0, le=1)]
 DecayType = Literal["linear", "sqrt"]
+#: How many steps a share of them is.
+StepsOf = Callable[[float, int], int]
 
 
 class _Warmup(Spec):
@@ -135,11 +138,27 @@ def has_horizon(schedule: ScheduleSpec) -> bool:
             return True
 
 
-def cooldown_steps(schedule: ScheduleSpec, *, max_steps: int) -> int:
-    """How many of ``max_steps`` steps the cooldown takes; 0 for schedules without one."""
-    return whole_steps(getattr(schedule, "cooldown_len", 0.0), max_steps)
+def cooldown_of(schedule: ScheduleSpec) -> float:
+    """The share of all steps that the cooldown takes; 0 for schedules without one."""
+    return getattr(schedule, "cooldown_len", 0.0)
 
 
 def whole_steps(share: float, num_steps: int) -> int:
     """Return a share of the steps, rounded as optim does: cut, 0.29 of 100 would be 28."""
     return round(share * num_steps)
+
+
+def cut_steps(share: float, num_steps: int) -> int:
+    """Return a share of the steps, cut: never more than its whole steps are."""
+    return int(share * num_steps)
+
+
+def check_parts(
+    schedule: ScheduleSpec, cooldown_len: float, *, num_steps: int, steps_of: StepsOf
+) -> None:
+    """Raise ValueError unless the warmup and a cooldown of this length fit within the steps."""
+    parts = schedule.warmup_steps + steps_of(cooldown_len, num_steps)
+    if parts > num_steps:
+        raise ValueError(
+            f"expected warmup and cooldown within the {num_steps} steps, saw {parts} steps"
+        )

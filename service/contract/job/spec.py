@@ -9,14 +9,25 @@ from typing import Annotated, Final, Literal
 from pydantic import Field, StringConstraints, ValidationInfo, field_validator
 
 from roadless.service.contract.base import Spec
-from roadless.service.contract.job.budget import BudgetSpec, check_metrics
+from roadless.service.contract.job.budget import MAX_LIMIT, BudgetSpec, check_metrics
 from roadless.service.contract.job.data import DataSpec, UploadedData, label_of_data, tasks_of_data
 from roadless.service.contract.job.evaluation import CheckpointsSpec, EvaluationSpec
 from roadless.service.contract.job.evaluation_sets import check_set, metric_names
-from roadless.service.contract.job.extensions import ScheduleExtension, check_extensions
+from roadless.service.contract.job.extensions import (
+    ScheduleExtension,
+    check_cooldowns,
+    check_extensions,
+)
 from roadless.service.contract.job.models import ModelSpec, label_of, needs_context, tasks_of
 from roadless.service.contract.job.optimizers import OptimizerSpec
-from roadless.service.contract.job.schedules import ScheduleSpec, cooldown_steps, has_horizon
+from roadless.service.contract.job.schedules import (
+    ScheduleSpec,
+    check_parts,
+    cooldown_of,
+    cut_steps,
+    has_horizon,
+    whole_steps,
+)
 from roadless.service.contract.job.tasks import Task
 from roadless.service.contract.job.training import ParallelismSpec, TrainingSpec, largest_gang
 from roadless.service.contract.secrets import SecretNames, check_together
@@ -172,13 +183,9 @@ class JobSpec(Spec):
         cls, value: ScheduleSpec | None, info: ValidationInfo
     ) -> ScheduleSpec | None:
         budget = info.data.get("budget")
-        if value and budget and budget.max_steps:
-            parts = value.warmup_steps + cooldown_steps(value, max_steps=budget.max_steps)
-            if parts > budget.max_steps:
-                raise ValueError(
-                    f"expected warmup and cooldown within budget.max_steps = {budget.max_steps}, "
-                    f"saw {parts} steps"
-                )
+        if value and budget and budget.max_steps and budget.max_steps <= MAX_LIMIT:
+            share, num_steps = cooldown_of(value), budget.max_steps
+            check_parts(value, share, num_steps=num_steps, steps_of=cut_steps)
         return value
 
     @field_validator("schedule")
@@ -212,6 +219,20 @@ class JobSpec(Spec):
         if training is not None:
             largest_gang(training, value)
         return value
+
+    def require_whole_parts(self) -> None:
+        """Raise ValueError unless warmups and cooldowns, in whole steps, fit within the steps.
+
+        Asked of new jobs and extensions only: in stored ones from before this rule cooldowns were
+        cut, so that they may be a step too long.
+        """
+        if self.schedule is None or self.budget is None or self.budget.max_steps is None:
+            return
+        schedule, num_steps = self.schedule, self.budget.max_steps
+        check_parts(schedule, cooldown_of(schedule), num_steps=num_steps, steps_of=whole_steps)
+        check_cooldowns(
+            self.schedule_extensions, schedule=schedule, max_steps=num_steps, steps_of=whole_steps
+        )
 
 
 def data_of(spec: JobSpec) -> dict[str, DataSpec]:

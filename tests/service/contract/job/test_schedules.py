@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from roadless.service.contract.job.schedules import cooldown_steps
+from roadless.service.contract.job.schedules import whole_steps
 from roadless.service.contract.job.spec import JobSpec
 
 
@@ -83,4 +83,4 @@ def test_a_cooldown_has_the_nearest_whole_number_of_steps(digits_spec, share, st
     schedule = spec_with(
         digits_spec, {"name": "wsd", "cooldown_len": share}, budget={"max_steps": steps}
     ).schedule
-    assert cooldown_steps(schedule, max_steps=steps) == rounded
+    assert whole_steps(schedule.cooldown_len, steps) == rounded
