@@ -6,6 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete
+from sqlalchemy.orm import Session
+from table_rows import a_job, a_runner, an_attempt
 
 from roadless.service.checkpoints import store as checkpoints
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
@@ -13,11 +15,9 @@ from roadless.service.datasets import store as datasets
 from roadless.service.db.keyset import Place, place_of
 from roadless.service.db.session import Database
 from roadless.service.db.tables import (
-    AttemptRow,
     CheckpointRow,
     DatasetRow,
     JobRow,
-    RunnerRow,
     SecretRow,
     Table,
     WheelRow,
@@ -29,20 +29,6 @@ from roadless.service.wheels import store as wheels
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 PROJECT = "default"
-
-
-def a_job(id: str, at: datetime) -> JobRow:
-    return JobRow(
-        id=id,
-        project=PROJECT,
-        name="a job",
-        spec={},
-        spec_version=1,
-        priority=0,
-        phase="QUEUED",
-        desired="run",
-        created_at=at,
-    )
 
 
 def a_dataset(id: str, at: datetime) -> DatasetRow:
@@ -80,7 +66,7 @@ def a_checkpoint(id: str, at: datetime) -> CheckpointRow:
     return CheckpointRow(
         id=id,
         job_id="job_0",
-        attempt_id="att_0",
+        attempt_id="att_1",
         project=PROJECT,
         fence=1,
         kind="eval",
@@ -91,22 +77,13 @@ def a_checkpoint(id: str, at: datetime) -> CheckpointRow:
     )
 
 
-def an_attempt() -> AttemptRow:
-    return AttemptRow(
-        id="att_0",
-        job_id="job_0",
-        project=PROJECT,
-        runner_id="run_0",
-        fence=1,
-        token_sha256="0",
-        world_size=1,
-        cpus_per_worker=1,
-        gpus_per_worker=0,
-        resumed_step=0,
-        provenance={},
-        lease_until=NOW,
-        created_at=NOW,
-    )
+def add_attempt(session: Session, *, at: datetime) -> None:
+    """The attempt that saved the checkpoints, and its job."""
+    job = a_job("job_0", at)
+    session.add_all([job, a_runner("run_0", at)])
+    session.flush()
+    session.add(an_attempt(job, "run_0", fence=1))
+    session.flush()
 
 
 def page_of_jobs(session, after, limit):
@@ -174,11 +151,7 @@ def test_what_stays_is_listed_once_whatever_comes_and_goes(db, name, made, delet
     empty(db)
     with db.write() as session:
         if table is CheckpointRow:
-            session.add(a_job("job_0", NOW))
-            session.add(RunnerRow(id="run_0", name="r", nodes=[], created_at=NOW, last_seen_at=NOW))
-            session.flush()
-            session.add(an_attempt())
-            session.flush()
+            add_attempt(session, at=NOW)
         session.add_all(make(f"x_{i}", NOW + timedelta(seconds=at)) for i, at in enumerate(made))
     stay = {f"x_{i}" for i in range(len(made))}
     seen, after, turn = [], None, 0
@@ -203,11 +176,7 @@ def test_what_stays_is_listed_once_whatever_comes_and_goes(db, name, made, delet
 def test_the_id_alone_of_a_row_that_is_listed_is_a_place_and_that_of_another_is_not_found(db, name):
     _, make, page, _ = LISTS[name]
     with db.write() as session:
-        session.add(a_job("job_0", NOW - timedelta(days=1)))
-        session.add(RunnerRow(id="run_0", name="r", nodes=[], created_at=NOW, last_seen_at=NOW))
-        session.flush()
-        session.add(an_attempt())
-        session.flush()
+        add_attempt(session, at=NOW - timedelta(days=1))
         session.add_all(make(f"x_{i}", NOW + timedelta(seconds=i)) for i in range(3))
     with db.read() as session:
         found = page(session, Place("x_2"), 2)

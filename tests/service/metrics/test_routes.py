@@ -1,18 +1,17 @@
 """The metrics endpoints over HTTP: axes, limits, superseded points, and what is refused."""
 
-from datetime import timedelta
-
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
+from table_rows import a_job, a_runner, an_attempt
 
 from roadless.service.auth.dependencies import require_user
 from roadless.service.clock import utc_now
 from roadless.service.contract.reports.events import StepMetrics
 from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
 from roadless.service.db.session import Database
-from roadless.service.db.tables import AttemptRow, JobRow, RunnerRow, Table
+from roadless.service.db.tables import Table
 from roadless.service.errors import ServiceError
 from roadless.service.metrics import store
 from roadless.service.metrics.routes import router
@@ -26,10 +25,13 @@ def db(tmp_path):
     Table.metadata.create_all(database.engine)
     now = utc_now()
     with database.write() as session:
-        session.add(RunnerRow(id="run_1", name="here", nodes=[], last_seen_at=now, created_at=now))
-        session.add_all([a_job("job_1", "mine"), a_job("job_2", "mine"), a_job("job_3", "theirs")])
+        session.add(a_runner("run_1", now))
+        projects = {"job_1": "mine", "job_2": "mine", "job_3": "theirs"}
+        jobs = [a_job(id, now, project=project) for id, project in projects.items()]
+        session.add_all(jobs)
         session.flush()
-        session.add_all([an_attempt(1, resumed_step=0), an_attempt(2, resumed_step=2)])
+        for fence, resumed_step in ((1, 0), (2, 2)):
+            session.add(an_attempt(jobs[0], "run_1", fence=fence, resumed_step=resumed_step))
     yield database
     database.close()
 
@@ -48,39 +50,6 @@ def http(db):
 def answer(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
     return JSONResponse({"detail": error.detail}, status_code=error.status)
-
-
-def a_job(job_id: str, project: str) -> JobRow:
-    return JobRow(
-        id=job_id,
-        project=project,
-        name="a job",
-        spec={},
-        spec_version=1,
-        priority=0,
-        phase="RUNNING",
-        desired="run",
-        created_at=utc_now(),
-    )
-
-
-def an_attempt(fence: int, *, resumed_step: int) -> AttemptRow:
-    now = utc_now()
-    return AttemptRow(
-        id=f"att_{fence}",
-        job_id="job_1",
-        project="mine",
-        runner_id="run_1",
-        fence=fence,
-        token_sha256=str(fence),
-        world_size=1,
-        cpus_per_worker=1,
-        gpus_per_worker=0,
-        resumed_step=resumed_step,
-        provenance={},
-        lease_until=now + timedelta(seconds=30),
-        created_at=now,
-    )
 
 
 def said(db: Database, step: int, loss: float, *, fence: int) -> None:

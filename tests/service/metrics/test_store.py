@@ -7,11 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 from sqlalchemy import event, select
+from table_rows import a_job
 
 from roadless.service.clock import utc_now
 from roadless.service.contract.reports.events import StepMetrics
 from roadless.service.db.session import Database
-from roadless.service.db.tables import JobRow, MetricChunkRow, Table
+from roadless.service.db.tables import MetricChunkRow, Table
 from roadless.service.metrics import chunks, store
 from roadless.service.metrics.store import FAN_IN, Summary
 
@@ -24,23 +25,9 @@ def db(database_url):
     database = Database(database_url)
     Table.metadata.create_all(database.engine)
     with database.write() as session:
-        session.add(a_job(JOB))
+        session.add(a_job(JOB, utc_now()))
     yield database
     database.close()
-
-
-def a_job(job_id: str) -> JobRow:
-    return JobRow(
-        id=job_id,
-        project="default",
-        name="a job",
-        spec={},
-        spec_version=1,
-        priority=0,
-        phase="RUNNING",
-        desired="run",
-        created_at=utc_now(),
-    )
 
 
 def report(db: Database, steps, values, *, fence: int = 1, name: str = "train.loss") -> None:
@@ -103,7 +90,7 @@ def test_a_full_level_merges_into_exactly_the_next(size):
 
 def test_attempts_series_and_jobs_are_never_merged_together(db):
     with db.write() as session:
-        session.add(a_job("job_2"))
+        session.add(a_job("job_2", utc_now()))
     for step in range(1, FAN_IN):
         report(db, [step], [1.0], fence=1)
         report(db, [step], [2.0], fence=2)
