@@ -111,6 +111,8 @@ def plain(value: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> float:
+    if type(value) is float:  # the usual case, and every step asks
+        return value
     # A tensor is known by its method, so that the parts without torch stay so.
     is_number = isinstance(value, int | float) or hasattr(value, "item")
     dtype = getattr(value, "dtype", None)

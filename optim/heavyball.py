@@ -5,12 +5,13 @@ max(√v, ε), and decoupled weight decay. Errors of 0.7.4 are corrected: decay 
 it grows them), ``warmup_steps=0`` means no warmup (there it divides by zero).
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.core.descent import Descent
 from roadless.optim.rules.adam import Adam, check_palm, check_palm_betas
 from roadless.optim.rules.adopt import ADOPT
@@ -32,14 +33,7 @@ class _FirstOrder(Descent):
         weight_decay: float = 0,
         warmup_steps: int = 0,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
 
 class ForeachAdamW(_FirstOrder):
@@ -165,15 +159,7 @@ class ForeachADOPT(Descent):
         warmup_steps: int = 0,
         clip: bool = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "clip": clip,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
     def _complete(self, group: Group, own: Group) -> None:
         # A state of a release without a clamp goes on without one.
@@ -233,17 +219,7 @@ class ForeachSFAdamW(FastScheduleFree):
         weight_lr_power: float = 2.0,
         foreach: bool | None = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
 
 class PaLMForeachSFAdamW(FastScheduleFree):
@@ -298,18 +274,9 @@ class PaLMForeachSFAdamW(FastScheduleFree):
         weight_lr_power: float = 2.0,
         beta2_scale: float = 0.8,
     ) -> None:
+        settings = settings_of(locals())
         check_palm_betas(betas)
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "beta": beta if betas[0] is None else betas[0],
-            "betas": (None, None),
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "beta2_scale": beta2_scale,
-        }
+        settings |= {"beta": beta if betas[0] is None else betas[0], "betas": (None, None)}
         super().__init__(params, settings)
 
     def _check(self, group: Group) -> None:

@@ -40,7 +40,7 @@ class Stack:
             "ROADLESS_DATA_ROOTS": str(home / "data"),
             "ROADLESS_GROW_SECONDS": "0.5",
             "ROADLESS_ALLOW_WHEELS": "1",
-            "ROADLESS_ALLOWED_ENTRY_POINTS": "torch.nn.functional:cross_entropy",
+            "ROADLESS_ALLOWED_ENTRY_POINTS": "torch.nn.functional:cross_entropy,paced_models:paced",
         }
         if database_url is not None:
             self._environment["DATABASE_URL"] = database_url

@@ -4,7 +4,7 @@ A subclass says how parameters move (`_update`), how fast (`_pace`) and where th
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -15,9 +15,9 @@ from torch.optim.optimizer import ParamsT
 from roadless.optim.averaging import Counters, Pace
 from roadless.optim.checks import plain, require_at_least_zero
 from roadless.optim.core.ages import note_none_missed
-from roadless.optim.core.gradients import require_dense, with_gradient
+from roadless.optim.core.gradients import with_gradient
 from roadless.optim.core.initial_states import POINTS, is_initial
-from roadless.optim.core.loading import StateDict, members, require_shape
+from roadless.optim.core.loading import StateDict, members, require_saved_shape
 from roadless.optim.core.saved_optimizer import (
     SavedOptimizer,
     as_tensors,
@@ -28,6 +28,15 @@ from roadless.optim.core.torch_options import check_torch_options, taking_torch_
 from roadless.optim.numerics.autocast import outside_autocast
 from roadless.optim.numerics.complex_pairs import as_pair, require_plain_complex
 from roadless.optim.rules.base import Group, State, TensorList
+
+
+def settings_of(variables: Mapping[str, Any]) -> Group:
+    """Return the settings that a constructor was given, from ``locals()`` at its first line.
+
+    The signature is the list of settings; a second copy could disagree with it.
+    """
+    others = ("self", "__class__", "params")
+    return {name: value for name, value in variables.items() if name not in others}
 
 
 class AveragedOptimizer(SavedOptimizer):
@@ -142,21 +151,21 @@ class AveragedOptimizer(SavedOptimizer):
     @_disable_dynamo
     def _move_all(self) -> None:
         """Take the step with the gradients there are, or refuse it before anything moves."""
-        self._require_ready()
+        ready = self._ready()
         with outside_autocast():
-            for group in self.param_groups:
-                self._step_group(group)
+            for group, parameters in zip(self.param_groups, ready, strict=True):
+                self._step_group(group, parameters)
 
-    def _require_ready(self) -> None:
-        """Refuse learning rates and gradients that no step can be taken with."""
+    def _ready(self) -> list[TensorList]:
+        """Return by group who has a gradient, or refuse what no step can be taken with."""
         for group in self.param_groups:
             require_at_least_zero(group, "lr")
-        require_dense(self.param_groups)
+        return [with_gradient(group["params"]) for group in self.param_groups]
 
-    def _step_group(self, group: Group) -> None:
+    def _step_group(self, group: Group, parameters: TensorList) -> None:
         before = Counters(k=group["k"], weight_sum=group["weight_sum"], lr_max=group["lr_max"])
         counters, pace = self._pace(group, before)
-        self._update(with_gradient(group["params"]), group, pace)
+        self._update(parameters, group, pace)
         group.update(
             k=counters.k,
             weight_sum=counters.weight_sum,
@@ -169,7 +178,8 @@ class AveragedOptimizer(SavedOptimizer):
         return {
             parameter: self._initial_state(parameter, group)
             for group in self.param_groups
-            for parameter in with_gradient(group["params"])
+            for parameter in group["params"]
+            if parameter.grad is not None
         }
 
     @abstractmethod
@@ -186,7 +196,7 @@ class AveragedOptimizer(SavedOptimizer):
         settings = self.defaults | saved
         for name, tensor in state.items():
             if shapes := self._shapes_of(name, parameter, settings):
-                require_shape(name, tensor, shapes=shapes, of=of)
+                require_saved_shape(name, tensor, shapes=shapes, of=of)
         if is_initial(state, num_steps=int(saved["k"])):
             return {}
         return without_count_below_zero(state)

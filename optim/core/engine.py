@@ -18,7 +18,6 @@ How the parts fit together, for anyone adding one:
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -59,8 +58,19 @@ class Engine(AveragedOptimizer):
     #: What states hold beside the rule's buffers: points that move with the parameter.
     point_names: ClassVar[tuple[str, ...]] = ()
 
+    #: Repeats by group and missed steps.
+    _repeats: dict[tuple[int, int], Repeat]
+    #: Steps missed, by group, where all parameters had a gradient in the last step.
+    _only_age: dict[int, int]
+
     def __init__(self, params: ParamsT, settings: Group) -> None:
         super().__init__(params, settings, memory={"rounding_seed": 0})
+        self._repeats, self._only_age = {}, {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, as copies and torch's loading do; nothing is known of its steps."""
+        super().__setstate__(state)
+        self._repeats, self._only_age = {}, {}
 
     @abstractmethod
     def _move(self, batch: Batch, us: TensorList) -> None:
@@ -167,15 +177,10 @@ class Engine(AveragedOptimizer):
         self._repeats[id(group), pace.missed] = Repeat.of(job, tensors.points, self.state, names)
         return True
 
-    def _forget_repeats(self, *, keep: Collection[tuple[int, int]] = ()) -> None:
+    def _forget_repeats(self, *, keep: Collection[tuple[int, int]]) -> None:
         """Drop those of groups that no longer exist, and of ages that no parameter has."""
         for key in self._repeats.keys() - keep:
             del self._repeats[key]
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as `AveragedOptimizer` does; what was cached of the old state is dropped."""
-        self._forget_repeats()
-        super().load_state_dict(state_dict)
 
     def _is_repeated(self, parameters: TensorList, group: Group, pace: Pace) -> bool:
         """Repeat the previous step's update with new gradients, if nothing else has changed."""
@@ -192,18 +197,6 @@ class Engine(AveragedOptimizer):
         repeat.prepared.run(gradients, move=move, direction=direction)
         increment_version(parameters)
         return True
-
-    @property
-    def _repeats(self) -> dict[tuple[int, int], Repeat]:
-        """Repeats by group and missed steps; not part of the state, and not copied with it."""
-        repeats: dict[tuple[int, int], Repeat] = vars(self).setdefault("_kept_repeats", {})
-        return repeats
-
-    @property
-    def _only_age(self) -> dict[int, int]:
-        """Steps missed, by group, where all parameters had a gradient in the last step."""
-        ages: dict[int, int] = vars(self).setdefault("_kept_ages", {})
-        return ages
 
     def _kernel_names(self, group: Group) -> tuple[str, ...]:
         """Return the names of the state's tensors that kernels use."""
@@ -299,9 +292,6 @@ class Engine(AveragedOptimizer):
             stochastically_round_into(parameter, point, key=rounding.key)
             if self.keeps_low_part:
                 keep_low_part(point, parameter, state)
-
-    def _all_parameters(self) -> Iterator[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
 
 
 def _fit_state(state: State, parameter: Tensor, names: Sequence[str]) -> None:

@@ -1,8 +1,5 @@
 """How gradients are read: dense, uphill where a group says ``maximize``, and never written."""
 
-from collections.abc import Iterable
-from typing import Any
-
 from torch import Tensor
 
 from roadless.optim.core.shapes import refuse_gradient
@@ -23,19 +20,14 @@ def gradient_of(parameter: Tensor, group: Group) -> Tensor:
 
 
 def with_gradient(parameters: TensorList) -> TensorList:
-    """Return the parameters that have a gradient."""
-    return [parameter for parameter in parameters if parameter.grad is not None]
-
-
-def require_dense(groups: Iterable[dict[str, Any]]) -> None:
-    """Refuse sparse gradients, before anything has moved.
+    """Return the parameters that have a gradient.
 
     Raises:
-        ValueError: some parameter has one.
+        ValueError: a gradient is sparse.
     """
-    for group in groups:
-        gradients = [parameter.grad for parameter in group["params"]]
-        if any([g.is_sparse for g in gradients if g is not None]):  # noqa: C419  a list is faster
-            raise ValueError(
-                "expected dense gradients, seen a sparse one; make embeddings with sparse=False"
-            )
+    gradients = [parameter.grad for parameter in parameters]
+    if any([g is not None and g.is_sparse for g in gradients]):  # noqa: C419  a list is faster
+        raise ValueError(
+            "expected dense gradients, seen a sparse one; make embeddings with sparse=False"
+        )
+    return [p for p, g in zip(parameters, gradients, strict=True) if g is not None]

@@ -175,7 +175,9 @@ def require_some(states: Mapping[Any, Mapping[str, Any]], *, num_steps: int) -> 
         )
 
 
-def require_shape(name: str, tensor: Tensor, *, shapes: Iterable[torch.Size], of: str) -> None:
+def require_saved_shape(
+    name: str, tensor: Tensor, *, shapes: Iterable[torch.Size], of: str
+) -> None:
     """Refuse a tensor of another shape than its parameter's.
 
     Raises:

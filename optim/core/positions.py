@@ -6,6 +6,8 @@ a mode.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -73,6 +75,9 @@ class TwoPositions(Optimizer, ABC):
 
     def _move_to_training_point(self, parameter: Tensor, group: Group) -> None:
         self._training_point_into(parameter, group, parameter)
+
+    def _all_parameters(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
 
     def _require_training_position(self) -> None:
         away = [i for i, group in enumerate(self.param_groups) if not group["train_mode"]]

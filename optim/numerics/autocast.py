@@ -6,6 +6,7 @@ next pass would still compute with the old ones, under every optimizer of torch'
 """
 
 from contextlib import ContextDecorator
+from functools import cache
 from typing import Self
 
 import torch
@@ -37,6 +38,10 @@ class outside_autocast(ContextDecorator):  # noqa: N801 -- used as functions are
 
 
 def _active() -> list[str]:
+    return [kind for kind in _device_types() if torch.is_autocast_enabled(kind)]
+
+
+@cache
+def _device_types() -> tuple[str, ...]:
     accelerator = torch.accelerator.current_accelerator()
-    device_types = ("cpu",) if accelerator is None else ("cpu", accelerator.type)
-    return [kind for kind in device_types if torch.is_autocast_enabled(kind)]
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)

@@ -1,10 +1,11 @@
 """Schedule-free AdamW: the gradient over the root of its bias-corrected second moment."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.rules.adam import Adam, check_inner_momentum, inner_first
 from roadless.optim.rules.base import Rule
 from roadless.optim.schedule_free.fast import FastScheduleFree
@@ -86,15 +87,4 @@ class AdamWScheduleFree(FastScheduleFree):
         foreach: bool | None = True,
         inner_momentum: float = 0.0,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-            "inner_momentum": inner_momentum,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))

@@ -1,10 +1,11 @@
 """Schedule-free AdamW as in the paper, before its authors moved the bias correction."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.rules.adam import Adam, root_of_bias
 from roadless.optim.rules.base import Rule
 from roadless.optim.rules.moments import uncorrected_second
@@ -52,14 +53,4 @@ class AdamWScheduleFreePaper(FastScheduleFree):
         weight_lr_power: float = 2.0,
         foreach: bool | None = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))

@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from roadless.optim.core.loading import StateDict, inside_hooks
-from roadless.optim.core.saved_optimizer import SavedOptimizer
+from roadless.optim.core.saved_optimizer import SavedOptimizer, State
 from roadless.optim.numerics.precision import working_dtype
-
-State = dict[str, Any]
 
 #: Prefix of the base's names.
 BASE = "base."

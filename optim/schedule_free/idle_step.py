@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from roadless.optim.core.positions import Group
-
-State = dict[str, Any]
+from roadless.optim.core.saved_optimizer import State
 
 #: In place of a count of steps, before there is one.
 NO_STEP = -1
@@ -90,10 +88,10 @@ def _kept_tensor(value: Tensor) -> Callable[[], Tensor]:
     return put_back
 
 
-def _kept_dict(value: Group, known: dict[int, Callable[[], Any]]) -> Callable[[], Group]:
+def _kept_dict(value: State, known: dict[int, Callable[[], Any]]) -> Callable[[], State]:
     parts = {name: _kept(one, known) for name, one in value.items()}
 
-    def put_back() -> Group:
+    def put_back() -> State:
         then = {name: part() for name, part in parts.items()}
         value.clear()
         value.update(then)

@@ -24,7 +24,7 @@ from roadless.optim.checks import (
     require_steps,
 )
 from roadless.optim.core.ages import count_missed, missed_by, note_missed
-from roadless.optim.core.averaged_optimizer import AveragedOptimizer
+from roadless.optim.core.averaged_optimizer import AveragedOptimizer, settings_of
 from roadless.optim.core.gradients import gradient_of
 from roadless.optim.core.shapes import require_shapes
 from roadless.optim.numerics.complex_pairs import as_pair, with_pairs
@@ -121,19 +121,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         sf_beta1_max: float = 0.965,
         weight_lr_power: float = 2,
     ) -> None:
-        settings: Group = {
-            "lr": lr,
-            "betas": betas,
-            "sf_beta1": sf_beta1,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "r": r,
-            "polyak_beta": polyak_beta,
-            "c_warmup": c_warmup,
-            "sf_beta1_anneal_steps": sf_beta1_anneal_steps,
-            "sf_beta1_max": sf_beta1_max,
-            "weight_lr_power": weight_lr_power,
-        }
+        settings = settings_of(locals())
         memory = {"grad_l1_ema": 0.0, "polyak_k": 0, "polyak_lr": 0.0, "held_beta": sf_beta1}
         super().__init__(params, settings, memory=memory)
 
@@ -179,7 +167,7 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
             raise ValueError("step(): expected a closure, as it needs the loss, seen None")
         with torch.enable_grad():
             loss = 0.0 if closure is None else closure()
-        self._require_ready()
+        self._ready()
         process_group = closure.process_group if isinstance(closure, _Known) else None
         self._measure(self._loss_of(float(loss), process_group))
         self._move_all()
@@ -276,16 +264,12 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
     def _state_of(self, parameter: Tensor, pace: Pace) -> State:
         state: State = self.state[parameter]
         if not state:
-            start = parameter.detach().to(working_dtype(parameter.dtype), copy=True)
-            zero = torch.zeros_like(start)
-            state.update(x=start, z=start.clone(), exp_avg=zero, exp_avg_sq=zero.clone())
+            state.update(_start(parameter))
             note_missed(state, pace.t - 1)
         return state
 
     def _initial_state(self, parameter: Tensor, _group: Group) -> State:
-        start = parameter.detach().to(working_dtype(parameter.dtype), copy=True)
-        zero = torch.zeros_like(start)
-        state = {"x": start, "z": start.clone(), "exp_avg": zero, "exp_avg_sq": zero.clone()}
+        state = _start(parameter)
         note_missed(state, -1)
         return state
 
@@ -301,6 +285,12 @@ class AdamCScheduleFreePlusPaper(AveragedOptimizer):
         out.copy_(
             torch.lerp(state["x"], state["z"], 1 - group["held_beta"]) if state else parameter
         )
+
+
+def _start(parameter: Tensor) -> State:
+    start = parameter.detach().to(working_dtype(parameter.dtype), copy=True)
+    zero = torch.zeros_like(start)
+    return {"x": start, "z": start.clone(), "exp_avg": zero, "exp_avg_sq": zero.clone()}
 
 
 def interpolation(group: Group, k: int) -> float:

@@ -1,10 +1,11 @@
 """Schedule-free RAdam: the warmup follows from the variance of the second moment."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.rules.base import Rule
 from roadless.optim.rules.radam import RAdam
 from roadless.optim.schedule_free.fast import FastScheduleFree
@@ -65,14 +66,4 @@ class RAdamScheduleFree(FastScheduleFree):
         foreach: bool | None = True,
         silent_sgd_phase: bool = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-            "silent_sgd_phase": silent_sgd_phase,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))

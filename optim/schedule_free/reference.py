@@ -8,7 +8,6 @@ Source: Defazio et al. 2024, "The Road Less Scheduled", arXiv 2405.15682.
 """
 
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from torch.optim.optimizer import ParamsT
 from roadless.optim.averaging import Pace
 from roadless.optim.checks import require_bool, require_inside_unit_interval
 from roadless.optim.core.ages import count_missed, missed_by, note_missed, own_pace
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.core.gradients import gradient_of
 from roadless.optim.core.shapes import require_shapes
 from roadless.optim.numerics.complex_pairs import with_pairs
@@ -64,15 +64,14 @@ class _Reference(ScheduleFreeOptimizer):
     def _state_of(self, parameter: Tensor, pace: Pace) -> State:
         state: State = self.state[parameter]
         if not state:
-            start = parameter.detach().to(working_dtype(parameter.dtype))
-            state.update({name: start.clone() for name in ("x", "y", "z")})
+            state.update(_start(parameter))
             note_missed(state, pace.t - 1)
         return state
 
     def _initial_state(self, parameter: Tensor, group: Group) -> State:
-        start = parameter.detach().to(working_dtype(parameter.dtype))
-        state: State = {name: start.clone() for name in ("x", "y", "z")}
-        with_pairs(self._direction, gradient_of(parameter, group).to(start.dtype), state, group, 1)
+        state = _start(parameter)
+        g = gradient_of(parameter, group).to(state["z"].dtype)
+        with_pairs(self._direction, g, state, group, 1)
         note_missed(state, -1)
         return state
 
@@ -88,6 +87,11 @@ class _Reference(ScheduleFreeOptimizer):
 
     def _training_point_into(self, parameter: Tensor, _group: Group, out: Tensor, /) -> None:
         out.copy_(self.state.get(parameter, {}).get("y", parameter))
+
+
+def _start(parameter: Tensor) -> State:
+    start = parameter.detach().to(working_dtype(parameter.dtype))
+    return {name: start.clone() for name in ("x", "y", "z")}
 
 
 class SGDScheduleFreeReference(_Reference):
@@ -118,16 +122,7 @@ class SGDScheduleFreeReference(_Reference):
         weight_lr_power: float = 2,
         foreach: bool | None = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
     def _beta(self, group: Group) -> float:
         return float(group["momentum"])
@@ -173,19 +168,7 @@ class AdamWScheduleFreeReference(_Reference):
         foreach: bool | None = False,
         inner_momentum: float = 0.0,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "decay_at_z": decay_at_z,
-            "foreach": foreach,
-            "inner_momentum": inner_momentum,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])
@@ -247,17 +230,7 @@ class RAdamScheduleFreeReference(_Reference):
         foreach: bool | None = True,
         silent_sgd_phase: bool = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-            "silent_sgd_phase": silent_sgd_phase,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
     def _beta(self, group: Group) -> float:
         return float(group["betas"][0])

@@ -1,11 +1,12 @@
 """Schedule-free SGD: the gradient itself is the direction."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.checks import require_inside_unit_interval
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.rules.base import Group, Rule
 from roadless.optim.rules.sgd import SGD
 from roadless.optim.schedule_free.fast import FastScheduleFree
@@ -73,16 +74,7 @@ class SGDScheduleFree(FastScheduleFree):
         weight_lr_power: float = 2,
         foreach: bool | None = True,
     ) -> None:
-        settings: dict[str, Any] = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps,
-            "r": r,
-            "weight_lr_power": weight_lr_power,
-            "foreach": foreach,
-        }
-        super().__init__(params, settings)
+        super().__init__(params, settings_of(locals()))
 
     def _beta(self, group: Group) -> float:
         return float(group["momentum"])

@@ -7,7 +7,7 @@ reach both. `roadless.optim.schedule_free.wrapper` defines what is done with x, 
 import inspect
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
 import torch
@@ -18,9 +18,9 @@ from roadless.optim.averaging import Counters, advance
 from roadless.optim.checks import require_at_least_zero, require_inside_unit_interval
 from roadless.optim.core.descent import Descent
 from roadless.optim.core.initial_states import POINTS, InitialStates, is_unmoved
-from roadless.optim.core.loading import StateDict, members, require_shape
+from roadless.optim.core.loading import StateDict, members, require_saved_shape
 from roadless.optim.core.positions import Group
-from roadless.optim.core.saved_optimizer import SavedOptimizer, on_device_of
+from roadless.optim.core.saved_optimizer import SavedOptimizer, State, on_device_of
 from roadless.optim.core.shapes import refuse_gradient, require_shapes
 from roadless.optim.core.torch_options import leaving_torch_options
 from roadless.optim.numerics.autocast import outside_autocast
@@ -38,7 +38,6 @@ from roadless.optim.schedule_free.base_state import (
 from roadless.optim.schedule_free.idle_step import initial_states_of, is_emptied
 from roadless.optim.schedule_free.wide_base import stepping, widen_state
 
-State = dict[str, Any]
 Member = tuple[Tensor, Group]
 
 
@@ -142,15 +141,13 @@ class AveragedBase(SavedOptimizer):
             require_at_least_zero(group, "lr")
         for group in self.param_groups:
             self._convert(group)
+        # All of them before the first moves: halfway between, a parameter holds neither y nor x.
+        for parameter, _ in members:
+            self._require_fitting(parameter)
         for parameter, group in members:
-            state = self._state_of(parameter)
-            require_shapes(state, parameter, ("x", "y", "z"))
-            if parameter.grad is not None and parameter.grad.numel() != parameter.numel():
-                refuse_gradient(parameter.grad, parameter)
-            self._begin(parameter, state, group)
+            self._begin(parameter, self.state[parameter], group)
         shares = [0.0] * len(self.param_groups)
         narrow = {p: self.state[p]["z"] for p, _ in members if is_narrow(p.dtype)}
-        numbers = {p: i for i, p in enumerate(self._all_parameters())} if narrow else {}
         strange = _made_usual([parameter for parameter, _ in members if parameter not in narrow])
         try:
             with stepping(self.base, narrow):
@@ -161,19 +158,28 @@ class AveragedBase(SavedOptimizer):
             for parameter, gradient in strange.items():
                 if parameter.grad is not None:
                     parameter.grad = gradient
-            c_of = {id(g): c for g, c in zip(self.param_groups, shares, strict=True)}
-            for parameter, group in members:
-                state = self.state[parameter]
-                y = self._average(parameter, state, group, c_of[id(group)])
-                if parameter in narrow and "low" in state:
-                    key = rounding_key(seed=0, step=group["sf_k"], parameter=numbers[parameter])
-                    _round_into(parameter, y, state, key=key)
-                else:
-                    parameter.copy_(y)
+            self._average_all(members, shares)
             self._share_states(members)
 
-    def _all_parameters(self) -> Iterator[Tensor]:
-        return (parameter for group in self.param_groups for parameter in group["params"])
+    def _require_fitting(self, parameter: Tensor) -> None:
+        """Refuse a parameter that its state or its gradient does not fit."""
+        require_shapes(self._state_of(parameter), parameter, (*POINTS, "low"))
+        if parameter.grad is not None and parameter.grad.numel() != parameter.numel():
+            refuse_gradient(parameter.grad, parameter)
+
+    def _average_all(self, members: list[Member], shares: list[float]) -> None:
+        """Average with each group's c, and move the parameters to y."""
+        c_of = {id(g): c for g, c in zip(self.param_groups, shares, strict=True)}
+        is_any_narrow = any(is_narrow(p.dtype) for p, _ in members)
+        numbers = {p: i for i, p in enumerate(self._all_parameters())} if is_any_narrow else {}
+        for parameter, group in members:
+            state = self.state[parameter]
+            y = self._average(parameter, state, group, c_of[id(group)])
+            if is_narrow(parameter.dtype) and "low" in state:
+                key = rounding_key(seed=0, step=group["sf_k"], parameter=numbers[parameter])
+                _round_into(parameter, y, state, key=key)
+            else:
+                parameter.copy_(y)
 
     def _step_dense_or_say_so(self, members: list[Member]) -> None:
         try:
@@ -269,9 +275,8 @@ class AveragedBase(SavedOptimizer):
     def _joined(self, bases: Mapping[Any, Any]) -> defaultdict[Tensor, State]:
         """Return a state for saving; ``bases`` are the base's, by the parameter's number."""
         joined: defaultdict[Tensor, State] = defaultdict(dict)
-        parameters = [p for group in self.param_groups for p in group["params"]]
         is_initial = isinstance(self.state, InitialStates)
-        for number, parameter in enumerate(parameters):
+        for number, parameter in enumerate(self._all_parameters()):
             state = dict(self.state[parameter]) if parameter in self.state else {}
             if not is_initial:
                 state = split(state)[0]
@@ -312,7 +317,7 @@ class AveragedBase(SavedOptimizer):
             own, base = split(state)
             own = {name: own[name] for name in own.keys() & self._kept_points(group)}
             for point in own.keys() & {*POINTS, "low"}:
-                require_shape(point, own[point], shapes=(parameter.shape,), of=name)
+                require_saved_shape(point, own[point], shapes=(parameter.shape,), of=name)
             if _is_initial(own, base, parameter, group) or not (own or base):
                 own, base = {}, self._made_by_base(parameter)
             saved["state"][key] = own | prefixed(base)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from roadless.optim.core.positions import Group
+from roadless.optim.core.saved_optimizer import State
 from roadless.optim.numerics.precision import (
     is_narrow,
     keep_low_part,
@@ -22,7 +23,7 @@ from roadless.optim.numerics.precision import (
 )
 from roadless.optim.numerics.sharding import local
 from roadless.optim.schedule_free.wide_base import widen_state
-from roadless.optim.schedule_free.wrapped_base import AveragedBase, State
+from roadless.optim.schedule_free.wrapped_base import AveragedBase
 
 
 class ScheduleFreeWrapper(AveragedBase):

@@ -20,9 +20,10 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.rules.adam import check_palm_betas
 from roadless.optim.rules.base import Group
-from roadless.optim.soap.optimizer import SOAP, ScheduleFreeSOAP, arguments_of
+from roadless.optim.soap.optimizer import SOAP, ScheduleFreeSOAP
 
 #: β, or β and a second number that is not used, as in HeavyBall.
 Betas = tuple[float | None, float | None]
@@ -80,7 +81,7 @@ class ForeachSOAP(SOAP):
         correct_bias: bool = True,
         warmup_steps: int = 1,
     ) -> None:
-        super().__init__(**arguments_of(locals()))
+        super().__init__(params, **settings_of(locals()))
 
 
 class PrecondScheduleForeachSOAP(SOAP):
@@ -107,7 +108,7 @@ class PrecondScheduleForeachSOAP(SOAP):
         warmup_steps: int = 1,
         precond_scheduler: tuple[float, float] = (1 / 3, 9),
     ) -> None:
-        super().__init__(**arguments_of(locals()), precond_schedule=True)
+        super().__init__(params, **settings_of(locals()), precond_schedule=True)
 
 
 class PaLMForeachSOAP(_PaLM):
@@ -135,7 +136,7 @@ class PaLMForeachSOAP(_PaLM):
         warmup_steps: int = 1,
         beta2_scale: float = 0.8,
     ) -> None:
-        super().__init__(**_palm(locals()))
+        super().__init__(params, **_palm(locals()))
 
 
 class PrecondSchedulePaLMForeachSOAP(_PaLM):
@@ -164,7 +165,7 @@ class PrecondSchedulePaLMForeachSOAP(_PaLM):
         betas: Betas = (None, None),
         beta2_scale: float = 0.8,
     ) -> None:
-        super().__init__(**_palm(locals()), precond_schedule=True)
+        super().__init__(params, **_palm(locals()), precond_schedule=True)
 
 
 class SFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
@@ -194,7 +195,7 @@ class SFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
         gradient_clip_val: float = 0.1,
         betas: Betas = (None, None),
     ) -> None:
-        super().__init__(**_palm(locals()))
+        super().__init__(params, **_palm(locals()))
 
 
 class PrecondScheduleSFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
@@ -225,7 +226,7 @@ class PrecondScheduleSFPaLMForeachSOAP(_PaLM, ScheduleFreeSOAP):
         precond_scheduler: tuple[float, float] = (1 / 3, 9),
         betas: Betas = (None, None),
     ) -> None:
-        super().__init__(**_palm(locals()), precond_schedule=True)
+        super().__init__(params, **_palm(locals()), precond_schedule=True)
 
 
 #: HeavyBall 0.7.4's spelling in code.
@@ -234,7 +235,7 @@ PrecondScheduleSFPaLMSOAP = PrecondScheduleSFPaLMForeachSOAP
 
 def _palm(variables: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments for PaLM's β₂, with ``beta`` as the first of ``betas``."""
-    arguments = arguments_of(variables)
+    arguments = settings_of(variables)
     beta, betas = arguments.pop("beta"), arguments["betas"]
     return arguments | {"betas": _palm_betas(beta, betas), "palm_beta2": True}
 

@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from roadless.optim.checks import require_bool
+from roadless.optim.core.averaged_optimizer import settings_of
 from roadless.optim.core.descent import Descent
 from roadless.optim.core.initial_states import POINTS
 from roadless.optim.numerics.complex_pairs import as_pair
 from roadless.optim.numerics.precision import working_dtype
-from roadless.optim.rules.base import Group, Rule, State
+from roadless.optim.rules.base import Group, Rule, State, TensorList
 from roadless.optim.schedule_free.base import ScheduleFreeOptimizer
 from roadless.optim.schedule_free.fast import FastScheduleFree
 from roadless.optim.soap.rule import SoapRule, layout_for
@@ -138,9 +139,9 @@ class SOAP(Descent):
         precond_timing: Literal["even", "chance"] = "even",
         precond_seed: int = 0,
     ) -> None:
-        settings = arguments_of(locals())
+        settings = settings_of(locals())
         require_bool(settings, "schedule_free")
-        del settings["params"], settings["schedule_free"]
+        del settings["schedule_free"]
         super().__init__(params, settings | {"precond_due": 0.0})
 
     def _initial_state(self, parameter: Tensor, group: Group) -> State:
@@ -179,13 +180,12 @@ class SOAP(Descent):
         size = shape[int(dimension)] if int(dimension) < len(shape) else 0
         return (torch.Size((size, size)),)
 
-    def _step_group(self, group: Group) -> None:
-        active = [parameter for parameter in group["params"] if parameter.grad is not None]
-        if active and not any(self.state.get(parameter) for parameter in active):
+    def _step_group(self, group: Group, parameters: TensorList) -> None:
+        if parameters and not any(self.state.get(parameter) for parameter in parameters):
             # Nothing moves: neither warmup nor averages nor schedule should count it.
-            self._started(active, group)
+            self._started(parameters, group)
             return
-        super()._step_group(group)
+        super()._step_group(group, parameters)
         _, group["precond_due"] = timing_of(group).is_due(group["k"], group["precond_due"])
 
 
@@ -196,11 +196,3 @@ class ScheduleFreeSOAP(FastScheduleFree, SOAP):
 
     #: That of `Descent` comes earlier in the MRO.
     _pace = ScheduleFreeOptimizer._pace
-
-
-def arguments_of(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a constructor's arguments, from ``locals()`` at its first line.
-
-    The signature is the list of settings; a second copy could disagree with it.
-    """
-    return {name: v for name, v in variables.items() if name not in ("self", "__class__")}

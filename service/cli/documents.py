@@ -146,11 +146,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise _NotYaml(f"expected each key once, saw {twice!r} again")
     for key, value in pairs:
-        _require_finite(key, value)
+        _require_sayable(key, value)
     return found
 
 
-def _require_finite(key: str, value: Any) -> None:
+def _require_sayable(key: str, value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise _NotYaml(f"expected a finite number as {key!r}, saw one that is too large")
     if any(isinstance(text, str) and _SURROGATE.search(text) for text in (key, value)):

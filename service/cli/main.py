@@ -356,21 +356,28 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Find the best base learning rates of schedules, and how to extend a run."""
-    request: dict[str, Any] = {"horizon": horizon, "grad_norm": grad_norm, "distance": distance}
-    if schedule:
-        request["schedules"] = [_schedule(text) for text in schedule]
-    if tuned:
-        lr, steps, name = _three(tuned, "--tuned", "LR:HORIZON:SCHEDULE")
-        request["tuned"] = {"lr": lr, "horizon": steps, "schedule": _schedule(name)}
-    if extend:
-        first, last, name = _three(extend, "--extend", "FROM:TO:SCHEDULE")
-        request["extend"] = {"from_steps": first, "to_steps": last, "schedule": _schedule(name)}
+    numbers = {"horizon": horizon, "grad_norm": grad_norm, "distance": distance}
+    request = numbers | _runs(schedule or (), tuned=tuned, extend=extend)
     with Client() as client:
         found = client.plan(request)
     if as_json:
         say_json(found.model_dump_json(indent=2))
     else:
         out.print(plan_tables(found))
+
+
+def _runs(schedules: Sequence[str], *, tuned: str | None, extend: str | None) -> dict[str, Any]:
+    """The part of a request for a plan that names schedules."""
+    found: dict[str, Any] = {}
+    if schedules:
+        found["schedules"] = [_schedule(text) for text in schedules]
+    if tuned:
+        lr, steps, name = _three(tuned, "--tuned", "LR:HORIZON:SCHEDULE")
+        found["tuned"] = {"lr": lr, "horizon": steps, "schedule": _schedule(name)}
+    if extend:
+        start, end, name = _three(extend, "--extend", "FROM:TO:SCHEDULE")
+        found["extend"] = {"from_steps": start, "to_steps": end, "schedule": _schedule(name)}
+    return found
 
 
 def _three(text: str, option: str, form: str) -> tuple[str, str, str]:

@@ -48,7 +48,7 @@ TIMEOUT_SECONDS = 30.0
 #: Seconds before each retry.
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 LONGEST_PAUSE_SECONDS = 5.0
-JSON_TYPE = {"Content-Type": "application/json"}
+_JSON_TYPE = {"Content-Type": "application/json"}
 
 Resource = TypeVar("Resource", bound=BaseModel)
 OnProgress = Callable[[int], None]
@@ -198,9 +198,9 @@ class Client:
 
         Raises ApiError with status 412 when the job has changed since ``job`` was read.
         """
-        headers = {"If-Match": f'"{job.version}"', **JSON_TYPE}
-        body = as_json(changes.model_dump(mode="json", exclude_unset=True))
-        answer = self._send("PATCH", f"/v1/jobs/{job.id}", content=body, headers=headers)
+        headers = {"If-Match": f'"{job.version}"'}
+        body = changes.model_dump(mode="json", exclude_unset=True)
+        answer = self._send("PATCH", f"/v1/jobs/{job.id}", json=body, headers=headers)
         return Job.model_validate_json(answer.content)
 
     def delete(self, job_id: str) -> None:
@@ -441,10 +441,7 @@ class Client:
         key: str | None = None,
     ) -> Resource:
         headers = {"Idempotency-Key": key or secrets.token_urlsafe(18)}
-        content = None
-        if body is not None:
-            headers, content = {**headers, **JSON_TYPE}, as_json(body)
-        answer = self._send("POST", path, content=content, headers=headers)
+        answer = self._send("POST", path, json=body, headers=headers)
         return kind.model_validate_json(answer.content)
 
     def _pages(
@@ -464,11 +461,18 @@ class Client:
             method: the HTTP method.
             path: below the service's URL.
             **options: of ``httpx.Client.request``.
+
+        Raises NotJson for a body, ``json``, that JSON cannot say.
         """
         return self._send(method, path, **options)
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, *, json: Mapping[str, Any] | None = None, **options: Any
+    ) -> httpx.Response:
         """Send until it is answered by something other than 503, or the retries are used up."""
+        if json is not None:
+            options["content"] = _as_json(json)
+            options["headers"] = {**options.get("headers", {}), **_JSON_TYPE}
         for pause in (*PAUSES, None):
             try:
                 response = self._http.request(method, path, **options)
@@ -486,8 +490,8 @@ class Client:
         return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
 
 
-def as_json(body: Mapping[str, Any]) -> bytes:
-    """Return the body of a request; raises NotJson for a value that JSON, or UTF-8, cannot say."""
+def _as_json(body: Mapping[str, Any]) -> bytes:
+    """The body of a request; raises NotJson for a value that JSON, or UTF-8, cannot say."""
     try:
         text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         return text.encode()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from roadless.service.client.client import JSON_TYPE, Client, as_json
+from roadless.service.client.client import Client
 from roadless.service.contract.resources import Page
 from roadless.service.contract.secrets import Secret
 
@@ -23,8 +23,7 @@ class Secrets:
         Raises:
             ApiError: the service refused the name or the value, which it does not repeat.
         """
-        content = as_json({"value": value})
-        self._client.request("PUT", f"/v1/secrets/{name}", content=content, headers=JSON_TYPE)
+        self._client.request("PUT", f"/v1/secrets/{name}", json={"value": value})
 
     def list(self) -> Iterator[Secret]:
         """All secrets of the project by name, without values; pages are fetched as needed."""

@@ -153,38 +153,30 @@ def _free_capacity(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Ca
 
 
 def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
-    free: Sequence[Capacity] = _free_capacity(view.nodes, held)
-    chosen: list[tuple[JobRow, Ask]] = []
-    for page in _queue(tick, chosen):
-        waiting = {job.id: job for job in page}
-        fitting, free = choose([_ask(job) for job in page], free)
-        chosen += [(waiting[ask.job_id], ask) for ask in fitting]
-        if not _has_room(free):
-            break
-    _let_grow(tick, held, free)
-    return [_start_attempt(tick, job, ask, view.runner_id) for job, ask in chosen]
-
-
-def _queue(tick: Tick, chosen: Sequence[tuple[JobRow, Ask]]) -> Iterator[Sequence[JobRow]]:
-    """The queue, best first, a page at a time; ``chosen`` grows as its reader takes jobs.
+    """Start what fits, best first, from the queue read a page at a time.
 
     What does not fit never fits later in one claim, as capacity only shrinks. So the pages that
     follow leave out its whole shape, and any number of such jobs hides none behind them.
     """
     silent_since, last = tick.lease.silent_since(tick.now), None
+    free: Sequence[Capacity] = _free_capacity(view.nodes, held)
+    chosen: list[tuple[JobRow, Ask]] = []
     unfit: dict[tuple[int | None, ...], JobRow] = {}
-    while page := store.claimable(
-        tick.session,
-        silent_since=silent_since,
-        after=last,
-        without=list(islice(unfit.values(), SHAPES_LEFT_OUT)),
-    ):
-        yield page
-        taken = {job.id for job, _ in chosen}
-        unfit |= {store.shape_of(job): job for job in page if job.id not in taken}
-        if len(page) < store.QUEUE_PAGE:
-            return
-        last = page[-1]
+    is_over = False
+    while _has_room(free) and not is_over:
+        page = store.claimable(
+            tick.session,
+            silent_since=silent_since,
+            after=last,
+            without=list(islice(unfit.values(), SHAPES_LEFT_OUT)),
+        )
+        fitting, free = choose([_ask(job) for job in page], free)
+        asks = {ask.job_id: ask for ask in fitting}
+        chosen += [(job, asks[job.id]) for job in page if job.id in asks]
+        unfit |= {store.shape_of(job): job for job in page if job.id not in asks}
+        is_over, last = len(page) < store.QUEUE_PAGE, page[-1] if page else None
+    _let_grow(tick, held, free)
+    return [_start_attempt(tick, job, ask, view.runner_id) for job, ask in chosen]
 
 
 def _has_room(free: Sequence[Capacity]) -> bool:

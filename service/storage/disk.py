@@ -4,7 +4,7 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -62,12 +62,7 @@ def _require_free(folder: Path) -> None:
 
 
 def _write_probe(folder: Path) -> None:
-    path = folder / f".probe-{secrets.token_hex(8)}"
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(_PROBE)
-            file.flush()
-            os.fsync(descriptor)
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(_PROBE)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,7 +1,9 @@
 """One system for all integration tests."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import paced_models
 import pytest
 from stack import Stack
 
@@ -11,7 +13,9 @@ from roadless.worker.runner.ray_cluster import Head, start_head
 
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    head = start_head(tmp_path_factory.mktemp("ray"), num_cpus=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(paced_models.__file__).parent))  # for ranks
+        head = start_head(tmp_path_factory.mktemp("ray"), num_cpus=3)
     yield head
     head.stop()
 

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 def spec_of(**changes):
     return {
         "name": "elastic",
-        "model": {"kind": "preset", "name": "mlp", "hidden": [1536, 1536, 1536]},
+        "model": {"kind": "entry_point", "factory": "paced_models:paced"},
         "data": {"kind": "builtin", "name": "digits"},
         "task": "classification",
         "optimizer": {"name": "adamw_schedulefree", "lr": 0.002, "warmup_steps": 20},
@@ -55,8 +55,7 @@ def test_a_job_shrinks_with_its_capacity_and_grows_again(client, expected, strat
     expected = undisturbed(client, expected)
     # It takes two of the three cores, and is preferred.
     takes_two = {"num_workers": 1, "cpus_per_worker": 2}
-    small = {"model": {"kind": "preset", "name": "linear"}, "checkpoints": {}}
-    blocker = spec_of(name="blocker", parallelism=takes_two, priority=10, budget=None, **small)
+    blocker = spec_of(name="blocker", parallelism=takes_two, priority=10, budget=None)
 
     job_id = client.submit(spec_of(parallelism=parallelism)).id
     wait_for_step(client, job_id, 30)

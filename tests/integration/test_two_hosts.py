@@ -1,7 +1,9 @@
 """A job on two hosts outlives the link between them (promise P9), and returns to both."""
 
 import time
+from pathlib import Path
 
+import paced_models
 import pytest
 from stack import wait_for_end, wait_for_step, wait_until
 from two_hosts import can_make_hosts, two_hosts
@@ -17,7 +19,7 @@ LEASE_SECONDS = 30.0
 
 SPEC = {
     "name": "two hosts",
-    "model": {"kind": "preset", "name": "convnet", "width": 32},
+    "model": {"kind": "entry_point", "factory": "paced_models:paced"},
     "data": {"kind": "builtin", "name": "digits"},
     "task": "classification",
     "optimizer": {"name": "adamw_schedulefree", "lr": 0.01},
@@ -35,7 +37,8 @@ def num_ranks(client, job_id):
     return [int(event.message.split()[2]) for event in started]
 
 
-def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path):
+def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(paced_models.__file__).parent))  # for ranks
     with two_hosts(tmp_path / "home", cpus_a=1, cpus_b=1) as stack, stack.client() as client:
         job_id = client.submit(SPEC).id
         wait_for_step(client, job_id, 50)

@@ -172,6 +172,7 @@ class TwoHostStack:
             "ROADLESS_RUNNER_TOKEN_FILE": str(self.home / "runner.token"),
             "ROADLESS_RUNNER_NAME": self.hosts.a.name,
             "ROADLESS_GROW_SECONDS": "1",
+            "ROADLESS_ALLOWED_ENTRY_POINTS": "paced_models:paced",
         }
 
     def _start_service(self) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from optim_makes import WRAPPERS, make, parameters_of
+from optim_travels import one_process
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -324,18 +324,8 @@ def mixed(name: str) -> None:
             optimizer.step(closure)
         return [getattr(p, "full_tensor", lambda p=p: p)() for p in points(optimizer)]
 
-    with one_rank():
+    with one_process():
         assert_alike(end(shard=True), end(shard=False), within=1e-6)
-
-
-@contextlib.contextmanager
-def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 # State.

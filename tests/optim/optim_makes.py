@@ -61,3 +61,7 @@ def parameters(*, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Par
         Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
         for shape in ((4, 3), (3,), (2, 3, 2), (16, 8))
     ]
+
+
+def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))

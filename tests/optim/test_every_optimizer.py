@@ -19,6 +19,7 @@ from optim_makes import (
     parameters,
     parameters_of,
     randoms,
+    same_bits,
     step,
 )
 from torch import Tensor
@@ -38,10 +39,6 @@ POSITIONS = ["train", "eval", "block"]
 
 def values(optimizer: Any) -> list[Tensor]:
     return [p.detach().clone() for p in parameters_of(optimizer)]
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 def assert_rested(seen: list[Tensor], before: list[Tensor], name: str) -> None:

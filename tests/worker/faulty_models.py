@@ -368,6 +368,15 @@ class CountsPasses(Base):
         return super().forward(inputs) * self.passes
 
 
+class ReturnsTupleLater(Base):
+    passes = 0
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        self.passes += 1
+        outputs = super().forward(inputs)
+        return outputs if self.passes == 1 else (outputs, outputs)
+
+
 class NeverEvaluates(Base):
     def __init__(self) -> None:
         super().__init__()

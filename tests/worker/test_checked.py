@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_bench import build, make_spec
 
-from roadless.worker.data.base import Batch
+from roadless.worker.data.base import UNCOUNTED, Batch
 from roadless.worker.evaluation.evaluate import CHECKED_BATCHES, reevaluate
 from roadless.worker.evaluation.sets import Datasets
-from roadless.worker.evaluation.task import UNCOUNTED
 
 
 @settings(max_examples=15, deadline=None)

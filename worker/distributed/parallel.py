@@ -1,18 +1,19 @@
 """One model over several ranks: a replica on each, a shard on each, or replicas made of shards."""
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from roadless.service.contract.job.training import ParallelismSpec
 from roadless.worker.distributed.process_group import Cluster
-from roadless.worker.distributed.shared_tensors import share_buffers
+from roadless.worker.distributed.shared_tensors import kept_buffers, share_buffers
 from roadless.worker.errors import ModelInvalid
 from roadless.worker.model.base import blocks_of
 from roadless.worker.model.faults import is_of_machine, told
@@ -25,14 +26,16 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
     must be made afterwards, since parameters become other tensors. Raises ModelInvalid for a model
     that torch cannot shard.
     """
-    mesh = _mesh(cluster, parallelism)
+    mesh, units = _mesh(cluster, parallelism), _units(model)
+    unit_at = _unit_by_path(model, set(units))
     _require_shape(model)
-    _require_one_dtype(model)
-    _require_unshared_units(model)
-    # torch's replicas take the lead's buffers before each pass; its shards keep their own.
-    model.register_forward_pre_hook(partial(_take_buffers, cluster))
+    _require_one_dtype(model, unit_at)
+    _require_unshared_units(model, unit_at)
+    if names := kept_buffers(model):
+        # torch's replicas take the lead's buffers before each pass; its shards keep their own.
+        model.register_forward_pre_hook(partial(_take_buffers, cluster, names))
     try:
-        for unit in (*_units(model), model):
+        for unit in (*units, model):
             fully_shard(unit, mesh=mesh)
     except Exception as error:  # only looks at the model: no rank speaks to another here
         if is_of_machine(error):
@@ -40,6 +43,13 @@ def shard(model: nn.Module, *, cluster: Cluster, parallelism: ParallelismSpec) -
         raise ModelInvalid(
             f"expected a model that torch can shard, saw {told(error)}; use strategy ddp"
         ) from error
+
+
+def reshard(model: nn.Module) -> None:
+    """Have a sharded model hold its shards, and no whole that a pass has gathered of them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def replicate(model: nn.Module) -> DistributedDataParallel:
@@ -83,12 +93,12 @@ def _require_shape(model: nn.Module) -> None:
             )
 
 
-def _require_one_dtype(model: nn.Module) -> None:
-    """FSDP2 of torch 2.13 gathers what a unit has of its own at once, and in its first pass fails
-    over two dtypes.
-    """
+def _require_one_dtype(model: nn.Module, unit_at: Mapping[str, nn.Module]) -> None:
+    """FSDP2 of torch 2.13 gathers a unit's own at once, and fails over two dtypes in a pass."""
     dtypes: dict[nn.Module, set[torch.dtype]] = {}
-    _note_dtypes(model, unit=model, units=set(_units(model)), found=dtypes)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            dtypes.setdefault(_unit_of(name, unit_at), set()).add(parameter.dtype)
     for unit, found in dtypes.items():
         if len(found) > 1:
             raise ModelInvalid(
@@ -98,30 +108,16 @@ def _require_one_dtype(model: nn.Module) -> None:
             )
 
 
-def _note_dtypes(
-    module: nn.Module,
-    *,
-    unit: nn.Module,
-    units: set[nn.Module],
-    found: dict[nn.Module, set[torch.dtype]],
-) -> None:
-    """Note the dtypes that each unit has outside of the units within it."""
-    unit = module if module in units else unit
-    trained = (one for one in module.parameters(recurse=False) if one.requires_grad)
-    found.setdefault(unit, set()).update(parameter.dtype for parameter in trained)
-    for child in module.children():
-        _note_dtypes(child, unit=unit, units=units, found=found)
-
-
-def _require_unshared_units(model: nn.Module) -> None:
+def _require_unshared_units(model: nn.Module, unit_at: Mapping[str, nn.Module]) -> None:
     """FSDP2 of torch 2.13 shards a parameter of two units one by one, as if it were two."""
-    names: dict[int, list[str]] = {}
-    units: dict[int, set[nn.Module]] = {}
-    unit_at = _unit_by_path(model)
+    places: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        units.setdefault(id(parameter), set()).add(unit_at[name.rpartition(".")[0]])
-    shared = [" = ".join(names[key]) for key, found in units.items() if len(found) > 1]
+        places.setdefault(parameter, []).append(name)
+    shared = [
+        " = ".join(names)
+        for names in places.values()
+        if len({_unit_of(name, unit_at) for name in names}) > 1
+    ]
     if shared:
         raise ModelInvalid(
             "expected parameters that are shared within one block, saw some shared between blocks, "
@@ -130,18 +126,23 @@ def _require_unshared_units(model: nn.Module) -> None:
         )
 
 
-def _unit_by_path(model: nn.Module) -> dict[str, nn.Module]:
+def _unit_by_path(model: nn.Module, units: Collection[nn.Module]) -> dict[str, nn.Module]:
     """Return the innermost unit of the module at each path; parents come first."""
-    units, found = set(_units(model)), {"": model}
+    found = {"": model}
     for path, module in model.named_modules(remove_duplicate=False):
-        found[path] = module if module in units else found[path.rpartition(".")[0]]
+        found[path] = module if module in units else _unit_of(path, found)
     return found
 
 
+def _unit_of(name: str, unit_at: Mapping[str, nn.Module]) -> nn.Module:
+    """``name``: of a parameter, or the path of a module in the unit or below it."""
+    return unit_at[name.rpartition(".")[0]]
+
+
 @torch.no_grad()
-def _take_buffers(cluster: Cluster, model: nn.Module, _inputs: Any) -> None:
+def _take_buffers(cluster: Cluster, names: Sequence[str], model: nn.Module, _inputs: Any) -> None:
     if model.training:
-        share_buffers(model, cluster=cluster, kept_only=True)
+        share_buffers(map(model.get_buffer, names), cluster=cluster)
 
 
 def _of_another_dtype(model: nn.Module) -> list[nn.Module]:

@@ -29,7 +29,7 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
         return
     for module in model.modules():
         # Without weights it narrows its running mean to the inputs' dtype on the way (torch 2.13).
-        if isinstance(module, _InstanceNorm) and not module.affine:
+        if isinstance(module, _InstanceNorm) and tracks_statistics(module) and not module.affine:
             module.register_forward_pre_hook(_widen)
             if precision == "bf16":
                 module.register_forward_hook(_narrow_again)

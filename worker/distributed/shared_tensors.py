@@ -6,14 +6,16 @@ themselves, while its shards would be cut from models that differ without a word
 """
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from roadless.optim.buffers import persistent_buffers
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.base import named_tensors
 
 #: By how much a table that each rank computes for itself may differ from kind to kind of CPU, as a
 #: part of its largest number.
@@ -30,28 +32,31 @@ def share_start(model: nn.Module, *, cluster: Cluster) -> None:
     """
     if cluster.world_size == 1:
         return
-    named = dict(_named_tensors(model))
+    named = dict(named_tensors(model))
     names_hash = zlib.crc32(repr([(n, t.shape, t.dtype) for n, t in named.items()]).encode())
     if not all(_are_equal([names_hash], cluster)):
         raise ModelInvalid("expected the same modules on every rank, saw others than on rank 0")
     are_equal = _are_equal([_hash(tensor) for tensor in named.values()], cluster)
-    unkept = _unkept(model)
+    unkept = dict(model.named_buffers()).keys() - set(kept_buffers(model))
     for (name, tensor), is_equal in zip(named.items(), are_equal, strict=True):
         if not is_equal:
             _take_lead(name, tensor, is_kept=name not in unkept, cluster=cluster)
 
 
-def share_buffers(model: nn.Module, *, cluster: Cluster, kept_only: bool = False) -> None:
-    """Give every rank the lead's buffers, which its own forward passes have changed.
+def kept_buffers(model: nn.Module) -> list[str]:
+    """Return the names of the buffers that a checkpoint keeps; the others are tables, as a rule."""
+    return [name for _, name in persistent_buffers(model)]
 
-    ``kept_only``: those alone that a checkpoint keeps; the others are tables, as a rule.
-    """
+
+def share_buffers(buffers: Iterable[torch.Tensor], *, cluster: Cluster) -> None:
+    """Give every rank the lead's buffers, which its own forward passes have changed."""
     if cluster.world_size == 1:
         return
-    unkept = _unkept(model) if kept_only else frozenset()
-    buffers = [buffer for name, buffer in model.named_buffers() if name not in unkept]
-    for dtype in dict.fromkeys(buffer.dtype for buffer in buffers):
-        _share([buffer for buffer in buffers if buffer.dtype == dtype], cluster=cluster)
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for buffer in buffers:
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for of_dtype in by_dtype.values():
+        _share(of_dtype, cluster=cluster)
 
 
 @torch.no_grad()
@@ -96,20 +101,6 @@ def _are_equal(numbers: Sequence[int], cluster: Cluster) -> list[bool]:
     table = cluster.sum(table)
     equal: list[bool] = (table == table[_LEAD]).all(dim=0).tolist()
     return equal
-
-
-def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-def _unkept(model: nn.Module) -> frozenset[str]:
-    """Names of the buffers that no checkpoint keeps."""
-    return frozenset(
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    )
 
 
 def _hash(tensor: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from roadless.service.contract.job.tasks import Task
 from roadless.worker.data.base import DataSet
 from roadless.worker.errors import MetricForbidden, MetricInvalid, MetricNotFound
 from roadless.worker.model.entry_point import load
-from roadless.worker.model.faults import told
+from roadless.worker.model.faults import blaming
 from roadless.worker.model.random_states import random_states
 from roadless.worker.rank_launch import ModelSources
 
@@ -43,10 +43,8 @@ class CustomMetric:
         sample, or modifies its inputs, which are the data set itself.
         """
         before = outputs._version, targets._version
-        try:
+        with blaming(self._invalid, f"{self.entry_point} to score a batch"):
             found = self.function(outputs, targets, **self.arguments)
-        except (Exception, SystemExit) as error:  # a foreign function may raise anything
-            raise self.refused("to score a batch", told(error)) from error
         if (outputs._version, targets._version) != before:
             raise self.refused("to leave outputs and targets as they are", "a change in place")
         if not isinstance(found, torch.Tensor):
@@ -60,9 +58,10 @@ class CustomMetric:
 
     def refused(self, expected: str, seen: str) -> MetricInvalid:
         """Return the error that names this metric."""
-        return MetricInvalid(
-            f"metric {self.name!r}: expected {self.entry_point} {expected}, saw {seen}"
-        )
+        return self._invalid(f"expected {self.entry_point} {expected}, saw {seen}")
+
+    def _invalid(self, message: str) -> MetricInvalid:
+        return MetricInvalid(f"metric {self.name!r}: {message}")
 
 
 def load_metrics(

@@ -2,7 +2,7 @@
 
 Classification and language models are cross entropy over the last axis and differ in what one
 example is, an image or a window of tokens; regression is the squared error. A target of
-:data:`UNCOUNTED` is neither learned nor scored.
+:data:`roadless.worker.data.base.UNCOUNTED` is neither learned nor scored.
 """
 
 import math
@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional
 
 from roadless.service.contract.job.tasks import Task
-from roadless.worker.data.base import UNCOUNTED as UNCOUNTED
-from roadless.worker.data.base import Batch
+from roadless.worker.data.base import UNCOUNTED, Batch
 
 #: With five or fewer classes the right one is always among five guesses.
 TOP5_CLASSES = 6

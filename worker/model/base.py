@@ -40,6 +40,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return parts if all(isinstance(part, nn.Module) for part in parts) else []
 
 
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the parameters and then the buffers, those that no checkpoint keeps too, by name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and restore each one's mode after the block."""

@@ -12,7 +12,7 @@ from torch import nn
 from roadless.service.contract.job.models import EntryPointModel
 from roadless.worker.data.base import Description
 from roadless.worker.errors import JobFailed, ModelForbidden, ModelInvalid, ModelNotFound
-from roadless.worker.model.faults import blaming, is_of_owner, told
+from roadless.worker.model.faults import blaming, told
 from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
 from roadless.worker.model.trial import require_outputs
 from roadless.worker.rank_launch import ModelSources
@@ -75,16 +75,13 @@ def load(
             f"has {', '.join(sources.entry_points) or 'no entry'}"
         )
     module_name, _, function_name = name.partition(":")
-    try:
-        function: Callable[..., object] = getattr(
-            importlib.import_module(module_name), function_name
-        )
-    except (ImportError, AttributeError) as error:
-        raise not_found(
-            f"expected {name} to be installed on this node, saw {told(error)}"
-        ) from error
-    except BaseException as error:
-        if not is_of_owner(error):
-            raise
-        raise broken(f"expected to import {module_name}, saw {told(error)}") from error
+    with blaming(broken, f"to import {module_name}"):
+        try:
+            function: Callable[..., object] = getattr(
+                importlib.import_module(module_name), function_name
+            )
+        except (ImportError, AttributeError) as error:
+            raise not_found(
+                f"expected {name} to be installed on this node, saw {told(error)}"
+            ) from error
     return function

@@ -67,14 +67,8 @@ def blaming(
 
 def run(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """Return ``model(inputs)``; raise ModelInvalid for what the model's own code raises."""
-    try:
+    with blaming(ModelInvalid, f"a model for a batch of shape {tuple(inputs.shape)}"):
         outputs: torch.Tensor = model(inputs)
-    except BaseException as error:
-        if not is_of_owner(error):
-            raise
-        raise ModelInvalid(
-            f"expected a model for a batch of shape {tuple(inputs.shape)}, saw {told(error)}"
-        ) from error
     return outputs
 
 

@@ -1,6 +1,6 @@
 """What the worker asks of a model's parameters, whatever its forward pass does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from roadless.worker.errors import ModelInvalid
+from roadless.worker.model.base import named_tensors
 
 _TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LAZY = (UninitializedParameter, UninitializedBuffer)
@@ -15,7 +16,7 @@ _LAZY = (UninitializedParameter, UninitializedBuffer)
 
 def require_trainable(model: nn.Module) -> None:
     """Raise ModelInvalid unless the model has parameters that an optimizer can train."""
-    require_initialized(model)
+    _require_initialized(model)
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     if not trained:
         raise ModelInvalid(
@@ -48,16 +49,11 @@ def _require_own_memory(named: Sequence[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def require_initialized(model: nn.Module) -> None:
-    """Raise ModelInvalid for lazy modules that no batch has given a shape."""
-    lazy = [name for name, one in _tensors(model) if isinstance(one, _LAZY)]
+def _require_initialized(model: nn.Module) -> None:
+    """Lazy modules that no batch has given a shape have none to train."""
+    lazy = [name for name, one in named_tensors(model) if isinstance(one, _LAZY)]
     if lazy:
         raise ModelInvalid(f"expected parameters with shapes, saw lazy ones: {', '.join(lazy)}")
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _require_plain(name: str, parameter: nn.Parameter) -> None:

@@ -27,48 +27,38 @@ def require_outputs(model: nn.Module, *, data: Description, num_tokens: int | No
         torch.no_grad(),
     ):
         outputs = model(inputs)
-    require_fit(outputs, num_samples=SAMPLES, num_tokens=length, num_outputs=data.num_outputs)
+    require_fit(outputs, inputs=inputs, data=data)
 
 
 def require_fit(
-    outputs: object,
-    *,
-    num_samples: int,
-    num_tokens: int,
-    num_outputs: int,
-    task: Task | None = None,
+    outputs: object, *, inputs: torch.Tensor, data: Description, task: Task | None = None
 ) -> None:
-    """Raise ModelInvalid unless a batch's outputs are of the right type and shape.
+    """Raise ModelInvalid unless the outputs for ``inputs`` are of the right type and shape.
 
-    ``num_tokens``: of each sample; 0 for data without. ``task``: that they are for; None: any.
+    ``task``: that they are for; None: any.
     """
     if not isinstance(outputs, torch.Tensor):
         raise ModelInvalid(f"expected a model that returns a tensor, saw {type(outputs).__name__}")
     if not outputs.is_floating_point():
         raise ModelInvalid(f"expected outputs of a floating-point type, saw {outputs.dtype}")
-    if _fits(tuple(outputs.shape), num_samples, num_tokens, num_outputs, task=task):
+    rows = tuple(inputs.shape[:2] if data.tokens_per_sample else inputs.shape[:1])
+    if _fits(tuple(outputs.shape), rows, data.num_outputs, task=task):
         return
-    tokens = f"{num_tokens}, " if num_tokens and task in (None, "causal_lm") else ""
-    raise ModelInvalid(
-        f"expected outputs of shape ({num_samples}, {tokens}{num_outputs}), saw "
-        f"{tuple(outputs.shape)}"
-    )
+    shape = (*(rows if task in (None, "causal_lm") else rows[:1]), data.num_outputs)
+    raise ModelInvalid(f"expected outputs of shape {shape}, saw {tuple(outputs.shape)}")
 
 
 def _fits(
-    shape: tuple[int, ...],
-    num_samples: int,
-    num_tokens: int,
-    num_outputs: int,
-    *,
-    task: Task | None,
+    shape: tuple[int, ...], rows: tuple[int, ...], num_outputs: int, *, task: Task | None
 ) -> bool:
-    """One output row per sample, or one per token; a vocabulary may be larger than the data's."""
+    """One output row per sample, or one per token; a vocabulary may be larger than the data's.
+
+    ``rows``: samples, and tokens where there are any.
+    """
     match shape:
         case (samples, outputs):
-            return task != "causal_lm" and (samples, outputs) == (num_samples, num_outputs)
-        case (samples, tokens, outputs):
-            is_row_a_token = (samples, tokens) == (num_samples, num_tokens)
-            return task in (None, "causal_lm") and is_row_a_token and outputs >= num_outputs
+            return task != "causal_lm" and (samples, outputs) == (rows[0], num_outputs)
+        case (*places, outputs):
+            return task in (None, "causal_lm") and tuple(places) == rows and outputs >= num_outputs
         case _:
             return False

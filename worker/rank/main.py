@@ -6,21 +6,16 @@ import platform
 import shutil
 import sys
 import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from roadless.optim import load_kernels
 from roadless.service.contract.checkpoint.manifest import Manifest
-from roadless.service.contract.job.models import CheckpointModel, EntryPointModel
-from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
-    MODEL_TRIED,
     SET_FINGERPRINT,
     Event,
     Failed,
@@ -32,8 +27,6 @@ from roadless.service.contract.states import Reason
 from roadless.worker.api import AttemptApi, Fenced
 from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
-from roadless.worker.data.base import Description
-from roadless.worker.data.progress import Progress
 from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import MESSAGE_LENGTH, DataInvalid, JobFailed, NonFiniteLoss
 from roadless.worker.evaluation.inputs import START_SECONDS, datasets_of, model_sources
@@ -41,6 +34,7 @@ from roadless.worker.evaluation.sets import Datasets, naming
 from roadless.worker.model.faults import foreign_frames
 from roadless.worker.processes import configure_logging
 from roadless.worker.rank.restore import fetch_files, initial_model, resume
+from roadless.worker.rank.trial import try_model
 from roadless.worker.rank.watchdog import Watchdog
 from roadless.worker.rank_launch import RankLaunch
 from roadless.worker.reporting.reporter import Reporter
@@ -49,12 +43,10 @@ from roadless.worker.secrets import REDACTOR, install_secrets, redact_streams
 from roadless.worker.setup import RankContext, TrainingSetup, set_up_training
 from roadless.worker.training.evaluations import EvaluationManager
 from roadless.worker.training.loop import Training
-from roadless.worker.training.trial import require_remade, require_same_outputs, try_out
 from roadless.worker.validation.checkpoint_validator import CheckpointValidator, tolerance_on
 from roadless.worker.validation.evaluator import Evaluator
 from roadless.worker.validation.evaluator_process import Setup
 from roadless.worker.validation.evaluator_process import main as evaluate_files
-from roadless.worker.validation.reload import empty_model
 from roadless.worker.validation.zygote import Zygote
 
 log = logging.getLogger(__name__)
@@ -63,8 +55,6 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 3600.0
 #: How long a rank that hangs tries to report it, before it dies and its agent reports instead.
 HANG_REPORT_SECONDS = 10.0
-#: The largest model of somebody's factory that is made twice before the first step.
-REMADE_PARAMETERS = 2**26
 
 
 def main(launch: RankLaunch) -> None:
@@ -148,19 +138,23 @@ def _run(
     _require_same_data(brief, datasets)
     cluster = join(launch)
     setup = _build(launch, brief, api, datasets=datasets, cluster=cluster)
-    buffers: list[str] = []
-    if brief.resume is None:  # else an attempt before has begun with it
-        beat = _trial_beat(reporter)
-        buffers = try_out(setup, spec=brief.spec, cluster=cluster, beat=beat)
-        if _is_remade(brief.spec, setup, cluster):
-            require_remade(setup, anew=_made_anew(launch, brief, data=datasets.description))
     resumed = resume(brief, api, setup, Path(launch.scratch) / f"resume-{launch.rank}")
-    if brief.resume is not None:
-        require_same_outputs(setup, cluster=cluster)
     context = RankContext(brief=brief, cluster=cluster, reporter=reporter, setup=setup)
+    notices = try_model(launch, context)
+    if cluster.is_lead:
+        reporter.say(_started(context, resumed))
+        for notice in notices:
+            reporter.say(notice)
+    return _train(launch, context, resumed, zygote)
+
+
+def _train(
+    launch: RankLaunch, context: RankContext, resumed: Resumed, zygote: Zygote | None
+) -> Event | None:
+    """Train from where the attempt resumes; return the lead's ending, if there is one to say."""
     staging = Path(launch.scratch) / f"staging-{launch.rank}"
     watchdog = Watchdog(
-        brief.spec.retry.hang_seconds, on_hang=lambda message: _give_up(launch, reporter, message)
+        context.brief.spec.retry.hang_seconds, on_hang=partial(_give_up, launch, context.reporter)
     )
     evaluations = EvaluationManager(
         context,
@@ -177,16 +171,12 @@ def _run(
         evaluated_step=resumed.evaluated_step,
         beat=watchdog.beat,
     )
-    if cluster.is_lead:
-        reporter.say(_started(context, resumed))
-        if buffers:
-            reporter.say(_buffers_of_training(buffers))
     try:
         reason = training.run()
     finally:
         watchdog.close()
         states.close()
-    if reason is None or not cluster.is_lead:
+    if reason is None or not context.cluster.is_lead:
         return None
     assert reason in (
         Reason.BUDGET_REACHED,
@@ -222,12 +212,6 @@ def _datasets(
         api,
         say=lambda text: reporter.say(Notice(code=DATA_PREPARING, message=_fit(text))),
     )
-
-
-def _trial_beat(reporter: Reporter) -> Callable[[], None]:
-    """Every so often a beat renews the deadline of STARTING: on CPUs a pass may take a minute."""
-    progress = Progress(lambda text: reporter.say(Notice(code=MODEL_TRIED, message=text)))
-    return lambda: progress.tell("the model is tried before its first step")
 
 
 def _require_same_data(brief: AttemptBrief, datasets: Datasets) -> None:
@@ -271,32 +255,6 @@ def _build(
     model = initial_model(brief, data=data, sources=model_sources(launch), fetch=fetch)
     shutil.rmtree(folder, ignore_errors=True)
     return set_up_training(model, spec=brief.spec, datasets=datasets, cluster=cluster)
-
-
-def _is_remade(spec: JobSpec, setup: TrainingSetup, cluster: Cluster) -> bool:
-    """Whether the lead tries to make somebody's model again: one that it has whole, and not large.
-
-    Of a larger one the first checkpoint's check tells.
-    """
-    is_whole = cluster.world_size == 1 or spec.parallelism.strategy == "ddp"
-    num_parameters = sum(parameter.numel() for parameter in setup.model.parameters())
-    is_small = num_parameters <= REMADE_PARAMETERS
-    model = spec.model.architecture if isinstance(spec.model, CheckpointModel) else spec.model
-    return cluster.is_lead and is_whole and is_small and isinstance(model, EntryPointModel)
-
-
-def _made_anew(launch: RankLaunch, brief: AttemptBrief, *, data: Description) -> nn.Module:
-    folder = Path(launch.scratch)  # a factory reads none
-    return empty_model(folder, spec=brief.spec, data=data, sources=model_sources(launch))
-
-
-def _buffers_of_training(names: list[str]) -> Notice:
-    listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    message = (
-        f"passes in training change {listed}, which are no statistics of norm layers: evaluations "
-        "and their checkpoints take them as training has left them, not at the averaged point"
-    )
-    return Notice(code="evaluation.buffers", message=message)
 
 
 def _started(context: RankContext, resumed: Resumed) -> Started:

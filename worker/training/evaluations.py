@@ -87,7 +87,7 @@ class EvaluationManager:
         Every rank returns the same result, or None when it is evaluated beside training;
         :meth:`results` has it later. The last one of an attempt runs here: all ranks have time.
         """
-        share_buffers(self._setup.model, cluster=self._cluster)  # each rank has changed its own
+        share_buffers(self._setup.model.buffers(), cluster=self._cluster)  # each has its own
         if self._is_beside_training(is_last=is_last):
             self._begin_evaluation(position, evaluations_served)
             return None

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.job.training import accumulation_steps
 from roadless.service.contract.reports.events import BudgetNow, Notice, StepMetrics, Usage
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker.checkpointing.state_saver import StateSaver
+from roadless.worker.data.base import Batch
 from roadless.worker.data.prefetch import Prefetch
 from roadless.worker.data.sampler import Sampler
 from roadless.worker.early_stopping import judge, reached
@@ -43,8 +45,7 @@ class Training:
 
         ``usage``: measures what the rank uses; None for the usual meter of its device.
         """
-        brief, cluster, training = context.brief, context.cluster, context.brief.spec.training
-        parallelism = brief.spec.parallelism
+        brief, cluster = context.brief, context.cluster
         self._setup = context.setup
         self._evaluations = evaluations
         self._states = states
@@ -62,7 +63,7 @@ class Training:
         self._budget = BudgetNow(limits=brief.spec.budget)
         self._cadence = build_cadence(
             brief.spec.evaluation,
-            batch_size=training.batch_size,
+            batch_size=brief.spec.training.batch_size,
             num_passes=evaluations.num_passes(),
         )
         #: Steps of planned evaluations that are under way beside training; for the lead.
@@ -71,23 +72,10 @@ class Training:
         self._state_cadence = build_state_cadence(brief.spec.checkpoints)
         self._state_asked = position  #: where the state cadence was last asked
         self._lr_schedule = build_lr_schedule(brief.spec)
-        sampler = Sampler(
-            context.setup.datasets.train,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            rank=cluster.rank,
-            world_size=cluster.world_size,
-        )
-        self._batches = Prefetch(sampler)
-        self._step_settings = StepSettings(
-            task=brief.spec.task,
-            accumulation_steps=accumulation_steps(
-                training, parallelism, world_size=cluster.world_size
-            ),
-            precision=training.precision,
-            max_grad_norm=training.max_grad_norm,
-        )
-        self._stopwatch = Stopwatch(position, gpus=cluster.world_size * parallelism.gpus_per_worker)
+        self._batches = _batches(context)
+        self._step_settings = _step_settings(brief.spec, world_size=cluster.world_size)
+        gpus = cluster.world_size * brief.spec.parallelism.gpus_per_worker
+        self._stopwatch = Stopwatch(position, gpus=gpus)
 
     @property
     def position(self) -> Position:
@@ -319,6 +307,28 @@ class Training:
         self._saved = (self._position.step, self._evaluated_step)
         self._states.save(self._position, evaluated_step=self._evaluated_step)
         self._beat()
+
+
+def _batches(context: RankContext) -> Prefetch[Batch]:
+    cluster, training = context.cluster, context.brief.spec.training
+    sampler = Sampler(
+        context.setup.datasets.train,
+        batch_size=training.batch_size,
+        seed=training.seed,
+        rank=cluster.rank,
+        world_size=cluster.world_size,
+    )
+    return Prefetch(sampler)
+
+
+def _step_settings(spec: JobSpec, *, world_size: int) -> StepSettings:
+    training = spec.training
+    return StepSettings(
+        task=spec.task,
+        accumulation_steps=accumulation_steps(training, spec.parallelism, world_size=world_size),
+        precision=training.precision,
+        max_grad_norm=training.max_grad_norm,
+    )
 
 
 def _reason_of(orders: Orders) -> Reason:

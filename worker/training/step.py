@@ -17,7 +17,7 @@ from roadless.worker.distributed.precision import computing_in
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid, NonFiniteLoss
 from roadless.worker.evaluation.task import num_counted, training_loss
-from roadless.worker.model.faults import foreign_frames, is_of_owner, run, told
+from roadless.worker.model.faults import blaming, run
 from roadless.worker.training.agreement import Orders, agree
 
 #: As in torch: keeps the division defined for a gradient of zero.
@@ -156,23 +156,11 @@ def _backward_microbatch(
         outputs = outputs.float()
     loss = training_loss(outputs, microbatch.targets, task=settings.task, count=count)
     share = loss if count == num_targets else loss * (count / num_targets)
-    _differentiate(share)
+    # Replicas speak to each other in it, below any Python: an error without a frame of the model's
+    # code is theirs.
+    with blaming(ModelInvalid, "a model that gradients flow through", has_our_code=True):
+        share.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
-
-
-def _differentiate(loss: torch.Tensor) -> None:
-    """Raise ModelInvalid for what the model's own part of the backward pass raises.
-
-    Replicas speak to each other in it, below any Python: what has no frame of the model is theirs.
-    """
-    try:
-        loss.backward()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        if not (is_of_owner(error) and foreign_frames(error)):
-            raise
-        raise ModelInvalid(
-            f"expected a model that gradients flow through, saw {told(error)}"
-        ) from error
 
 
 def _reducing(model: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from optim_memory import Strange
 from optim_updates import KINDS, example_update, pairs
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import Parameter
@@ -176,10 +177,6 @@ def test_nothing_is_compiled_again_when_numbers_change(monkeypatch: pytest.Monke
         optimizer.param_groups[0].update(lr=0.1 * k, weight_decay=0.01 * k, eps=1e-8 * (k + 1))
         optimizer.step()
     assert numba_cpu._function.cache_info().misses == before
-
-
-class Strange(torch.Tensor):
-    """A tensor that may mean something else than its memory says."""
 
 
 def test_subclasses_and_rows_of_unequal_shape_are_left_to_torch() -> None:

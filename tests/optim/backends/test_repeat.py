@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim_memory import Strange
 from optim_runs import distance
 from torch import Tensor
 from torch.nn import Parameter
@@ -115,10 +116,6 @@ def _copy(one: Trained) -> None:
     one.parameters, one.optimizer = pickle.loads(pickle.dumps((one.parameters, one.optimizer)))
 
 
-class Strange(torch.Tensor):
-    """A tensor that may mean something else than its memory says."""
-
-
 def _scattered_gradients(one: Trained) -> None:
     """Every second element of what is twice as large."""
     one.as_gradient = lambda g: torch.stack([g, -g], dim=-1)[..., 0]
@@ -216,7 +213,7 @@ def test_gradients_of_another_type_are_prepared_anew(made: list[int]) -> None:
     one.step()
     _strange_gradients(one)
     for _ in range(2):
-        (repeat,) = vars(one.optimizer)["_kept_repeats"].values()
+        (repeat,) = vars(one.optimizer)["_repeats"].values()
         one.step()
         assert repeat.gradients(one.parameters, one.optimizer.state) is None
     assert len(made) == 1

@@ -154,7 +154,7 @@ def test_kernels_are_kept_for_each_age_and_no_longer(
     for t in range(12):
         step(optimizer, [drawn(t), drawn(20 + t) if t >= 4 else None, drawn(40) if t % 2 else None])
     assert len(jobs) >= 12
-    assert len(vars(optimizer)["_kept_repeats"]) <= 3
+    assert len(vars(optimizer)["_repeats"]) <= 3
 
 
 @settings(max_examples=60, deadline=None)

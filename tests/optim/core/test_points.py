@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim_makes import parameters_of, same_bits
 from optim_runs import FAST, PYPI, REFERENCE, Run, distance, example_run, runs, take_step
 from torch import Tensor
 from torch.nn import Parameter
@@ -26,16 +27,8 @@ def trained(rule: str, kind: dict[str, Any], dtype: torch.dtype = torch.float64)
     return optimizer
 
 
-def live(optimizer: ScheduleFreeOptimizer) -> list[Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def copies(optimizer: ScheduleFreeOptimizer) -> list[Tensor]:
-    return [p.detach().clone() for p in live(optimizer)]
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
+    return [p.detach().clone() for p in parameters_of(optimizer)]
 
 
 @pytest.fixture(params=[(rule, kind) for rule in RULES for kind in (FAST, REFERENCE)])
@@ -44,11 +37,11 @@ def optimizer(request: pytest.FixtureRequest) -> ScheduleFreeOptimizer:
 
 
 def test_reading_x_leaves_the_parameters_alone(optimizer: ScheduleFreeOptimizer) -> None:
-    before, storages = copies(optimizer), [p.data_ptr() for p in live(optimizer)]
+    before, storages = copies(optimizer), [p.data_ptr() for p in parameters_of(optimizer)]
     x = averaged_point(optimizer)
-    assert list(x) == live(optimizer)
+    assert list(x) == parameters_of(optimizer)
     assert same_bits(before, copies(optimizer))
-    assert storages == [p.data_ptr() for p in live(optimizer)]
+    assert storages == [p.data_ptr() for p in parameters_of(optimizer)]
     assert not same_bits(list(x.values()), before)
     assert not any(value.requires_grad for value in x.values())
 
@@ -69,21 +62,21 @@ def test_x_is_where_y_and_z_meet(run: Run, kind: dict[str, Any]) -> None:
 
 
 def test_x_goes_into_given_buffers(optimizer: ScheduleFreeOptimizer) -> None:
-    buffers = {p: torch.full_like(p, torch.nan) for p in live(optimizer)}
+    buffers = {p: torch.full_like(p, torch.nan) for p in parameters_of(optimizer)}
     x = averaged_point(optimizer, out=buffers)
-    assert all(x[p] is buffers[p] for p in live(optimizer))
+    assert all(x[p] is buffers[p] for p in parameters_of(optimizer))
     assert same_bits(list(buffers.values()), list(averaged_point(optimizer).values()))
 
 
 def test_x_goes_into_buffers_of_another_dtype(optimizer: ScheduleFreeOptimizer) -> None:
-    buffers = {p: torch.empty(p.shape, dtype=torch.float32) for p in live(optimizer)}
+    buffers = {p: torch.empty(p.shape, dtype=torch.float32) for p in parameters_of(optimizer)}
     averaged_point(optimizer, out=buffers)
     expected = [x.float() for x in averaged_point(optimizer).values()]
     assert same_bits(list(buffers.values()), expected)
 
 
 def test_buffers_that_do_not_fit_are_refused(optimizer: ScheduleFreeOptimizer) -> None:
-    first, second = live(optimizer)
+    first, second = parameters_of(optimizer)
     with pytest.raises(ValueError, match=r"expected a buffer of shape \(2, 3\), seen none"):
         averaged_point(optimizer, out={first: torch.empty(3)})
     with pytest.raises(ValueError, match=r"expected a buffer of shape \(3,\), seen shape \(1,\)"):
@@ -99,11 +92,11 @@ def test_inside_the_block_the_parameters_hold_x(optimizer: ScheduleFreeOptimizer
 
 def test_after_the_block_everything_is_as_before(optimizer: ScheduleFreeOptimizer) -> None:
     before = copies(optimizer)
-    identities = [(id(p), p.data_ptr()) for p in live(optimizer)]
+    identities = [(id(p), p.data_ptr()) for p in parameters_of(optimizer)]
     with at_average(optimizer):
         pass
     assert same_bits(before, copies(optimizer))
-    assert identities == [(id(p), p.data_ptr()) for p in live(optimizer)]
+    assert identities == [(id(p), p.data_ptr()) for p in parameters_of(optimizer)]
     optimizer.step()
     assert not same_bits(before, copies(optimizer))
 
@@ -113,7 +106,7 @@ def test_an_exception_and_a_change_inside_leave_no_trace(optimizer: ScheduleFree
 
     def spoil_and_fail() -> None:
         with at_average(optimizer), torch.no_grad():
-            live(optimizer)[0].fill_(torch.nan)
+            parameters_of(optimizer)[0].fill_(torch.nan)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -125,7 +118,7 @@ def test_an_exception_and_a_change_inside_leave_no_trace(optimizer: ScheduleFree
 def test_a_failure_on_the_way_in_leaves_no_trace(
     optimizer: ScheduleFreeOptimizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before, into, last = copies(optimizer), optimizer.average_into, live(optimizer)[-1]
+    before, into, last = copies(optimizer), optimizer.average_into, parameters_of(optimizer)[-1]
 
     def fill_all_but_the_last(parameter: Tensor, group: dict[str, Any], out: Tensor) -> None:
         if parameter is last:
@@ -158,7 +151,7 @@ def test_training_is_bitwise_the_same_with_evaluations_between(
 
 def test_a_backward_pass_may_span_the_block(optimizer: ScheduleFreeOptimizer) -> None:
     """An evaluation between forward and backward does not disturb the gradients."""
-    weight = live(optimizer)[0]
+    weight = parameters_of(optimizer)[0]
     loss = (weight**2).sum()
     with at_average(optimizer):
         pass
@@ -272,7 +265,7 @@ def test_a_model_moved_after_its_first_steps_still_has_its_average(rule: str) ->
     """z of another dtype than the parameter is brought to it, as after ``model.double()``."""
     optimizer = trained(rule, FAST, torch.float32)
     expected = [x.double() for x in averaged_point(optimizer).values()]
-    for p in live(optimizer):
+    for p in parameters_of(optimizer):
         p.data = p.data.double()
     seen = averaged_point(optimizer).values()
     assert all(distance(x, e) <= 1e-6 for x, e in zip(seen, expected, strict=True))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from optim_makes import NAMES, WRAPPERS, make, parameters_of
+from optim_makes import NAMES, WRAPPERS, make, parameters_of, same_bits
 from optim_memory import give, kernels
 from torch import Tensor
 from torch.nn import Parameter
@@ -133,3 +133,21 @@ def test_there_is_no_average_of_points_of_unequal_shapes(
     for read in (optim.averaged_point, lambda o: o.eval()):
         with pytest.raises(ValueError, match="state 'z': expected the shape"):
             read(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_refuses_before_it_moves_anything(name: str, dtype: torch.dtype) -> None:
+    """Half-way, its parameters hold neither y nor x; the fault is in the last of them."""
+    refused, quiet = started(name, dtype=dtype), started(name, dtype=dtype)
+    vector = parameters_of(refused)[1]
+    whole = vector.data
+    vector.data = whole[:2]
+    with pytest.raises(ValueError, match="expected the shape of its parameter"):
+        step_again(refused)
+    vector.data = whole
+    assert same_bits(parameters_of(refused), parameters_of(quiet))
+    step(refused)
+    step(quiet)
+    assert same_bits(parameters_of(refused), parameters_of(quiet))
+    assert same_bits(*(list(optim.averaged_point(one).values()) for one in (refused, quiet)))

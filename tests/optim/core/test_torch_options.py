@@ -5,7 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from optim_makes import NAMES, PLUS, WRAPPERS, make, parameters, parameters_of, randoms, step
+from optim_makes import (
+    NAMES,
+    PLUS,
+    WRAPPERS,
+    make,
+    parameters,
+    parameters_of,
+    randoms,
+    same_bits,
+    step,
+)
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -43,10 +53,6 @@ def ends(optimizer: Any, *, sign: float = 1.0, num_steps: int = 6) -> list[Tenso
     for row in randoms(num_steps, parameters_of(optimizer)):
         step(optimizer, [sign * g for g in row])
     return [*map(torch.clone, parameters_of(optimizer)), *averaged_point(optimizer).values()]
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @each_name

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from optim_makes import parameters_of, same_bits
 from optim_runs import distance
+from optim_travels import one_process
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -62,23 +63,19 @@ def gradients(num: int, dtype: torch.dtype, *, first: int = 0) -> Iterator[list[
 
 
 def step(optimizer: Any, row: list[Tensor | None]) -> None:
-    for parameter, gradient in zip(live(optimizer), row, strict=True):
+    for parameter, gradient in zip(parameters_of(optimizer), row, strict=True):
         parameter.grad = gradient
     optimizer.step()
 
 
-def live(optimizer: Any) -> list[Parameter]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def averages(optimizer: Any) -> list[Tensor]:
     """In float32, as they are exported."""
-    out = {p: torch.empty(p.shape) for p in live(optimizer)}
+    out = {p: torch.empty(p.shape) for p in parameters_of(optimizer)}
     return list(averaged_point(optimizer, out=out).values())
 
 
 def zs(optimizer: Any) -> list[Tensor]:
-    return [optimizer.state[p]["z"] for p in live(optimizer)]
+    return [optimizer.state[p]["z"] for p in parameters_of(optimizer)]
 
 
 def trained(form: Any, base: str, dtype: torch.dtype = torch.bfloat16, num: int = 6) -> Any:
@@ -86,10 +83,6 @@ def trained(form: Any, base: str, dtype: torch.dtype = torch.bfloat16, num: int 
     for row in gradients(num, dtype):
         step(optimizer, row)
     return optimizer
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
@@ -105,7 +98,7 @@ def test_on_the_same_gradients_z_and_x_are_those_of_float32(
         step(wide, [g.float() for g in row])
     assert same_bits(zs(narrow), zs(wide))
     for p, x, expected, y in zip(
-        live(narrow), averages(narrow), averages(wide), live(wide), strict=True
+        parameters_of(narrow), averages(narrow), averages(wide), parameters_of(wide), strict=True
     ):
         assert p.dtype == dtype
         assert distance(x, expected) <= 1e-5
@@ -116,13 +109,13 @@ def test_on_the_same_gradients_z_and_x_are_those_of_float32(
 def test_what_a_base_keeps_is_wide_too(base: str) -> None:
     """Adagrad makes its state, in the parameters' dtype, when it is made itself."""
     optimizer = trained(ScheduleFreeWrapper, base)
-    for parameter in live(optimizer):
+    for parameter in parameters_of(optimizer):
         state = optimizer.base.state[parameter]
         tensors = [value for value in state.values() if isinstance(value, Tensor)]
         assert all(t.dtype == torch.float32 for t in tensors if t.is_floating_point())
         assert optimizer.state[parameter].keys() == {"z", "low", *(f"base.{n}" for n in state)}
     groups = [p for group in optimizer.base.param_groups for p in group["params"]]
-    assert all(a is b for a, b in zip(groups, live(optimizer), strict=True))
+    assert all(a is b for a, b in zip(groups, parameters_of(optimizer), strict=True))
 
 
 def loss_at_average(form: Any, make: Make, dtype: torch.dtype) -> float:
@@ -177,7 +170,7 @@ def test_resuming_is_bitwise_the_same(form: Any, base: str, position: str) -> No
     for row in gradients(4, torch.bfloat16, first=6):
         step(through, row)
         step(resumed, row)
-    assert same_bits(live(through), live(resumed))
+    assert same_bits(parameters_of(through), parameters_of(resumed))
     assert same_bits(averages(through), averages(resumed))
     assert same_bits(zs(through), zs(resumed))
 
@@ -186,7 +179,9 @@ def _saved(optimizer: Any) -> tuple[Any, list[Tensor]]:
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
-    return torch.load(file, weights_only=True), [p.detach().clone() for p in live(optimizer)]
+    return torch.load(file, weights_only=True), [
+        p.detach().clone() for p in parameters_of(optimizer)
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -210,42 +205,44 @@ def test_a_flattened_checkpoint_resumes_bit_for_bit(form: Any) -> None:
     set_optimizer_state_dict(new, other, saved, options=options)
     train(old, optimizer, inputs[3:])
     train(new, other, inputs[3:])
-    assert same_bits(live(optimizer), live(other))
+    assert same_bits(parameters_of(optimizer), parameters_of(other))
     assert same_bits(averages(optimizer), averages(other))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_evaluations_leave_no_trace(form: Any) -> None:
     optimizer = trained(form, "adamw")
-    y, x, z = ([t.detach().clone() for t in f(optimizer)] for f in (live, averages, zs))
+    y, x, z = ([t.detach().clone() for t in f(optimizer)] for f in (parameters_of, averages, zs))
     for _ in range(2):
         optimizer.eval()
-        assert same_bits([p.detach() for p in live(optimizer)], [t.bfloat16() for t in x])
+        assert same_bits([p.detach() for p in parameters_of(optimizer)], [t.bfloat16() for t in x])
         optimizer.train()
         with at_average(optimizer):
-            assert same_bits([p.detach() for p in live(optimizer)], [t.bfloat16() for t in x])
-    assert same_bits(live(optimizer), y)
+            assert same_bits(
+                [p.detach() for p in parameters_of(optimizer)], [t.bfloat16() for t in x]
+            )
+    assert same_bits(parameters_of(optimizer), y)
     assert same_bits(averages(optimizer), x)
     assert same_bits(zs(optimizer), z)
-    assert all("y" not in optimizer.state[p] for p in live(optimizer) if form is FORMS[0])
+    assert all("y" not in optimizer.state[p] for p in parameters_of(optimizer) if form is FORMS[0])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_change_of_momentum_keeps_x(form: Any) -> None:
     """Seen at a parameter that rests in the step."""
     optimizer = trained(form, "sgd")
-    x, y = averages(optimizer)[0], live(optimizer)[0].detach().clone()
+    x, y = averages(optimizer)[0], parameters_of(optimizer)[0].detach().clone()
     optimizer.param_groups[0]["sf_momentum"] = 0.5
     step(optimizer, [None, torch.ones(2, 5).bfloat16()])
     assert distance(averages(optimizer)[0], x) <= 1e-5
-    assert not torch.equal(live(optimizer)[0], y)
+    assert not torch.equal(parameters_of(optimizer)[0], y)
 
 
 def test_a_parameter_changed_at_x_has_a_new_y_that_fits() -> None:
     optimizer = trained(ScheduleFreeWrapper, "adamw")
     optimizer.eval()
     with torch.no_grad():
-        live(optimizer)[0].fill_(0.5)
+        parameters_of(optimizer)[0].fill_(0.5)
     optimizer.train()
     assert distance(averages(optimizer)[0], torch.full((3, 4), 0.5)) <= 1e-5
 
@@ -264,8 +261,8 @@ def test_a_base_that_fails_leaves_the_points_in_order(form: Any) -> None:
     assert same_bits(zs(optimizer), z)
     assert all(distance(a, b) <= 1e-5 for a, b in zip(averages(optimizer), x, strict=True))
     groups = [p for group in optimizer.base.param_groups for p in group["params"]]
-    assert all(a is b for a, b in zip(groups, live(optimizer), strict=True))
-    assert list(optimizer.base.state) == live(optimizer)
+    assert all(a is b for a, b in zip(groups, parameters_of(optimizer), strict=True))
+    assert list(optimizer.base.state) == parameters_of(optimizer)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -281,7 +278,7 @@ def test_a_state_of_narrow_tensors_goes_on_in_float32(form: Any) -> None:
     other.load_state_dict(saved)
     for row in gradients(3, torch.bfloat16, first=6):
         step(other, row)
-    kept = [*zs(other), *(other.base.state[p]["exp_avg"] for p in live(other))]
+    kept = [*zs(other), *(other.base.state[p]["exp_avg"] for p in parameters_of(other))]
     assert all(t.dtype == torch.float32 for t in kept)
     assert all(bool((t != t.bfloat16().float()).any()) for t in kept)
 
@@ -310,8 +307,7 @@ def test_gradients_may_be_dropped_sparse_wide_or_missing() -> None:
 @pytest.mark.parametrize("base", ["adamw", "soap"])
 def test_shards_and_plain_tensors_step_alike(form: Any, base: str) -> None:
     ends = []
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
+    with one_process():
         for is_sharded in (True, False):
             torch.manual_seed(0)
             model = nn.Linear(4, 3).bfloat16()
@@ -326,8 +322,6 @@ def test_shards_and_plain_tensors_step_alike(form: Any, base: str) -> None:
                 optimizer.step()
             points = [*(p.detach() for p in model.parameters()), *zs(optimizer)]
             ends.append([getattr(t, "full_tensor", lambda t=t: t)() for t in points])
-    finally:
-        dist.destroy_process_group()
     assert same_bits(*ends)
 
 
@@ -369,12 +363,12 @@ def test_a_model_that_is_widened_goes_on_as_it_is(form: Any) -> None:
     """What was kept of y beside bfloat16 has no meaning beside float32."""
     optimizer = trained(form, "adamw")
     z = [t.clone() for t in zs(optimizer)]
-    for parameter in live(optimizer):
+    for parameter in parameters_of(optimizer):
         parameter.data = parameter.data.float()
         parameter.grad = None
     for row in gradients(3, torch.float32, first=6):
         step(optimizer, row)
-    for parameter, before, after in zip(live(optimizer), z, zs(optimizer), strict=True):
+    for parameter, before, after in zip(parameters_of(optimizer), z, zs(optimizer), strict=True):
         assert parameter.dtype == after.dtype == torch.float32
         assert 0 < distance(after, before) < 0.2
         assert distance(parameter.detach(), after) < 0.2

@@ -13,6 +13,7 @@ import schedulefree
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optim_makes import same_bits
 from optim_runs import distance, take_step
 from torch import Tensor
 from torch.nn import Parameter
@@ -74,10 +75,6 @@ def averages(optimizer: Any) -> list[Tensor]:
 
 def worst(seen: list[Tensor], expected: list[Tensor]) -> float:
     return max(distance(a, b) for a, b in zip(seen, expected, strict=True))
-
-
-def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
 
 
 def trained(base: str, form: Any = ScheduleFreeWrapper, **more: Any) -> Any:

@@ -148,6 +148,17 @@ def test_a_lone_surrogate_in_a_report_is_refused(service, digits_spec):
     assert rank.report(step_event(2)).status_code == 200, "the attempt goes on"
 
 
+def test_so_is_one_that_is_written_as_three_bytes(service, digits_spec):
+    """Python's ``json`` reads them, though UTF-8 does not have them."""
+    _, rank = service.running(digits_spec)
+    event = {"kind": "notice", "code": "n", "message": CUT, "seq": 2}
+    body = json.dumps({"rank": 0, "events": [event]}, ensure_ascii=False)
+    content = body.encode(errors="surrogatepass")
+    headers = {**rank.headers, **JSON}
+    answer = rank.http.post(f"{rank.url}/report", content=content, headers=headers)
+    assert list(faults(answer).values()) == [LONE]
+
+
 def test_a_pair_of_surrogates_is_a_character(service, digits_spec):
     job_id = service.submit({**digits_spec, "name": "\U0001f600", "labels": {"a": "\\ud83d"}})
     job = service.job(job_id)

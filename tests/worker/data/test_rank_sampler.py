@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_bench import bits
 
-from roadless.worker.data.base import ALIGNMENT_BYTES, Batch, Indices
+from roadless.worker.data.base import ALIGNMENT_BYTES, UNCOUNTED, Batch, Indices
 from roadless.worker.data.builtin.digits import Digits
 from roadless.worker.data.sampler import Sampler
-from roadless.worker.evaluation.task import UNCOUNTED
 
 
 class Numbers:

@@ -66,6 +66,12 @@ def test_norms_without_statistics_are_as_narrow_as_the_rest() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
+def test_a_norm_without_statistics_computes_as_narrow_as_it_is_asked() -> None:
+    norm = nn.InstanceNorm2d(3)
+    set_precision(norm, "amp_bf16")
+    assert norm(torch.randn(2, 3, 4, 4).bfloat16()).dtype is torch.bfloat16
+
+
 @pytest.mark.parametrize("is_affine", [False, True])
 def test_running_statistics_of_narrow_activations_stay_wide(is_affine: bool) -> None:
     norm = nn.InstanceNorm2d(3, track_running_stats=True, affine=is_affine)

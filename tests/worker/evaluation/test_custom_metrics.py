@@ -75,6 +75,17 @@ def test_what_is_no_metric_fails_by_name(function: str, seen: str) -> None:
     assert seen in fault(function)
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("no more"), torch.OutOfMemoryError("CUDA out of memory")], ids=repr
+)
+def test_want_of_memory_is_no_fault_of_the_metric(error: Exception) -> None:
+    def greedy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    with pytest.raises(type(error)):
+        CustomMetric("mine", "any:greedy", greedy, {}).scores(OUTPUTS, TARGETS)
+
+
 def test_a_metric_that_draws_is_refused_before_training() -> None:
     """Nobody would find its number again: neither who downloads the model nor another rank."""
     with pytest.raises(JobFailed, match="to score a batch alike each time") as caught:

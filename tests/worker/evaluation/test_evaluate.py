@@ -12,7 +12,7 @@ from roadless.optim import using_buffers
 from roadless.service.contract.job.evaluation import EvaluationSpec
 from roadless.service.contract.job.models import ConvnetPreset, GptPreset
 from roadless.service.contract.job.spec import JobSpec
-from roadless.worker.data.base import Batch, Description
+from roadless.worker.data.base import UNCOUNTED, Batch, Description
 from roadless.worker.data.builtin.digits import Digits
 from roadless.worker.data.prepared.token_dataset import TokenString, TokenWindows
 from roadless.worker.data.sampler import global_indices, reserved_seed
@@ -20,7 +20,6 @@ from roadless.worker.errors import DataInvalid, ModelInvalid
 from roadless.worker.evaluation.evaluate import evaluate, recalibrated_buffers, reevaluate
 from roadless.worker.evaluation.sets import Datasets
 from roadless.worker.evaluation.task import (
-    UNCOUNTED,
     example_scores,
     num_counted,
     score_names,

@@ -25,7 +25,7 @@ from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.states import Reason
 from roadless.worker import verify
-from roadless.worker.data.base import Batch, DataSet, Description
+from roadless.worker.data.base import UNCOUNTED, Batch, DataSet, Description
 from roadless.worker.data.build import build_data
 from roadless.worker.errors import JobFailed
 from roadless.worker.evaluation.custom_metrics import CustomMetric
@@ -37,7 +37,6 @@ from roadless.worker.evaluation.evaluate import (
     set_receipts,
 )
 from roadless.worker.evaluation.sets import Datasets, NamedSet, build_datasets
-from roadless.worker.evaluation.task import UNCOUNTED
 from roadless.worker.model.sources import ENTRY_POINTS_VARIABLE
 from roadless.worker.rank_launch import ModelSources
 from roadless.worker.validation.reload import MANIFEST_FILE

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from roadless.worker.data.base import Batch
+from roadless.worker.data.base import UNCOUNTED, Batch
 from roadless.worker.evaluation.task import (
-    UNCOUNTED,
     example_scores,
     metrics,
     num_counted,

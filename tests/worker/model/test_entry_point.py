@@ -32,6 +32,15 @@ def make(
     return build_model(spec, data=data, seed=seed, sources=ModelSources(entry_points=(name,)))
 
 
+def refusal(factory: str) -> JobFailed:
+    """Why the job ends that names this factory, for good."""
+    spec = parse({"kind": "entry_point", "factory": factory})
+    with pytest.raises(JobFailed) as caught:
+        build_model(spec, data=DIGITS, seed=0, sources=ModelSources(entry_points=(factory,)))
+    assert caught.value.reason not in RETRYABLE
+    return caught.value
+
+
 def test_the_factory_gets_the_shapes_and_the_arguments() -> None:
     model = make("small", width=7)
     assert [tuple(p.shape) for p in model.parameters()] == [(7, 64), (7,), (10, 7), (10,)]
@@ -74,11 +83,9 @@ def test_what_the_operator_does_not_list_in_full_is_forbidden(listed: tuple[str,
 def test_what_does_not_make_a_model_for_the_data_fails_by_name(
     function: str, reason: Reason, message: str
 ) -> None:
-    with pytest.raises(JobFailed) as caught:
-        make(function)
-    assert caught.value.reason is reason
-    assert reason not in RETRYABLE
-    assert message in str(caught.value)
+    failure = refusal(f"{MODULE}:{function}")
+    assert failure.reason is reason
+    assert message in str(failure)
 
 
 SHA256 = "0" * 64
@@ -112,11 +119,9 @@ def test_this_process_has_no_wheel_of_its_own() -> None:
 
 
 def test_a_package_that_is_not_installed_is_not_found() -> None:
-    spec = parse({"kind": "entry_point", "factory": "absent_package.models:make"})
-    sources = ModelSources(entry_points=("absent_package.models:make",))
-    with pytest.raises(JobFailed, match="absent_package") as caught:
-        build_model(spec, data=DIGITS, seed=0, sources=sources)
-    assert caught.value.reason is Reason.MODEL_NOT_FOUND
+    failure = refusal("absent_package.models:make")
+    assert failure.reason is Reason.MODEL_NOT_FOUND
+    assert "absent_package" in str(failure)
 
 
 @pytest.mark.parametrize(
@@ -138,15 +143,11 @@ def test_a_module_that_fails_while_it_is_imported_or_called_is_its_owners_fault(
     module = f"broken_models_{abs(hash(source))}"
     (tmp_path / f"{module}.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
-    spec = parse({"kind": "entry_point", "factory": f"{module}:make"})
-    sources = ModelSources(entry_points=(f"{module}:make",))
-    with pytest.raises(JobFailed) as caught:
-        build_model(spec, data=DIGITS, seed=0, sources=sources)
-    assert caught.value.reason is reason
-    assert reason not in RETRYABLE
-    assert message in str(caught.value)
+    failure = refusal(f"{module}:make")
+    assert failure.reason is reason
+    assert message in str(failure)
     if "Error: " in message:
-        assert f"at {module}.py:1 in " in str(caught.value)
+        assert f"at {module}.py:1 in " in str(failure)
 
 
 @pytest.mark.parametrize("function", ["drawn_by_numpy", "drawn_by_python"])

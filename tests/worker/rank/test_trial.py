@@ -1,4 +1,4 @@
-"""Two real ranks with models that differ from rank to rank, or that cannot be cut into shards."""
+"""Which models a rank tries; and two real ranks with models that differ, or cannot be sharded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 from fake_attempt_server import AttemptServer
+from faulty_models import make
+from model_cases import job_of
 from rank_runs import Ranks
-from training_bench import make_brief
+from training_bench import (
+    ALONE,
+    MLP,
+    Bench,
+    ScriptedReporter,
+    build,
+    context_of,
+    make_brief,
+)
+from worker_drills import make_launch
 
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.reports.cluster import AttemptBrief
 from roadless.service.contract.reports.events import EvalPoint, Failed, Notice, StepMetrics
 from roadless.service.contract.states import Reason
+from roadless.worker.rank.trial import try_model
 from roadless.worker.rank_launch import ModelSources
 
 FACTORY = "faulty_models:make"
@@ -64,6 +76,33 @@ def assert_good(said: list[Any]) -> None:
     assert models == points, [event for event in said if isinstance(event, Notice)]
 
 
+# ---- which models are tried ----------------------------------------------------------------------
+
+
+def num_passes(folder: Path, *, resume: Any = None, **changes: Any) -> int:
+    """How often the model runs before its first step."""
+    brief = make_brief(**changes).model_copy(update={"resume": resume})
+    setup, passes = build(brief.spec), []
+    setup.model.register_forward_hook(lambda *_: passes.append(1))
+    context = context_of(brief, setup, ScriptedReporter(), cluster=ALONE)
+    assert try_model(make_launch(folder), context) == []
+    return len(passes)
+
+
+def test_a_model_of_a_library_is_tried_once_in_a_jobs_life(tmp_path: Path) -> None:
+    job = job_of("transformers resnet")
+    assert num_passes(tmp_path, **job) == 4
+    assert num_passes(tmp_path, **job, resume="a state") == 0
+
+
+OF_PRESET = {"kind": "checkpoint", "checkpoint_id": "ckpt_" + "0" * 26, "architecture": MLP}
+
+
+@pytest.mark.parametrize("model", [MLP, OF_PRESET], ids=["preset", "checkpoint of one"])
+def test_presets_cost_no_trial(model: dict[str, Any], tmp_path: Path) -> None:
+    assert num_passes(tmp_path, model=model) == 0
+
+
 # ---- what differs from rank to rank --------------------------------------------------------------
 
 
@@ -88,6 +127,25 @@ def test_what_no_checkpoint_would_keep_must_not_differ(
     run: Callable[..., list[Any]], kind: str, message: str, parallelism: dict[str, Any]
 ) -> None:
     assert message in refusal(run(kind, parallelism))
+
+
+def test_ranks_that_differ_are_refused_when_a_job_resumes_too(
+    ranks: Ranks, serve: Serve, tmp_path: Path
+) -> None:
+    """It began with one rank, where nothing differs."""
+    model = {"kind": "entry_point", "factory": FACTORY, "arguments": {"kind": "OwnAttribute"}}
+    own = make(input_shape=(1, 8, 8), num_outputs=10, kind="OwnAttribute")
+    bench = Bench(make_brief(model=model, budget={"max_steps": 1}), tmp_path / "bench", model=own)
+    bench.training.run()
+    (staged,) = bench.reporter.of_kind(CheckpointKind.RESUME)
+    brief = make_brief(model=model, parallelism=DDP)
+    server = serve(brief.model_copy(update={"resume": staged.manifest}))
+    for file in staged.manifest.files:
+        content = (staged.folder / file.name).read_bytes()
+        server.service.files[staged.manifest.checkpoint_id, file.name] = content
+    ranks.run(tmp_path / "2", "rank", world_size=2, url=server.url, model_sources=SOURCES)
+    said = [event for rank in (0, 1) for event in server.service.applied[rank]]
+    assert "expected the same outputs for the same inputs on every rank" in refusal(said)
 
 
 @pytest.mark.parametrize("parallelism", [DDP, FSDP], ids=["ddp", "fsdp"])

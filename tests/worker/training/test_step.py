@@ -12,12 +12,11 @@ from torch import nn
 from training_bench import ALONE, bits
 
 from roadless.optim import AdamWScheduleFree
-from roadless.worker.data.base import Batch
+from roadless.worker.data.base import UNCOUNTED, Batch
 from roadless.worker.distributed.activation_checkpointing import recompute_activations
 from roadless.worker.distributed.precision import set_precision
 from roadless.worker.distributed.process_group import Cluster
 from roadless.worker.errors import ModelInvalid, NonFiniteLoss
-from roadless.worker.evaluation.task import UNCOUNTED
 from roadless.worker.training.agreement import Due, Ending, Orders, Signals, agree
 from roadless.worker.training.step import StepResult, StepSettings, global_norm, train_step
 

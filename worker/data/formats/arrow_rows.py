@@ -19,8 +19,8 @@ from roadless.worker.errors import DataInvalid
 
 #: Few: encoded images make rows of 100 KB and more.
 _ROWS = 1024
-#: The second is for names of columns that are not UTF-8.
 _PANDAS_PERIOD = "pandas.period"
+#: The second is for names of columns that are not UTF-8.
 _NOT_ARROW = (pa.ArrowException, UnicodeDecodeError)
 
 
@@ -28,12 +28,9 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
     """Yield the chosen columns of a Parquet file. Raises DataInvalid for any other file."""
     try:
         with pq.ParquetFile(path) as content:
-            present = content.schema_arrow.names
-            names = choose(present, file, aside=_index_of(content.schema_arrow))
-            _require_once(names, present, file=file)
-            _require_no_periods(content.schema_arrow, names, file=file)
+            names = _chosen(content.schema_arrow, choose, file=file)
             batches = content.iter_batches(batch_size=_ROWS, columns=list(names))
-            yield from chunks_of(batches, names=names, file=file)
+            yield from _chunks_of(batches, names=names, file=file)
     except _NOT_ARROW as error:
         raise DataInvalid(f"{file}: expected a Parquet file, saw: {error}") from error
 
@@ -43,10 +40,8 @@ def read_ipc(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
     try:
         with pa.memory_map(str(path)) as content:
             schema, batches = _opened_ipc(content)
-            names = choose(schema.names, file, aside=_index_of(schema))
-            _require_once(names, schema.names, file=file)
-            _require_no_periods(schema, names, file=file)
-            yield from chunks_of(_in_parts(batches), names=names, file=file)
+            names = _chosen(schema, choose, file=file)
+            yield from _chunks_of(_in_parts(batches), names=names, file=file)
     except _NOT_ARROW as error:
         raise DataInvalid(f"{file}: expected an Arrow file, saw: {error}") from error
 
@@ -70,6 +65,14 @@ def _in_parts(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def open_zstd(path: Path) -> BinaryIO:
     """Open a file that zstd compressed, which Python 3.14 does by itself."""
     return cast(BinaryIO, io.BufferedReader(pa.input_stream(str(path), compression="zstd")))
+
+
+def _chosen(schema: pa.Schema, choose: Choose, *, file: str) -> Sequence[str]:
+    """The columns to read; raises DataInvalid for one with a name or values of two meanings."""
+    names = choose(schema.names, file, aside=_index_of(schema))
+    _require_once(names, schema.names, file=file)
+    _require_no_periods(schema, names, file=file)
+    return names
 
 
 def _index_of(schema: pa.Schema) -> list[str]:
@@ -109,7 +112,7 @@ def _require_no_periods(schema: pa.Schema, names: Sequence[str], *, file: str) -
             )
 
 
-def chunks_of(
+def _chunks_of(
     batches: Iterator[pa.RecordBatch], *, names: Sequence[str], file: str
 ) -> Iterator[Chunk]:
     """Chunks of consecutive Arrow record batches."""
@@ -153,7 +156,16 @@ def _of_json(values: pa.Array) -> list[Any]:
 
     What that was is refused by whoever asks for texts or numbers, and the others are as they were.
     """
-    return [_Unreadable.or_json(value) for value in _objects(values)]
+    return [_parsed(value) for value in _objects(values)]
+
+
+def _parsed(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return _Unreadable(error)
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -178,16 +190,6 @@ class _Unreadable:
 
     def __repr__(self) -> str:
         return f"what cannot be read: {self._why}"
-
-    @classmethod
-    def or_json(cls, text: Any) -> Any:
-        """Return the value that JSON says."""
-        if not isinstance(text, str):
-            return text
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            return cls(error)
 
 
 def _objects(values: pa.Array) -> list[Any]:

@@ -13,8 +13,6 @@ from roadless.worker.errors import DataInvalid
 #: Rows and bytes that a reader gathers before it passes them on.
 CHUNK_ROWS = 4096
 CHUNK_BYTES = 16 * 2**20
-#: The longest line, and the largest field: beyond it a file is hardly in the format it claims.
-MAX_RECORD_BYTES = 256 * 2**20
 
 #: Values of one column: an array where the file has numbers, else whatever the format yields.
 Column = NDArray[Any] | Sequence[Any]

@@ -6,9 +6,9 @@ generous: its ``float`` reads "2021_05", "١٢" and "1_0", which no reader of CS
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _FIRST_INEXACT = 2.0**53
 _NUMBER_TYPES: frozenset[type] = frozenset({int, float, bool, Decimal})
 #: A text of these characters that ``float`` reads is a number to every reader of CSV.
 _PLAIN = re.compile(r"[0-9+\-.eE \t]*")
-_NUMBER = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*")
+_WRITTEN_NUMBER = re.compile(r"[ \t]*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?[ \t]*")
 _WHOLE = re.compile(r"[ \t]*[+-]?[0-9]+[ \t]*")
 #: How pandas (``get_dummies``), R and pyarrow write truth values into CSV.
 _BOOLEANS = {
@@ -34,9 +34,6 @@ _BOOLEANS = {
 _MISSING = frozenset({"", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "null", "none", "nil", "?"})
 _NOT_FINITE = re.compile(r"[ \t]*[+-]?(?:nan|inf|infinity)[ \t]*", re.IGNORECASE)
 
-_NUMBERS_WAY_OUT = (
-    "store it as a number, leave the row out, or name the columns to use in `columns`"
-)
 _MISSING_WAY_OUT = "leave the row out, fill it, or name the columns to use in `columns`"
 _SHAPE_WAY_OUT = "fill or cut the lists of all rows to one length"
 _WHOLE_WAY_OUT = (
@@ -49,12 +46,27 @@ _LABELS_WAY_OUT = (
 )
 
 
+class _Due(NamedTuple):
+    """What a value should have been, and what the user can do."""
+
+    expected: str
+    way_out: str
+
+
+_NUMBER = _Due(
+    "a number",
+    "store it as a number, leave the row out, or name the columns to use in `columns`",
+)
+_FINITE = _Due("a finite float32", _MISSING_WAY_OUT)
+_CLASS_NUMBER = _Due("a class number", _LABELS_WAY_OUT)
+
+
 class _Unlike(Exception):
     """Some value is not a number, or not of the shape of the others; a search finds which."""
 
 
-def numbers(chunk: Chunk, name: str) -> NDArray[np.float64] | NDArray[np.uint8]:
-    """Return the column as float64 of shape (rows, ...); uint8 arrays stay as they are.
+def numbers(chunk: Chunk, name: str) -> NDArray[np.floating[Any]] | NDArray[np.uint8]:
+    """Return the column as float64 of shape (rows, ...); float32 and uint8 arrays stay as they are.
 
     Every value is finite in float32. Raises DataInvalid for the first row that is not a number, not
     finite, of another shape, or a whole number that float64 cannot hold.
@@ -63,9 +75,11 @@ def numbers(chunk: Chunk, name: str) -> NDArray[np.float64] | NDArray[np.uint8]:
     if isinstance(values, np.ndarray) and values.dtype == np.uint8:
         return values
     try:
-        wide = _wide(values, reads_texts=chunk.is_text_only)
+        wide = _wide(values, of_texts=_of_csv if chunk.is_text_only else None)
     except _Unlike:
-        _refuse_first_unlike(chunk, name, expected="a number", way_out=_NUMBERS_WAY_OUT)
+        if has_booleans(chunk, name):
+            _refuse_first_no_boolean(chunk, name)
+        _refuse_first_unlike(chunk, name, _NUMBER, _FINITE, reads_texts=chunk.is_text_only)
     if wide.size == 0:
         chunk.refuse(0, name, expected="at least one number", seen=shown(values[0]))
     _require_finite(chunk, name, wide)
@@ -81,9 +95,9 @@ def labels(chunk: Chunk, name: str) -> NDArray[np.int64]:
     """
     values = chunk.columns[name]
     try:
-        wide = _wide(values, reads_texts=True)
+        wide = _wide(values, of_texts=_of_texts)
     except _Unlike:
-        _refuse_first_unlike(chunk, name, expected="a class number", way_out=_LABELS_WAY_OUT)
+        _refuse_first_unlike(chunk, name, _CLASS_NUMBER, _CLASS_NUMBER, reads_texts=True)
     is_class = (wide >= 0) & (wide < _HIGHEST_LABEL) & (wide == np.floor(wide))
     is_label = is_class | (wide == UNCOUNTED)
     if wide.ndim != 1:
@@ -145,7 +159,7 @@ def plain_class_name(text: str) -> str:
 
 def _is_class_name(text: str) -> bool:
     """Neither a number nor one of the spellings of a missing value."""
-    is_number = _NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text)
+    is_number = _WRITTEN_NUMBER.fullmatch(text) or _NOT_FINITE.fullmatch(text)
     return text.strip().lower() not in _MISSING and is_number is None
 
 
@@ -172,7 +186,7 @@ def written_number(text: str) -> int | float | None:
     >>> written_number("05"), written_number("1e3"), written_number("2021_05")
     (5, 1000.0, None)
     """
-    if not _NUMBER.fullmatch(text):
+    if not _WRITTEN_NUMBER.fullmatch(text):
         return None
     return int(text) if _WHOLE.fullmatch(text) else float(text)
 
@@ -180,21 +194,27 @@ def written_number(text: str) -> int | float | None:
 # ---- numbers ------------------------------------------------------------------------------------
 
 
-def _wide(values: Column, *, reads_texts: bool) -> NDArray[np.float64]:
-    """The values as float64. Raises _Unlike.
+def _wide(
+    values: Column, *, of_texts: Callable[[Sequence[str]], NDArray[np.float64]] | None
+) -> NDArray[np.float64]:
+    """The values as float64, but those of a float32 array as they are. Raises _Unlike.
 
-    ``reads_texts``: whether a text may be a number.
+    ``of_texts``: how texts are read; None: not at all.
     """
     if isinstance(values, np.ndarray):
-        return values.astype(np.float64)
+        return values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
     kinds = set(map(type, values))
-    if kinds == {str} and reads_texts:
-        return _of_booleans(values) if values[0] in _BOOLEANS else _of_texts(values)
+    if kinds == {str} and of_texts is not None:
+        return of_texts(values)
     if kinds <= _NUMBER_TYPES:
         return _of_numbers(values)
     if kinds == {list} and _leaf_kinds(values) <= _NUMBER_TYPES:
         return _of_lists(values)
     raise _Unlike
+
+
+def _of_csv(values: Sequence[str]) -> NDArray[np.float64]:
+    return _of_booleans(values) if values[0] in _BOOLEANS else _of_texts(values)
 
 
 def _of_texts(values: Sequence[str]) -> NDArray[np.float64]:
@@ -238,7 +258,9 @@ def _leaf_kinds(values: Sequence[Any]) -> set[type]:
 
 def _require_finite(chunk: Chunk, name: str, values: NDArray[np.float64]) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+        is_finite = (
+            np.isfinite(values.astype(np.float32, copy=False)).reshape(len(values), -1).all(axis=1)
+        )
     if not is_finite.all():
         row = int(np.argmin(is_finite))
         chunk.refuse(
@@ -286,22 +308,21 @@ def _is_rounded(value: Any, wide: float) -> bool:
 # ---- what is wrong ------------------------------------------------------------------------------
 
 
-def _refuse_first_unlike(chunk: Chunk, name: str, *, expected: str, way_out: str) -> NoReturn:
+def _refuse_first_unlike(
+    chunk: Chunk, name: str, due: _Due, due_if_missing: _Due, *, reads_texts: bool
+) -> NoReturn:
     """Find the row that kept the column from becoming an array."""
-    if has_booleans(chunk, name):
-        _refuse_first_no_boolean(chunk, name)
     shape: tuple[int, ...] | None = None
     for row, value in enumerate(chunk.columns[name]):
-        seen = _shape_of(value, reads_texts=chunk.is_text_only or expected != "a number")
+        seen = _shape_of(value, reads_texts=reads_texts)
         if seen is None:
-            if expected == "a number" and _is_out_of_range(value):
-                expected, way_out = "a finite float32", _MISSING_WAY_OUT
+            expected, way_out = due_if_missing if _is_out_of_range(value) else due
             chunk.refuse(row, name, expected=expected, seen=shown(value), way_out=way_out)
         if shape not in (None, seen):
             expected, way_out = f"the shape {shape} of the first row", _SHAPE_WAY_OUT
             chunk.refuse(row, name, expected=expected, seen=str(seen), way_out=way_out)
         shape = seen
-    _refuse_first_of_another_form(chunk, name, expected=expected)
+    _refuse_first_of_another_form(chunk, name, expected=due.expected)
 
 
 def _refuse_first_of_another_form(chunk: Chunk, name: str, *, expected: str) -> NoReturn:
@@ -334,7 +355,7 @@ def _is_out_of_range(value: Any) -> bool:
 def _shape_of(value: Any, *, reads_texts: bool) -> tuple[int, ...] | None:
     """The shape of a number, or of a list of numbers; None for anything else."""
     if isinstance(value, str):
-        return () if reads_texts and _NUMBER.fullmatch(value) else None
+        return () if reads_texts and _WRITTEN_NUMBER.fullmatch(value) else None
     if not _leaf_kinds([value]) <= _NUMBER_TYPES:
         return None
     try:

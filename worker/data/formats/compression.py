@@ -6,7 +6,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -44,27 +44,23 @@ def opened_plain(path: Path, *, file: str) -> Iterator[BinaryIO]:
     ``file``: its name in messages. Raises DataInvalid for compressed content that is cut
     or damaged, and for what is packed in another way.
     """
-    kind = _kind(path)
-    if kind is None:
-        with path.open("rb") as content:
+    with path.open("rb") as packed:
+        kind = _kind_of(packed.read(_BEGINNING_BYTES))
+    with nullcontext() if kind is None else _translated(kind, file=file):
+        with _OPENERS[kind](path) as content:
             _require_plain(content, file=file)
-        with path.open("rb") as content:
+        with _OPENERS[kind](path) as content:
             yield content
-        return
+
+
+@contextmanager
+def _translated(kind: str, *, file: str) -> Iterator[None]:
     try:
-        with _OPENERS[kind](path) as content:
-            _require_plain(content, file=file)
-        with _OPENERS[kind](path) as content:
-            yield content
+        yield
     except _BROKEN as error:
         raise DataInvalid(
             f"{file}: expected whole and undamaged {kind} content, saw: {error}"
         ) from error
-
-
-def _kind(path: Path) -> str | None:
-    with path.open("rb") as content:
-        return _kind_of(content.read(_BEGINNING_BYTES))
 
 
 def _kind_of(beginning: bytes) -> str | None:
@@ -95,7 +91,8 @@ def _open_zstd(path: Path) -> BinaryIO:
     return cast(BinaryIO, lazy_import("formats.arrow_rows").open_zstd(path))
 
 
-_OPENERS: Mapping[str, Callable[[Path], BinaryIO]] = {
+_OPENERS: Mapping[str | None, Callable[[Path], BinaryIO]] = {
+    None: lambda path: path.open("rb"),
     "gzip": lambda path: cast(BinaryIO, gzip.GzipFile(path)),
     "zstd": _open_zstd,
     "xz": lambda path: cast(BinaryIO, lzma.LZMAFile(path)),  # noqa: SIM115 - the caller closes it

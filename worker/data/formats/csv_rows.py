@@ -6,16 +6,10 @@ Every value stays a text here; which texts are numbers says ``columns.py``.
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-from roadless.worker.data.formats.chunk import (
-    MAX_RECORD_BYTES,
-    Choose,
-    Chunk,
-    gathered,
-    shown_names,
-)
+from roadless.worker.data.formats.chunk import Choose, Chunk, gathered, shown_names
 from roadless.worker.data.formats.compression import opened_plain
+from roadless.worker.data.formats.lines import MAX_RECORD_BYTES, decoded, lines_of
 from roadless.worker.errors import DataInvalid
 
 csv.field_size_limit(MAX_RECORD_BYTES)
@@ -27,8 +21,11 @@ def read(path: Path, *, file: str, choose: Choose, delimiter: str) -> Iterator[C
     ``file``: its name in messages.
     """
     with opened_plain(path, file=file) as content:
-        lines = csv.reader(_lines(content, file=file), delimiter=delimiter, strict=True)
-        records = _records(lines, file=file)
+        lines = (
+            decoded(line, number, file=file, unit="line")
+            for number, line in enumerate(lines_of(content), start=1)
+        )
+        records = _records(csv.reader(lines, delimiter=delimiter, strict=True), file=file)
         header = next(records, None)
         if header is None:
             raise DataInvalid(f"{file}: expected a first line that names the columns, saw none")
@@ -51,23 +48,6 @@ def _without_index(header: list[str]) -> list[str]:
     """
     first = next((at for at, name in enumerate(header) if name), len(header))
     return header[first:]
-
-
-def _lines(content: BinaryIO, *, file: str) -> Iterator[str]:
-    number = 0
-    while line := content.readline(MAX_RECORD_BYTES + 1):
-        number += 1
-        if len(line) > MAX_RECORD_BYTES:
-            raise DataInvalid(
-                f"{file}, line {number}: expected at most {MAX_RECORD_BYTES} bytes, saw more"
-            )
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise DataInvalid(
-                f"{file}, line {number}: expected UTF-8, saw byte {line[error.start]:#04x} "
-                f"at position {error.start}; store the file in UTF-8"
-            ) from error
 
 
 def _records(lines: Iterator[list[str]], *, file: str) -> Iterator[list[str]]:

@@ -27,6 +27,11 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
     if not is_array:
         yield from jsonl_rows.read(path, file=file, choose=choose)
         return
+    text = _array(path, file=file)
+    yield from jsonl_rows.chunks_of(_objects(text, file=file), file=file, choose=choose)
+
+
+def _array(path: Path, *, file: str) -> str:
     with opened_plain(path, file=file) as content:
         array = content.read(MAX_ARRAY_BYTES + 1)
     if len(array) > MAX_ARRAY_BYTES:
@@ -35,8 +40,7 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
             "memory, saw more; write one object a line"
         )
     with translated(file):
-        text = array.decode("utf-8-sig")
-    yield from jsonl_rows.chunks_of(_objects(text, file=file), file=file, choose=choose)
+        return array.decode("utf-8-sig")
 
 
 def _objects(text: str, *, file: str) -> Iterator[Sized]:

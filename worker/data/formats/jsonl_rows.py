@@ -8,15 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from roadless.worker.data.formats.chunk import (
-    MAX_RECORD_BYTES,
-    Choose,
-    Chunk,
-    gathered,
-    require_columns,
-    shown,
-)
+from roadless.worker.data.formats.chunk import Choose, Chunk, gathered, require_columns, shown
 from roadless.worker.data.formats.compression import opened_plain
+from roadless.worker.data.formats.lines import decoded, lines_of
 from roadless.worker.errors import DataInvalid
 
 #: An object, and the bytes of its text.
@@ -63,22 +57,18 @@ def _rows(
 
 
 def _objects(content: BinaryIO, *, file: str) -> Iterator[Sized]:
-    row = 0
-    while line := content.readline(MAX_RECORD_BYTES + 1):
-        row += 1
-        if not line.strip() and not any(rest.strip() for rest in content):
+    lines = lines_of(content)
+    for row, line in enumerate(lines, start=1):
+        if not line.strip() and not any(rest.strip() for rest in lines):
             return  # blank lines may end a file
-        # Only a file may begin with a mark of byte order.
-        encoding = "utf-8-sig" if row == 1 else "utf-8"
-        yield _object(line, encoding=encoding, where=f"{file}, row {row}"), len(line)
-
-
-def _object(line: bytes, *, encoding: str, where: str) -> dict[str, Any]:
-    if len(line) > MAX_RECORD_BYTES:
-        raise DataInvalid(f"{where}: expected at most {MAX_RECORD_BYTES} bytes, saw more")
-    with translated(where, way_out="; write one object a line"):
         # Decoded here: json.loads takes bytes that look like UTF-16 for that.
-        record = DECODER.decode(line.decode(encoding))
+        text = decoded(line, row, file=file, unit="row")
+        yield _object(text, where=f"{file}, row {row}"), len(line)
+
+
+def _object(text: str, *, where: str) -> dict[str, Any]:
+    with translated(where, way_out="; write one object a line"):
+        record = DECODER.decode(text)
     return require_object(record, where=where, way_out="; write one object a line")
 
 

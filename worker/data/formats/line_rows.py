@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from roadless.worker.data.formats.chunk import MAX_RECORD_BYTES, Choose, Chunk, gathered
+from roadless.worker.data.formats.chunk import Choose, Chunk, gathered
 from roadless.worker.data.formats.compression import opened_plain
-from roadless.worker.errors import DataInvalid
+from roadless.worker.data.formats.lines import decoded, lines_of, require_bounded
 
 #: What the only column is called, as Hugging Face calls it.
 COLUMN = "text"
@@ -24,26 +24,14 @@ def read(path: Path, *, file: str, choose: Choose) -> Iterator[Chunk]:
 
 def _rows(content: BinaryIO, *, file: str) -> Iterator[tuple[Sequence[str], int]]:
     row = 0
-    while block := content.readline(MAX_RECORD_BYTES + 1):
-        for line in _lines(block):
+    for block in lines_of(content):
+        # Before it is parted: what was cut off a block that is too long would become another row.
+        require_bounded(block, row + 1, file=file, unit="row")
+        for line in _parted(block):
             row += 1
-            if len(line) > MAX_RECORD_BYTES:
-                raise DataInvalid(
-                    f"{file}, row {row}: expected at most {MAX_RECORD_BYTES} bytes, saw more"
-                )
-            yield [_text(line, row, file=file)], len(line)
+            yield [decoded(line, row, file=file, unit="row")], len(line)
 
 
-def _lines(block: bytes) -> list[bytes]:
+def _parted(block: bytes) -> list[bytes]:
     """The lines of what ends with a newline, since a carriage return alone also ends one."""
     return block.removesuffix(b"\n").removesuffix(b"\r").split(b"\r")
-
-
-def _text(line: bytes, row: int, *, file: str) -> str:
-    try:
-        # Only a file may begin with a mark of byte order.
-        return line.decode("utf-8-sig" if row == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataInvalid(
-            f"{file}, row {row}: expected UTF-8, saw byte {line[error.start]:#04x}"
-        ) from error

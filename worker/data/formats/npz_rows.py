@@ -175,8 +175,10 @@ def _chunks(arrays: dict[str, _Array], *, file: str) -> Iterator[Chunk]:
 
 def _column(rows: NDArray[Any]) -> Column:
     """Texts as such, since numpy would read a number out of one as Python does."""
-    texts: list[Any] = rows.tolist() if rows.dtype.kind == "U" else []
-    return texts or rows
+    if rows.dtype.kind != "U":
+        return rows
+    texts: list[str] = rows.tolist()
+    return texts
 
 
 def _bytes_per_row(arrays: Sequence[_Array]) -> int:

@@ -42,7 +42,7 @@ class Normalization:
 class Table:
     """Arrays of rows, memory-mapped or not."""
 
-    inputs: NDArray[Any]  #: (rows, ...): float32, float64 to be normalized, or uint8
+    inputs: NDArray[Any]  #: (rows, ...): float32; float64 to be normalized; uint8, uint16
     targets: NDArray[Any]  #: (rows,) int64 classes or UNCOUNTED, or (rows, targets) float32
     train_rows: NDArray[np.int64]  #: numbers of the rows to train on
     eval_rows: NDArray[np.int64]  #: numbers of those held out, in data-set order

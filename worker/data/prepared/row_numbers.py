@@ -38,6 +38,8 @@ class RowNumbers:
         if values.ndim > 1:
             return
         seen = self._counts.setdefault(name, _Count(float(values[0])))
+        if not (seen.in_each_file or seen.overall):
+            return  # most columns, after their first chunk
         expected = seen.start + np.arange(len(values))
         self._counts[name] = replace(
             seen,

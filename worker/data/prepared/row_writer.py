@@ -10,27 +10,17 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from roadless.service.contract.job.data import MAX_CLASSES
 from roadless.service.contract.job.tasks import Task
-from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.data.formats.chunk import Chunk, require_columns, shown, shown_names
-from roadless.worker.data.formats.columns import (
-    class_names,
-    has_booleans,
-    has_class_names,
-    labels,
-    numbers,
-    plain_class_name,
-)
+from roadless.worker.data.formats.columns import has_booleans, numbers
 from roadless.worker.data.lazy_import import lazy_import
+from roadless.worker.data.prepared.row_labels import RowLabels
 from roadless.worker.data.prepared.row_numbers import RowNumbers
 from roadless.worker.data.prepared.spread import Spread
 from roadless.worker.errors import DataInvalid
 
 INPUTS_FILE, TARGETS_FILE = "inputs.bin", "targets.bin"
 
-#: More are hardly names of classes; each is kept in every checkpoint.
-MAX_CLASS_NAMES = 10_000
 _SORTED_AT_ONCE = 2**20
 _INDEX_NAME = re.compile(r"__index_level_[0-9]+__|Unnamed: [0-9]+(\.[0-9]+)*")
 _CHANNELS = (1, 3, 4)  # of images: grey, RGB, and RGB with alpha
@@ -98,13 +88,9 @@ class RowWriter:
         self._kinds: dict[str, tuple[str, bool]] = {}  #: the file, and whether it has truth values
         self._spread = Spread()
         self.row_numbers = RowNumbers()  #: watches the features if nobody named any
-        self._is_named: bool | None = None
-        self._codes: dict[str, int] = {}
-        self._spellings: dict[str, str] = {}  #: the first of each class
+        self.labels = RowLabels(wanted.num_classes)  #: has none for a regression
         self.num_rows = 0
         self.target_width = 0  #: numbers to predict; 0 for a class
-        self.highest_label = -1
-        self.has_uncounted = False
         #: Columns that are no features because nobody named any, and they look like an index.
         self.left_out: list[str] = []
         #: The shape of images that came as (height, width, channels).
@@ -131,14 +117,9 @@ class RowWriter:
         return self._first[1]
 
     @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, sorted; () where the rows number them."""
-        return tuple(sorted(self._codes))
-
-    @property
     def input_names(self) -> tuple[str, ...]:
-        """The columns that the inputs are made of."""
-        return self._names
+        """The columns side by side in the inputs; () for images."""
+        return () if self._wanted.image is not None else self._names
 
     @property
     def digest(self) -> bytes:
@@ -249,7 +230,8 @@ class RowWriter:
 
     def _targets(self, chunk: Chunk) -> NDArray[Any]:
         if self._wanted.task == "classification":
-            return self._labels(chunk)
+            (name,) = self._wanted.targets
+            return self.labels.of(chunk, name)
         columns = [numbers(chunk, name) for name in self._wanted.targets]
         for name, column in zip(self._wanted.targets, columns, strict=True):
             self._require_shape(chunk, name, column)
@@ -258,60 +240,18 @@ class RowWriter:
         self.target_width = targets.shape[1]
         return targets.astype(np.float32, copy=False)
 
-    def _labels(self, chunk: Chunk) -> NDArray[np.int64]:
-        (name,) = self._wanted.targets
-        if self._is_named is None:
-            self._is_named = has_class_names(chunk, name)
-        found = self._codes_of(chunk, name) if self._is_named else labels(chunk, name)
-        limit, named = self._wanted.num_classes or MAX_CLASSES, self._wanted.num_classes is not None
-        if (found >= limit).any():
-            row = int(np.argmax(found >= limit))
-            expected = f"a class below {'num_classes = ' if named else ''}{limit}"
-            seen = shown(chunk.columns[name][row]) if self._is_named else str(found[row])
-            chunk.refuse(row, name, expected=expected, seen=seen)
-        self.highest_label = max(self.highest_label, int(found.max(initial=-1)))
-        self.has_uncounted |= bool((found == UNCOUNTED).any())
-        return found
-
-    def _codes_of(self, chunk: Chunk, name: str) -> NDArray[np.int64]:
-        """Numbers of the names in the order in which they turn up; :meth:`sort_classes` ends it."""
-        found = class_names(chunk, name)
-        codes = [self._codes.setdefault(one, len(self._codes)) for one in found]
-        self._require_unlike_names(chunk, name, found)
-        if max(codes) >= MAX_CLASS_NAMES:
-            row = next(row for row, code in enumerate(codes) if code >= MAX_CLASS_NAMES)
-            expected = f"at most {MAX_CLASS_NAMES} names of classes"
-            way_out = "number the classes 0, 1, 2, ..."
-            chunk.refuse(row, name, expected=expected, seen=shown(found[row]), way_out=way_out)
-        return np.array(codes, dtype=np.int64)
-
-    def _require_unlike_names(self, chunk: Chunk, name: str, found: Sequence[str]) -> None:
-        """Two spellings of one name would be two classes, and their rows split between them."""
-        for one in dict.fromkeys(found):
-            known = self._spellings.setdefault(plain_class_name(one), one)
-            if known != one:
-                chunk.refuse(
-                    found.index(one),
-                    name,
-                    expected=f"one spelling of a class, {known!r} as in a row before",
-                    seen=ascii(one),
-                    way_out="write it the same way in all rows",
-                )
-
     def sort_classes(self) -> None:
         """Number named classes by the order of their names, which no order of rows changes."""
-        if not self._codes:
+        if not self.labels.class_names:
             return
-        numbers_of = {name: number for number, name in enumerate(self.class_names)}
-        numbers_by_code = np.array([numbers_of[name] for name in self._codes], dtype=np.int64)
-        path = self._paths[1]
-        targets = np.memmap(path, dtype=np.int64, mode="r+")
+        sorted_numbers, digest = self.labels.sorted_numbers(), hashlib.sha256()
+        targets = np.memmap(self._paths[1], dtype=np.int64, mode="r+")
         for start in range(0, len(targets), _SORTED_AT_ONCE):
             block = slice(start, start + _SORTED_AT_ONCE)
-            targets[block] = numbers_by_code[targets[block]]
+            targets[block] = sorted_numbers[targets[block]]
+            digest.update(targets[block].data)
         targets.flush()
-        with path.open("rb") as content:
-            self._digests = self._digests[0], hashlib.file_digest(content, "sha256")
+        self._digests = self._digests[0], digest
 
     def require_told_apart(self, name: str) -> None:
         """Raise DataInvalid where float32 makes the values of a column equal, or nearly so.

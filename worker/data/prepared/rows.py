@@ -7,6 +7,7 @@ then of those held out, ``standard.npy`` mean and deviation of the inputs, if th
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -53,56 +54,75 @@ def prepare(
     periodically, ``say`` what the user should know. Raises the JobFailed errors named ``Data...``,
     with file, row and column if there is one.
     """
-    ends: dict[Split, int] = {}
     with RowWriter(work, wanted, keeps_float64=standardise) as writer:
-        for split in splits_of(records):
-            for chunk in records.chunks(split, work=work, choose=writer.choose, tell=tell):
-                writer.write(chunk)
-                tell(f"{records.name}: {writer.num_rows} rows are prepared")
-            ends[split] = writer.num_rows
-    require_all_filled(ends, name=records.name, of="rows")
+        ends = _write(writer, records, work=work, tell=tell)
     writer.require_told_apart(records.name)
     writer.sort_classes()
-    if writer.left_out:
-        say(
-            f"{records.name}: the columns {shown_names(writer.left_out)} are no features, since "
-            "they look like an index or are a folder's; name one in `columns` to train on it"
-            + (", after you gave it a name in the file" if "" in writer.left_out else "")
-        )
-    if counting := writer.row_numbers.columns():
-        say(
-            f"{records.name}: {shown_names(counting)} counts the rows, as an index does, and is "
-            "trained on; name the columns to use in `columns` if that is not meant"
-        )
-    if writer.turned_from is not None:
-        say(
-            f"{records.name}: images of shape {writer.turned_from} become {writer.input_shape}, "
-            "channels first, as models expect them"
-        )
-    if writer.class_names:
-        say(f"{records.name}: the classes 0, 1, ... are {shown_names(writer.class_names)}")
+    for note in _notes(writer):
+        say(f"{records.name}: {note}")
     train_rows, eval_rows = _split(ends, held_out, name=records.name)
-    if writer.has_uncounted:
+    if writer.labels.has_uncounted:
         _require_counted(work, {"train on": train_rows, "hold out": eval_rows}, name=records.name)
     np.concatenate([train_rows, eval_rows]).tofile(work / _ROWS_FILE)
-    inputs = _mapped(work / INPUTS_FILE, writer.input_dtype, writer.num_rows, writer.input_shape)
     if standardise:
+        inputs = _mapped(
+            work / INPUTS_FILE, writer.input_dtype, writer.num_rows, writer.input_shape
+        )
         _save_normalization(work, normalization.of_rows(inputs, train_rows, tell=tell))
     elif wanted.image is not None:
         _save_normalization(work, normalization.of_images(writer.input_shape, writer.input_dtype))
-    facts = _Facts(
+    num_classes = _num_classes(writer, wanted, name=records.name)
+    facts = _facts(work, writer, num_train=len(train_rows), num_classes=num_classes)
+    (work / _FACTS_FILE).write_text(json.dumps(asdict(facts)))
+
+
+def _write(writer: RowWriter, records: Records, *, work: Path, tell: Tell) -> dict[Split, int]:
+    """Write the rows of all splits; return how many there were after each."""
+    ends: dict[Split, int] = {}
+    for split in splits_of(records):
+        for chunk in records.chunks(split, work=work, choose=writer.choose, tell=tell):
+            writer.write(chunk)
+            tell(f"{records.name}: {writer.num_rows} rows are prepared")
+        ends[split] = writer.num_rows
+    require_all_filled(ends, name=records.name, of="rows")
+    return ends
+
+
+def _notes(writer: RowWriter) -> Iterator[str]:
+    """What the user should know of how the rows were read."""
+    if writer.left_out:
+        yield (
+            f"the columns {shown_names(writer.left_out)} are no features, since they look like an "
+            "index or are a folder's; name one in `columns` to train on it"
+            + (", after you gave it a name in the file" if "" in writer.left_out else "")
+        )
+    if counting := writer.row_numbers.columns():
+        yield (
+            f"{shown_names(counting)} counts the rows, as an index does, and is trained on; name "
+            "the columns to use in `columns` if that is not meant"
+        )
+    if writer.turned_from is not None:
+        yield (
+            f"images of shape {writer.turned_from} become {writer.input_shape}, channels first, as "
+            "models expect them"
+        )
+    if writer.labels.class_names:
+        yield f"the classes 0, 1, ... are {shown_names(writer.labels.class_names)}"
+
+
+def _facts(work: Path, writer: RowWriter, *, num_train: int, num_classes: int) -> "_Facts":
+    return _Facts(
         input_dtype=writer.input_dtype.str,
         input_shape=writer.input_shape,
         target_width=writer.target_width,
         num_rows=writer.num_rows,
-        num_train=len(train_rows),
-        num_classes=_num_classes(writer, wanted, name=records.name),
+        num_train=num_train,
+        num_classes=num_classes,
         fingerprint=_fingerprint(work, writer),
-        has_uncounted=writer.has_uncounted,
-        columns=() if wanted.image else writer.input_names,
-        class_names=writer.class_names,
+        has_uncounted=writer.labels.has_uncounted,
+        columns=writer.input_names,
+        class_names=writer.labels.class_names,
     )
-    (work / _FACTS_FILE).write_text(json.dumps(asdict(facts)))
 
 
 def load(folder: Path) -> NumberRows:
@@ -186,7 +206,7 @@ def _require_counted(work: Path, splits: dict[str, NDArray[np.int64]], *, name: 
 def _num_classes(writer: RowWriter, wanted: Wanted, *, name: str) -> int:
     if wanted.task == "regression":
         return 0
-    found = writer.highest_label + 1
+    found = writer.labels.highest + 1
     if wanted.num_classes is None and found < 2:
         raise DataInvalid(f"expected at least two classes in {name}, saw class 0 only")
     return wanted.num_classes or found
@@ -211,8 +231,8 @@ def _fingerprint(work: Path, writer: RowWriter) -> str:
     """
     about = f"{writer.input_dtype.str} {writer.num_rows} {writer.input_shape}"
     digest = hashlib.sha256(about.encode() + writer.digest)
-    if writer.class_names:
-        digest.update(json.dumps(writer.class_names).encode())
+    if writer.labels.class_names:
+        digest.update(json.dumps(writer.labels.class_names).encode())
     for name in (_ROWS_FILE, _NORMALIZATION_FILE):
         if (work / name).exists():
             with (work / name).open("rb") as content:

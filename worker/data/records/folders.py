@@ -1,6 +1,6 @@
 """Columns that folders name, as Hive and Spark write them: ``label=0/part.parquet``."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
 from roadless.worker.data.formats.columns import written_number
@@ -32,10 +32,6 @@ def _value(text: str) -> Value:
 
 def varying(names: Iterable[str]) -> set[str]:
     """Return the columns of folders that are not the same for all of these files."""
-    return set(_varying([folder_columns(name) for name in names]))
-
-
-def _varying(each: list[Mapping[str, Value]]) -> Iterator[str]:
-    for key in {key for columns in each for key in columns}:
-        if any(key not in one or one[key] != each[0].get(key) for one in each):
-            yield key
+    each = [folder_columns(name) for name in names]
+    keys = {key for columns in each for key in columns}
+    return {key for key in keys if any(key not in one or one[key] != each[0][key] for one in each)}

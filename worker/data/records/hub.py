@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,14 @@ from roadless.worker.data.progress import Tell, telling
 from roadless.worker.data.records.base import Split
 from roadless.worker.data.records.files import FileRecords, HubFormat, only, pieces_of
 from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, is_below
-from roadless.worker.data.sources.local_files import allowed_path
-from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile, opened
+from roadless.worker.data.sources.local_files import allowed_path, file_at
+from roadless.worker.data.sources.source_file import (
+    Identity,
+    SourceAway,
+    SourceFile,
+    opened,
+    require_once,
+)
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, JobFailed
 from roadless.worker.rank_launch import DataSources
 from roadless.worker.secrets import REDACTOR
@@ -74,13 +81,13 @@ def find(spec: HuggingFaceData, *, sources: DataSources) -> "HubRecords":
         folder = allowed_path(spec.path, sources=sources)
         if not folder.is_dir():
             raise DataNotFound(f"expected a folder at {spec.path}, saw none")
-        return _records(spec, path=str(folder))
+        return _records(spec, path=str(folder), sources=sources)
     if not sources.allow_hub:
         raise DataForbidden(f"expected {ALLOW_HUB_VARIABLE}=1 on this node for {spec.path}, saw 0")
-    return _records(spec, path=spec.path)
+    return _records(spec, path=spec.path, sources=sources)
 
 
-def _records(spec: HuggingFaceData, *, path: str) -> "HubRecords":
+def _records(spec: HuggingFaceData, *, path: str, sources: DataSources) -> "HubRecords":
     held_out = spec.eval.split if isinstance(spec.eval, HeldOutSplit) else None
     with tempfile.TemporaryDirectory() as cache, _translated(spec.path):
         builder = datasets.load_dataset_builder(
@@ -92,11 +99,12 @@ def _records(spec: HuggingFaceData, *, path: str) -> "HubRecords":
             for split, files in (builder.config.data_files or {}).items()
         }
         _require_inside([file for files in splits.values() for file in files], path=path)
+        split_of = partial(_split, splits, name=spec.path, sources=sources)
         files = FileRecords(
             name=spec.path,
             format=_READERS[builder.name],
-            train=_split(splits, spec.split, name=spec.path),
-            eval=None if held_out is None else _split(splits, held_out, name=spec.path),
+            train=split_of(spec.split),
+            eval=None if held_out is None else split_of(held_out),
             text=spec.text,
             delimiter=_delimiter(spec, builder),
         )
@@ -203,27 +211,22 @@ def _at(path: Path, file: SourceFile) -> SourceFile:
 # ---- what the library says ----------------------------------------------------------------------
 
 
-def _split(splits: Mapping[str, Sequence[str]], split: str, *, name: str) -> list[SourceFile]:
+def _split(
+    splits: Mapping[str, Sequence[str]], split: str, *, name: str, sources: DataSources
+) -> list[SourceFile]:
     if split not in splits:
         raise DataInvalid(
             f"{name}: expected one of its splits, which are {shown_names(sorted(splits))}, "
             f"saw {split!r}; a part of a split has to be stored as one"
         )
-    return [_source_file(file, name=name) for file in splits[split]]
+    found = [_source_file(file, name=name, sources=sources) for file in splits[split]]
+    require_once(found)
+    return found
 
 
-def _source_file(file: str, *, name: str) -> SourceFile:
+def _source_file(file: str, *, name: str, sources: DataSources) -> SourceFile:
     if "://" not in file:
-        status = Path(file).stat()
-        identity: Identity = {
-            "path": file,
-            "size": status.st_size,
-            "modified_ns": status.st_mtime_ns,
-            "changed_ns": status.st_ctime_ns,
-        }
-        return SourceFile(
-            name=file, size=status.st_size, identity=identity, fetch=lambda *_: Path(file)
-        )
+        return file_at(file, sources=sources)
 
     def fetch(work: Path, tell: Tell) -> Path:
         target = work / f"fetched-{hashlib.sha256(file.encode()).hexdigest()}"

@@ -31,7 +31,7 @@ def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
     but a regular file.
     """
     if not has_magic(pattern):
-        return [_source_file(pattern, sources=sources)]
+        return [file_at(pattern, sources=sources)]
     _require_opened(before_magic(pattern) or ".", sources=sources, shown=pattern)
     found = [sorted(islice(_regular(one), MAX_FILES + 1)) for one in readings(pattern)]
     names = only_reading(found, pattern=pattern)
@@ -39,7 +39,7 @@ def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
         raise DataNotFound(f"expected files that match {pattern}, saw none")
     if len(names) > MAX_FILES:
         raise DataInvalid(f"expected at most {MAX_FILES} files for {pattern}, saw more")
-    return [_source_file(name, sources=sources) for name in names]
+    return [file_at(name, sources=sources) for name in names]
 
 
 def allowed_path(path: str, *, sources: DataSources) -> Path:
@@ -63,7 +63,8 @@ def _regular(pattern: str) -> Iterator[str]:
     return (name for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
 
 
-def _source_file(name: str, *, sources: DataSources) -> SourceFile:
+def file_at(name: str, *, sources: DataSources) -> SourceFile:
+    """Return the regular file of this name, which is no pattern; raises as :func:`find` does."""
     path = allowed_path(name, sources=sources)
     try:
         status = path.stat()

@@ -115,7 +115,7 @@ def _made(model_type: str, fields: Mapping[str, Any]) -> PreTrainedConfig:
 def _require_known(
     fields: Mapping[str, Any], default: PreTrainedConfig, *, model_type: str
 ) -> None:
-    for name in _names(fields):
+    for name, _ in _items(fields):
         if name in _REFUSED or name.startswith("_"):
             raise ModelInvalid(f"expected no field {name!r} in the config of a job, saw one")
     for name in fields:
@@ -134,14 +134,10 @@ def _require_no_loss(value: Any) -> None:
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         yield from value.items()
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in parts:
-        yield from _items(part)
-
-
-def _names(value: Any) -> Iterator[str]:
-    for name, _ in _items(value):
-        yield name
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _items(part)
 
 
 def _from_data(

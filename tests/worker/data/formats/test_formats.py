@@ -21,11 +21,6 @@ from roadless.worker.errors import JobFailed
 TABLES = ("csv", "jsonl", "npz", "parquet")
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
-
-
 def fault(
     node: Node, name: str, *, format: str = "", task: Any = "classification", **fields
 ) -> str:
@@ -309,7 +304,7 @@ def test_what_is_no_text_says_where(node, format, content, problem):
 
 
 def test_records_have_a_largest_size(node, monkeypatch):
-    monkeypatch.setattr("roadless.worker.data.formats.jsonl_rows.MAX_RECORD_BYTES", 30)
+    monkeypatch.setattr("roadless.worker.data.formats.lines.MAX_RECORD_BYTES", 30)
     node.write("rows.jsonl", json.dumps({"x": 1, "y": 0}) + "\n" + json.dumps({"x": [1] * 50}))
     assert "row 2: expected at most 30 bytes" in fault(node, "rows.jsonl")
 

@@ -1,7 +1,6 @@
 """A column of images: alike without loss, or the one that is unlike is named with its row."""
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,11 +183,6 @@ def test_no_broken_file_ends_a_job_without_its_row(junk, format):
 
 
 # ---- from a file to a job -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
 
 
 def build(node: Node, cells: Any, **fields: Any) -> Any:

@@ -130,7 +130,14 @@ def test_a_line_that_is_not_utf_8_is_named(tmp_path):
 
 
 def test_a_line_without_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("roadless.worker.data.formats.line_rows.MAX_RECORD_BYTES", 5)
+    monkeypatch.setattr("roadless.worker.data.formats.lines.MAX_RECORD_BYTES", 5)
     (tmp_path / "rows.txt").write_bytes(b"a\n" + b"b" * 6)
+    with pytest.raises(DataInvalid, match="row 2: expected at most 5 bytes"):
+        lines(tmp_path / "rows.txt")
+
+
+def test_lines_that_end_with_carriage_returns_are_not_cut_where_a_block_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr("roadless.worker.data.formats.lines.MAX_RECORD_BYTES", 5)
+    (tmp_path / "rows.txt").write_bytes(b"a\nab\rcdef\r")
     with pytest.raises(DataInvalid, match="row 2: expected at most 5 bytes"):
         lines(tmp_path / "rows.txt")

@@ -1,24 +1,18 @@
 """What a checkpoint says of its inputs is enough to make new ones from raw values."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import Node, all_rows, write_table
+from data_cases import all_rows, write_table
 from image_files import GREY, RGB, png
 
 from roadless.service.contract.checkpoint.manifest import MAX_DESCRIBED_INPUTS, DataShape
 from roadless.worker.data.base import Description
 from roadless.worker.data.builtin import breast_cancer
 from roadless.worker.data.builtin.digits import Digits
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
 
 
 def told(data: Any) -> DataShape:

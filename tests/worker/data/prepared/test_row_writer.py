@@ -2,7 +2,6 @@
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,6 @@ from hypothesis import strategies as st
 from roadless.service.contract.states import Reason
 from roadless.worker.data.base import UNCOUNTED
 from roadless.worker.errors import JobFailed
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
 
 
 def build(node: Node, name: str | list[str], *, task: Any = "classification", **fields: Any):
@@ -459,6 +453,17 @@ def test_labels_as_numbers_and_as_texts_in_one_file_are_refused_where_they_chang
     assert said.endswith(f"saw {second!r}; store all of them in one form")
 
 
+@pytest.mark.parametrize("later", ["a later chunk", "a later file"])
+def test_truth_values_are_no_class_numbers_where_the_first_rows_have_numbers(node, later):
+    numbers, truths = ["0", "1"] * 2048, ["True", "False"]
+    write_table(node, "1.csv", {"a": [0.5] * 4096, "y": numbers})
+    write_table(node, "2.csv", {"a": [0.5] * 2, "y": truths})
+    write_table(node, "all.csv", {"a": [0.5] * 4098, "y": numbers + truths})
+    said = fault(node, ["all.csv"] if later == "a later chunk" else ["1.csv", "2.csv"])
+    place = "all.csv, row 4097" if later == "a later chunk" else "2.csv, row 1"
+    assert f"{place}, column 'y': expected a class number, saw 'True'" in said
+
+
 @pytest.mark.parametrize("name", ["inf", "-Infinity", "+inf"])
 def test_an_infinity_is_no_name_of_a_class(node, name):
     write_table(node, "rows.csv", {"a": [1, 2], "y": [name, "b"]})
@@ -469,5 +474,5 @@ def test_more_names_than_classes_are_refused_with_the_first_row_too_many(node, m
     write_table(node, "rows.csv", {"a": list(range(6)), "y": ["b", "a", "b", "c", "a", "d"]})
     said = fault(node, "rows.csv", num_classes=2)
     assert "row 4, column 'y': expected a class below num_classes = 2, saw 'c'" in said
-    monkeypatch.setattr("roadless.worker.data.prepared.row_writer.MAX_CLASS_NAMES", 3)
+    monkeypatch.setattr("roadless.worker.data.prepared.row_labels.MAX_CLASS_NAMES", 3)
     assert "row 6, column 'y': expected at most 3 names of classes" in fault(node, "rows.csv")

@@ -2,7 +2,6 @@
 
 import io
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +16,6 @@ from roadless.service.contract.states import Reason
 from roadless.worker.data.prepared import normalization
 from roadless.worker.data.prepared.rows import drawn_rows
 from roadless.worker.errors import JobFailed
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
 
 
 def table(node: Node, num_rows: int = 100, **fields):

@@ -23,11 +23,6 @@ TEXT = "Über die Brücke, über den Fluß.\nUnd zurück.\n"
 END = "<|end|>"
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
-
-
 class Texts:
     """Records that hold these texts, each cut into pieces."""
 

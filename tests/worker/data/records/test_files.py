@@ -8,7 +8,6 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -23,11 +22,6 @@ from hypothesis import strategies as st
 from roadless.service.contract.states import Reason
 from roadless.worker.data.records.folders import folder_columns, varying
 from roadless.worker.errors import JobFailed
-
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
 
 
 def build(node: Node, path: str | list[str], **fields: Any):
@@ -159,7 +153,7 @@ def test_what_is_packed_otherwise_is_refused_by_name(node, format, pack, seen):
 
 
 def test_a_line_has_a_largest_size_even_if_it_is_packed_small(node, monkeypatch):
-    monkeypatch.setattr("roadless.worker.data.formats.csv_rows.MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr("roadless.worker.data.formats.lines.MAX_RECORD_BYTES", 1000)
     node.write("a.csv", gzip.compress(b"a,y\n" + b"1" * 5000))
     assert "a.csv, line 2: expected at most 1000 bytes, saw more" in fault(node, "a.csv")
 

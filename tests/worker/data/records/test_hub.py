@@ -19,11 +19,6 @@ ROWS = {"x": [float(i) for i in range(3000)], "y": [i % 3 for i in range(3000)]}
 FEW = {"x": [0.5, 1.5], "y": [2, 0]}
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
-
-
 def spec(node: Node, folder: str = "set", **fields):
     path = str(node.root / folder)
     return {"kind": "huggingface", "path": path, "target": "y", **fields}
@@ -147,6 +142,17 @@ def test_a_description_cannot_name_files_elsewhere(node, tmp_path, target):
     with pytest.raises(JobFailed) as caught:
         node.build(spec(node))
     assert caught.value.reason in (Reason.DATA_FORBIDDEN, Reason.DATA_NOT_FOUND)
+
+
+def test_a_file_that_a_description_names_twice_is_refused(node):
+    """Its rows would be held out and trained on."""
+    files = {"split": "train", "path": ["*.jsonl", "rows.jsonl"]}
+    node.write(
+        "set/README.md",
+        f"---\nconfigs: {json.dumps([{'config_name': 'default', 'data_files': [files]}])}\n---\n",
+    )
+    node.write("set/rows.jsonl", jsonl_text(FEW))
+    assert "expected each file once, saw" in fault(node, Reason.DATA_INVALID)
 
 
 def test_a_link_in_the_folder_cannot_lead_out_of_it(node, tmp_path):

@@ -16,12 +16,6 @@ from roadless.worker.data.builtin import breast_cancer, stdlib_bytes
 from roadless.worker.data.builtin.digits import Digits
 from roadless.worker.errors import JobFailed
 
-
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
-
-
 # ---- scikit-learn's -----------------------------------------------------------------------------
 
 

@@ -14,11 +14,6 @@ from roadless.worker.data.sources.patterns import matcher, readings
 from roadless.worker.errors import JobFailed
 
 
-@pytest.fixture
-def node(tmp_path: Path) -> Node:
-    return Node.at(tmp_path)
-
-
 def found(node: Node, pattern: str) -> list[str]:
     files = local_files.find(f"{node.root}/{pattern}", sources=node.sources)
     return [Path(file.name).relative_to(node.root).as_posix() for file in files]
