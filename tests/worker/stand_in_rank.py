@@ -42,6 +42,9 @@ def _act(what: str) -> None:
     match what.split(":"):
         case ["stay"]:
             time.sleep(600)
+        case ["work"]:
+            while True:
+                pass
         case ["exit", code]:
             print("last words of the rank")
             sys.stdout.flush()

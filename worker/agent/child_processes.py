@@ -36,6 +36,13 @@ class Children:
     def __iter__(self) -> Iterator[int]:
         return iter(list(self._by_pidfd))
 
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of live ranks, by attempt; may be called from any thread."""
+        found: dict[str, list[int]] = {}
+        for child in list(self._by_pidfd.values()):
+            found.setdefault(child.attempt_id, []).append(child.pid)
+        return found
+
     def add(self, launch: RankLaunch, *, pid: int, wait: Callable[[], int]) -> int:
         """Watch a child of this process, and return its pidfd."""
         pidfd = os.pidfd_open(pid)

@@ -74,6 +74,14 @@ class ForkLauncher:
         with self._changed:
             self._send({"kill": attempt_id})
 
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of ranks that have been forked, by attempt."""
+        found: dict[str, list[int]] = {}
+        with self._changed:
+            for (attempt_id, _), pid in self._pids.items():
+                found.setdefault(attempt_id, []).extend([pid] if pid else [])
+        return found
+
     def wait_ready(self, timeout_seconds: float) -> None:
         """Wait until everything is imported."""
         with self._changed:

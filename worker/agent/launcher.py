@@ -50,6 +50,9 @@ class Launcher(Protocol):
     def kill(self, attempt_id: str) -> None:
         """Request SIGKILL for all ranks of the attempt; their exits are reported as usual."""
 
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of live ranks, by attempt."""
+
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once ranks can be started at full speed; raise LaunchError if not."""
 

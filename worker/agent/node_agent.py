@@ -18,6 +18,7 @@ from typing import Protocol
 from roadless.service.contract.reports.cluster import AttemptEnded, RankExit
 from roadless.service.contract.states import Reason
 from roadless.worker.agent.launcher import Exited, Launcher, LaunchError
+from roadless.worker.agent.movement import Movements
 from roadless.worker.api import ApiError, AttemptApi
 from roadless.worker.processes import read_tail
 from roadless.worker.rank_launch import ENVIRONMENTS, RankLaunch
@@ -69,6 +70,7 @@ class NodeAgent:
         self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._book = _Book()
         self._changed = threading.Condition()
+        self._movements = Movements()
         self._launcher = make_launcher(scratch=self._scratch, on_exit=self._see_exit)
 
     def ready(self, timeout_seconds: float = 60.0) -> None:
@@ -111,10 +113,15 @@ class NodeAgent:
                 lambda: attempt_id not in self._book.running, _KILL_SECONDS
             )
 
-    def attempts(self) -> list[str]:
-        """Return the ids of attempts that have live ranks here."""
+    def attempts(self) -> dict[str, float]:
+        """Return the attempts with live ranks here, and for how many seconds none has moved.
+
+        Ranks move when they, or what they have started, use processor time; and when launched.
+        """
         with self._changed:
-            return list(self._book.running)
+            running = list(self._book.running)
+        pids = self._launcher.pids()
+        return self._movements.still_seconds({key: pids.get(key, []) for key in running})
 
     def free_port(self) -> int:
         """Return a port that is free at this moment."""

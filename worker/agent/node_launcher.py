@@ -42,6 +42,10 @@ class NodeLauncher:
         for launcher in self._all:
             launcher.kill(attempt_id)
 
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of live ranks, by attempt; all of one have the same launcher."""
+        return {key: pids for each in self._all for key, pids in each.pids().items()}
+
     def wait_ready(self, timeout_seconds: float) -> None:
         """Wait for the fork server; nothing else has to warm up."""
         self._forking.wait_ready(timeout_seconds)

@@ -68,6 +68,10 @@ class SpawnLauncher:
         """Request that the attempt's ranks be killed."""
         self._ask(attempt_id)
 
+    def pids(self) -> dict[str, list[int]]:
+        """Return the processes of live ranks, by attempt."""
+        return self._children.pids()
+
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return immediately: there is nothing to warm up."""
 

@@ -79,7 +79,7 @@ class View:
 
     nodes: list[Node]
     groups: list[Group]
-    ranks: dict[str, list[str]]  #: attempts with live ranks, by node id
+    ranks: dict[str, dict[str, float]]  #: by node id: attempts with live ranks, seconds without CPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,7 +167,7 @@ class Gangs:
 
     def _is_running(self, attempt_id: str, node_ids: set[str]) -> bool:
         attempts = self._agents.attempts()
-        running = {node_id for node_id in node_ids if attempt_id in attempts.get(node_id, [])}
+        running = {node_id for node_id in node_ids if attempt_id in attempts.get(node_id, {})}
         if running and running != node_ids:
             # The other ranks would wait at another rendezvous than these.
             raise StartFailed("an earlier runner has started only some of its ranks")

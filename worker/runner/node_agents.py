@@ -5,7 +5,9 @@ Translates between Ray's futures and plain values; the agent itself is in
 """
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,20 @@ _KILL_SECONDS = 15.0
 _CALLS_AT_ONCE = 16
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    """What an agent has said, and when."""
+
+    still_seconds: dict[str, float]  #: by attempt: how long no rank of it had moved
+    at: float
+
+    def aged(self, now: float) -> dict[str, float]:
+        return {key: still + now - self.at for key, still in self.still_seconds.items()}
+
+    def with_launched(self, attempt_id: str) -> "_Answer":
+        return replace(self, still_seconds={**self.still_seconds, attempt_id: 0.0})
+
+
 class Agents:
     """One agent per node, created when the node appears and dropped when it disappears."""
 
@@ -36,7 +52,7 @@ class Agents:
         self._scratch = scratch
         self._make_launcher = partial(NodeLauncher, entry=entry, preload=preload)
         self._handles: dict[str, Any] = {}  #: by node id; an actor handle answers to any method
-        self._attempts: dict[str, list[str]] = {}  #: by node id, as last reported
+        self._answers: dict[str, _Answer] = {}  #: by node id, the last one
 
     def ensure(self, node_ids: Iterable[str]) -> None:
         """Ensure one agent on each of these nodes, the cluster's live ones, and on no other."""
@@ -44,7 +60,7 @@ class Agents:
         self._handles = {
             node_id: self._handles.get(node_id) or self._get_or_create(node_id) for node_id in live
         }
-        self._attempts = {node: ids for node, ids in self._attempts.items() if node in live}
+        self._answers = {node: last for node, last in self._answers.items() if node in live}
 
     def wait_ready(self, timeout_seconds: float) -> None:
         """Return once all agents are warm and have answered, or after the timeout; log bad nodes.
@@ -63,14 +79,16 @@ class Agents:
                 _log.exception("the agent of node %s starts no ranks", calls[call])
         self._hear(timeout_seconds)
 
-    def attempts(self) -> dict[str, list[str]]:
+    def attempts(self) -> dict[str, dict[str, float]]:
         """Return the attempts with live ranks, by node id; only nodes whose agent has answered.
 
-        For an agent that does not answer for a moment, its last answer counts: declaring its ranks
-        dead would end their attempts.
+        Each with the seconds since any of its ranks on that node was seen to use processor time.
+        For an agent that does not answer for a moment, its last answer counts, and ages: declaring
+        its ranks dead would end their attempts.
         """
         self._hear(_ANSWER_SECONDS)
-        return dict(self._attempts)
+        now = time.monotonic()
+        return {node: last.aged(now) for node, last in self._answers.items()}
 
     def free_port(self, node_id: str) -> int:
         """Return a port of the node that is free at this moment."""
@@ -85,7 +103,8 @@ class Agents:
         ]
         ray.get(calls, timeout=_LAUNCH_SECONDS)
         for node_id in by_node:
-            self._attempts.setdefault(node_id, []).append(attempt_id)
+            last = self._answers.get(node_id, _Answer(still_seconds={}, at=time.monotonic()))
+            self._answers[node_id] = last.with_launched(attempt_id)
 
     def kill(self, attempt_id: str) -> bool:
         """Kill the attempt's ranks on all nodes; return whether every agent confirms it."""
@@ -120,11 +139,11 @@ class Agents:
 
     def _note(self, node_id: str, call: Any) -> None:
         try:
-            self._attempts[node_id] = ray.get(call)
+            self._answers[node_id] = _Answer(still_seconds=ray.get(call), at=time.monotonic())
         except ActorDiedError:
             # Its ranks died with it, and it never answers again; the next round creates another.
             _log.exception("the agent of node %s is dead", node_id)
-            self._attempts.pop(node_id, None)
+            self._answers.pop(node_id, None)
             del self._handles[node_id]
         except RayError as error:
             _log.warning("the agent of node %s is away: %s", node_id, error)

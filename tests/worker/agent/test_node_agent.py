@@ -47,13 +47,13 @@ def test_killed_attempt_is_gone_when_kill_returns_and_never_starts_again(
     assert agent.kill("att_1")
     assert not any(map(is_alive, pids))
     agent.launch("att_1", [make_launch("att_1")])
-    assert agent.attempts() == []
+    assert list(agent.attempts()) == []
 
 
 def test_launch_that_comes_after_the_kill_starts_nothing(agent: NodeAgent) -> None:
     assert agent.kill("att_1")
     agent.launch("att_1", [make_launch("att_1")])
-    assert agent.attempts() == []
+    assert list(agent.attempts()) == []
 
 
 def test_killed_rank_is_reported_within_a_second_and_its_siblings_die(
@@ -71,7 +71,7 @@ def test_killed_rank_is_reported_within_a_second_and_its_siblings_die(
     assert call.body["exits"] == [{"rank": 1, "code": -9}]
     assert call.body["message"] == "rank 1 was killed by SIGKILL"
     wait_until(lambda: not is_alive(first))
-    wait_until(lambda: agent.attempts() == [])
+    wait_until(lambda: list(agent.attempts()) == [])
     assert len(listener.calls) == 1
 
 
@@ -99,7 +99,7 @@ def test_good_ends_and_wanted_ends_are_not_reported(
     read_note(tmp_path / "att_1")
     if what == "stay":
         agent.kill("att_1")
-    wait_until(lambda: agent.attempts() == [])
+    wait_until(lambda: list(agent.attempts()) == [])
     time.sleep(0.3)
     assert listener.calls == []
 
@@ -138,6 +138,9 @@ class _BrokenLauncher:
         self.launched.extend(launches)
 
     def kill(self, attempt_id: str) -> None: ...
+    def pids(self) -> dict[str, list[int]]:
+        return {}
+
     def wait_ready(self, timeout_seconds: float) -> None: ...
     def close(self) -> None: ...
 
@@ -146,7 +149,7 @@ def test_attempt_that_could_not_be_launched_is_not_counted_as_running(tmp_path: 
     agent = NodeAgent(scratch=str(tmp_path), make_launcher=_BrokenLauncher)
     with pytest.raises(LaunchError, match="does not come up"):
         agent.launch("att_1", [make_launch("att_1")])
-    assert agent.attempts() == []
+    assert list(agent.attempts()) == []
 
 
 def test_kill_says_so_when_a_rank_does_not_die(
@@ -158,7 +161,7 @@ def test_kill_says_so_when_a_rank_does_not_die(
     agent = NodeAgent(scratch=str(tmp_path), make_launcher=lambda **_: launcher)
     agent.launch("att_1", [make_launch("att_1")])
     assert not agent.kill("att_1")
-    assert agent.attempts() == ["att_1"]
+    assert list(agent.attempts()) == ["att_1"]
 
 
 def test_only_the_newest_folders_of_ended_attempts_stay(tmp_path: Path) -> None:
@@ -174,6 +177,23 @@ def test_only_the_newest_folders_of_ended_attempts_stay(tmp_path: Path) -> None:
     agent.launch("att_99", [make_launch("att_99", attempt_id="att_99")])
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [*(f"att_{number:02}" for number in range(10, 60)), "environments"]
+
+
+def test_an_attempt_whose_ranks_are_all_frozen_stands_still_until_they_thaw(
+    agent: NodeAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roadless.worker.agent.movement.LOOK_SECONDS", 0.0)
+    agent.launch("att_1", [make_launch("att_1", "work"), make_launch("att_1", "work", rank=1)])
+    pids = [read_note(tmp_path / "att_1", rank)["pid"] for rank in (0, 1)]
+    os.kill(pids[0], signal.SIGSTOP)
+    started = time.monotonic()
+    while time.monotonic() - started < 0.5:
+        assert agent.attempts()["att_1"] < 0.4, "the other rank works"
+        time.sleep(0.05)
+    os.kill(pids[1], signal.SIGSTOP)
+    wait_until(lambda: agent.attempts()["att_1"] > 1.0)
+    os.kill(pids[1], signal.SIGCONT)
+    wait_until(lambda: agent.attempts()["att_1"] < 0.5)
 
 
 def test_free_port_can_be_listened_on(agent: NodeAgent) -> None:

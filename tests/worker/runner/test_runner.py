@@ -86,11 +86,11 @@ class FakeCluster:
             for key, nodes in self.homes.items()
         ]
         ranks = {
-            node.node_id: [
-                key
+            node.node_id: {
+                key: 0.0
                 for key, nodes in self.homes.items()
                 if node.node_id in nodes and key not in self.dead_ranks
-            ]
+            }
             for node in self.nodes
         }
         return View(nodes=self.nodes, groups=groups, ranks=ranks)
