@@ -110,6 +110,8 @@ class JobRow(Table):
     fence: Mapped[int] = mapped_column(default=0)
     #: Attempts lost since one last saved a training state.
     losses_in_a_row: Mapped[int] = mapped_column(default=0)
+    #: After several losses in a row: when the next attempt may start; null: at once.
+    not_before: Mapped[datetime | None]
     #: When the current phase must have ended; null: no deadline.
     deadline_at: Mapped[datetime | None]
     step: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -124,12 +126,16 @@ class JobRow(Table):
 
 
 class RunnerRow(Table):
-    """A runner: one Ray cluster, known by its name. ``nodes``: capacity as last reported."""
+    """The runner of one cluster, under the name it was last given. ``nodes``: as last reported."""
 
     __tablename__ = "runners"
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     name: Mapped[str] = mapped_column(String(100), unique=True)
+    #: Which cluster it speaks for; null until a runner has said so (older releases do not).
+    cluster: Mapped[str | None] = mapped_column(String(200), unique=True, index=True)
+    #: Of the process that registered last: an older one is not listened to.
+    session: Mapped[str | None] = mapped_column(String(200))
     nodes: Mapped[list[Any]]
     last_seen_at: Mapped[datetime]
     created_at: Mapped[datetime]
@@ -160,6 +166,10 @@ class AttemptRow(Table):
     resumed_step: Mapped[int] = mapped_column(BigInteger)
     provenance: Mapped[dict[str, Any]]
     lease_until: Mapped[datetime]
+    #: When one of its ranks last reported; null: none has.
+    heard_at: Mapped[datetime | None]
+    #: When its ranks were last seen to use processor time; null: never.
+    moved_at: Mapped[datetime | None]
     #: Whether the runner has ever listed it as alive; if so, its absence means that it died.
     seen_alive: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[datetime]
