@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from roadless.worker.data.sources.access import is_below
 from roadless.worker.errors import ModelForbidden, ModelNotFound, ModelUnreadable
 
 MODEL_ROOTS_VARIABLE = "ROADLESS_MODEL_ROOTS"
@@ -35,8 +36,8 @@ def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:
 
     Raises ModelForbidden, ModelNotFound or ModelUnreadable.
     """
-    opened = [os.path.realpath(root) for root in roots]
-    resolved = _allowed(path, opened=opened)
+    opened = tuple(roots)
+    resolved = _allowed(path, roots=opened)
     if not resolved.is_dir():
         raise ModelNotFound(f"expected a folder at {path}, saw none")
     try:
@@ -44,15 +45,14 @@ def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:
     except OSError as error:
         raise ModelUnreadable(f"expected to read {path}, saw: {error.strerror}") from error
     for entry in entries:
-        _allowed(str(entry), opened=opened)
+        _allowed(str(entry), roots=opened)
     return resolved
 
 
-def _allowed(path: str, *, opened: list[str]) -> Path:
-    resolved = Path(os.path.realpath(path))
-    if not any(resolved.is_relative_to(root) for root in opened):
+def _allowed(path: str, *, roots: tuple[str, ...]) -> Path:
+    if not is_below(path, roots):
         raise ModelForbidden(
             f"expected {path} to lie below a folder of {MODEL_ROOTS_VARIABLE} on this node, "
-            f"which lists {', '.join(opened) or 'no folder'}"
+            f"which lists {', '.join(roots) or 'no folder'}"
         )
-    return resolved
+    return Path(os.path.realpath(path))

@@ -5,20 +5,15 @@ leads out of the allowed folders, and it is checked before the disk is accessed,
 learns what exists elsewhere.
 """
 
-import glob
 import os
 import stat
-from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from roadless.worker.data.sources.access import DATA_ROOTS_VARIABLE, is_below
-from roadless.worker.data.sources.patterns import (
-    before_magic,
-    has_magic,
-    only_reading,
-    readings,
-)
+from roadless.worker.data.sources.local_patterns import LocalPattern
+from roadless.worker.data.sources.patterns import has_magic, only_reading, readings
 from roadless.worker.data.sources.source_file import MAX_FILES, Identity, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
 from roadless.worker.rank_launch import DataSources
@@ -32,8 +27,9 @@ def find(pattern: str, *, sources: DataSources) -> list[SourceFile]:
     """
     if not has_magic(pattern):
         return [file_at(pattern, sources=sources)]
-    _require_opened(before_magic(pattern) or ".", sources=sources, shown=pattern)
-    found = [sorted(islice(_regular(one), MAX_FILES + 1)) for one in readings(pattern)]
+    require_allowed = partial(_require_opened, sources=sources)
+    walks = [LocalPattern(one, require_allowed=require_allowed) for one in readings(pattern)]
+    found = [sorted(islice(walk.matches(), MAX_FILES + 1)) for walk in walks]
     names = only_reading(found, pattern=pattern)
     if not names:
         raise DataNotFound(f"expected files that match {pattern}, saw none")
@@ -56,11 +52,6 @@ def _require_opened(path: str, *, sources: DataSources, shown: str) -> None:
             f"expected {shown} to lie below a folder of {DATA_ROOTS_VARIABLE} on this node, "
             f"which lists {', '.join(sources.roots) or 'no folder'}"
         )
-
-
-def _regular(pattern: str) -> Iterator[str]:
-    # iglob with "**" follows no links, so it cannot run in circles.
-    return (name for name in glob.iglob(pattern, recursive=True) if not os.path.isdir(name))
 
 
 def file_at(name: str, *, sources: DataSources) -> SourceFile:
