@@ -172,7 +172,8 @@ class Extension:
         shape = self._spread(rates(name, steps=self._num_planned))
         terms = terms_at(self._ahead.at_rates(shape), [self.to_step], averaging=self.averaging)
         base_lr = best_factor(terms, distance=self.distance)
-        assert base_lr is not None, "such a schedule has a bound at its end"
+        if base_lr is None:
+            raise ValueError(f"expected a bound of a new run at step {self.to_step}, saw none")
         return self._way("tuned", base_lr * shape, starts_at=0, base_lr=base_lr)
 
     def _best_cooldown(self) -> Way:

@@ -8,6 +8,7 @@ import numpy as np
 from roadless.service.db.session import Database
 from roadless.service.theory import reading
 from roadless.service.theory.analysis import analyse
+from roadless.service.theory.arithmetic import within_doubles
 from roadless.service.theory.averaging import averaging_of
 from roadless.service.theory.bounds import terms_at
 from roadless.service.theory.concurrency import ConcurrencyLimit
@@ -32,7 +33,8 @@ class JobBounds:
         try:
             with self._db.read() as session:
                 record = reading.read(session, job_id, project)
-            return _bounds_at(record, steps)
+            with within_doubles(TheoryUnavailable):
+                return _bounds_at(record, steps)
         except TheoryUnavailable:
             return {}
 

@@ -1,10 +1,12 @@
 """Plans without a job: the best base rates, a ranking, and how to make a run longer. Pure."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from roadless.optim.checks import require_above_zero
 from roadless.optim.schedules.by_name import rates
 from roadless.optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
 from roadless.service.contract.job.schedules import has_horizon
@@ -19,6 +21,7 @@ from roadless.service.contract.theory.plan import (
 )
 from roadless.service.errors import Invalid
 from roadless.service.theory.advice import Extension
+from roadless.service.theory.arithmetic import within_doubles
 from roadless.service.theory.averaging import Averaging
 from roadless.service.theory.steps import Floats, Steps, blocks_of
 from roadless.service.theory.views import extension_resource
@@ -36,12 +39,26 @@ class _Loss:
     source: Literal["given", "tuned", "unit"]
 
 
+@dataclass(frozen=True)
+class _Best:
+    """A schedule's best base rate, and the bound there."""
+
+    base_lr: float
+    bound: float
+
+
 def plan_of(request: PlanRequest) -> Plan:
     """Return the plan.
 
     Raises:
-        Invalid: a schedule's parts do not fit into its steps.
+        Invalid: a schedule's parts do not fit into its steps, it has no bound, or one that is not
+            within double precision.
     """
+    with within_doubles(partial(Invalid.at, "")):
+        return _plan_of(request)
+
+
+def _plan_of(request: PlanRequest) -> Plan:
     norms = np.asarray(request.grad_norm, np.float64)
     loss = _loss(request, norms)
     return Plan(
@@ -57,8 +74,8 @@ def plan_of(request: PlanRequest) -> Plan:
 def _loss(request: PlanRequest, norms: Floats) -> _Loss:
     if request.tuned is not None:
         tuned = request.tuned
-        terms = _terms(tuned.schedule, tuned.horizon, _Loss(norms, 1.0, "tuned"), "/tuned/schedule")
-        return _Loss(norms, tuned.lr / terms.best_factor, "tuned")
+        best = _best(tuned.schedule, tuned.horizon, _Loss(norms, 1.0, "tuned"), "/tuned/schedule")
+        return _Loss(norms, tuned.lr / best.base_lr, "tuned")
     if request.distance is not None:
         return _Loss(norms, request.distance, "given")
     return _Loss(norms, 1.0, "unit")
@@ -66,46 +83,56 @@ def _loss(request: PlanRequest, norms: Floats) -> _Loss:
 
 def _ranking(request: PlanRequest, loss: _Loss) -> list[PlannedSchedule]:
     found = [
-        (schedule, _terms(schedule, request.horizon, loss, f"/schedules/{i}"))
+        (schedule, _best(schedule, request.horizon, loss, f"/schedules/{i}"))
         for i, schedule in enumerate(request.schedules)
     ]
-    least = min(terms.best_total for _, terms in found)
-    ranked = sorted(found, key=lambda one: one[1].best_total)
+    least = min(best.bound for _, best in found)
+    ranked = sorted(found, key=lambda one: one[1].bound)
     return [
         PlannedSchedule(
             schedule=schedule,
-            base_lr=terms.best_factor,
-            bound=terms.best_total,
-            relative_bound=terms.best_total / least,
+            base_lr=best.base_lr,
+            bound=best.bound,
+            relative_bound=best.bound / least,
         )
-        for schedule, terms in ranked
+        for schedule, best in ranked
     ]
 
 
-def _terms(schedule: Candidate, horizon: int, loss: _Loss, pointer: str) -> BoundTerms:
-    """Return the terms at base rate 1; ``pointer`` is where the request names the schedule."""
+def _best(schedule: Candidate, horizon: int, loss: _Loss, pointer: str) -> _Best:
+    """``pointer``: where the request names the schedule."""
+    with within_doubles(partial(Invalid.at, pointer)):
+        terms = _terms(schedule, horizon, loss)
+        best = {"base_lr": terms.best_factor, "bound": terms.best_total}
+        require_above_zero(best, *best)
+        return _Best(**best)
+
+
+def _terms(schedule: Candidate, horizon: int, loss: _Loss) -> BoundTerms:
+    """Return the terms at base rate 1."""
     norms = np.broadcast_to(loss.grad_norm, horizon)
     if isinstance(schedule, ScheduleFree):
         return split_schedule_free_bound(np.ones(horizon), norms, D=loss.distance)
-    return split_bound(_shape(schedule, horizon, pointer), norms, D=loss.distance)
+    return split_bound(_shape(schedule, horizon), norms, D=loss.distance)
 
 
-def _shape(schedule: Candidate, horizon: int, pointer: str) -> Floats:
+def _shape(schedule: Candidate, horizon: int) -> Floats:
     if isinstance(schedule, ScheduleFree):
         return np.ones(horizon)
-    try:
-        return rates(schedule.name, steps=horizon, **schedule.model_dump(exclude={"name"}))
-    except ValueError as error:
-        raise Invalid.at(pointer, str(error)) from error
+    return rates(schedule.name, steps=horizon, **schedule.model_dump(exclude={"name"}))
 
 
 def _extension(run: ExtendRun, loss: _Loss) -> ExtensionResource:
     """Extend a run at its best base rate."""
-    at = "/extend/schedule"
+    with within_doubles(partial(Invalid.at, "/extend/schedule")):
+        return _extended(run, loss)
+
+
+def _extended(run: ExtendRun, loss: _Loss) -> ExtensionResource:
     norms = np.broadcast_to(np.sqrt(np.mean(np.square(loss.grad_norm))), run.from_steps)
     is_averaged = isinstance(run.schedule, ScheduleFree)
-    base_lr = _terms(run.schedule, run.from_steps, loss, at).best_factor
-    eta = base_lr * _shape(run.schedule, run.from_steps, at)
+    base_lr = _terms(run.schedule, run.from_steps, loss).best_factor
+    eta = base_lr * _shape(run.schedule, run.from_steps)
     schedule = None if isinstance(run.schedule, ScheduleFree) else run.schedule
     extension = Extension(
         blocks=blocks_of([Steps(eta, norms)], num_steps=run.from_steps),

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query
 
 from roadless.service.auth.dependencies import Project, require_user
 from roadless.service.contract.theory.analysis import Norms, Theory
-from roadless.service.contract.theory.plan import Plan, PlanRequest
+from roadless.service.contract.theory.plan import LARGEST, SMALLEST, Plan, PlanRequest
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import Db
 from roadless.service.theory import reading, views
@@ -19,8 +19,8 @@ router = APIRouter(prefix="/v1", tags=["theory"])
 Distance = Annotated[
     float | None,
     Query(
-        gt=0,
-        le=1e12,
+        ge=SMALLEST,
+        le=LARGEST,
         allow_inf_nan=False,
         description="distance from the start to the optimum; default: fitted",
     ),

@@ -15,9 +15,10 @@ from roadless.service.errors import Invalid
 from roadless.service.theory import caveats
 from roadless.service.theory.advice import RECENT_SHARE, Extension, Way, advice
 from roadless.service.theory.analysis import Analysis, alternatives, analyse, best_factor
+from roadless.service.theory.arithmetic import within_doubles
 from roadless.service.theory.averaging import averaging_of
 from roadless.service.theory.bounds import Terms
-from roadless.service.theory.reading import Record
+from roadless.service.theory.reading import Record, TheoryUnavailable
 from roadless.service.theory.steps import Floats
 
 #: Points on the way to an extension's end.
@@ -87,9 +88,14 @@ def theory_of(record: Record, wanted: Wanted) -> Theory:
     """Return what the theory says about a job.
 
     Raises:
-        TheoryUnavailable: the job has no bound.
+        TheoryUnavailable: the job has no bound, or not within double precision.
         Invalid: ``wanted.to_step`` is no extension, or too far.
     """
+    with within_doubles(TheoryUnavailable):
+        return _theory_of(record, wanted)
+
+
+def _theory_of(record: Record, wanted: Wanted) -> Theory:
     made_for = _made_for(record)
     end = _checked_end(wanted.to_step, reached=max(record.blocks.num_steps, made_for or 0))
     if wanted.norms == "even":

@@ -4,11 +4,14 @@
 """
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from roadless.service.contract.base import Resource
+
+#: A number of an answer: none without a finite one.
+Computed = Annotated[float, Field(allow_inf_nan=False)]
 
 #: An extension reaches at most this many times as far as the job.
 MAX_EXTENSION: Final = 10
@@ -47,29 +50,29 @@ class Caveat(Resource):
 class BoundTerms(Resource):
     """The bound as a sum: distance from the start, noise, and the cost of the last iterate."""
 
-    distance: float
-    noise: float
-    last_iterate: float
+    distance: Computed
+    noise: Computed
+    last_iterate: Computed
 
 
 class TheoryPoint(Resource):
     """The bound beside one evaluation. ``gap``: the observed loss minus the predicted one."""
 
     step: int
-    loss: float
-    bound: float | None
+    loss: Computed
+    bound: Computed | None
     terms: BoundTerms | None
-    predicted: float | None
-    gap: float | None
+    predicted: Computed | None
+    gap: Computed | None
 
 
 class BoundFit(Resource):
     """loss ~ offset + slope * bound, and how well that holds."""
 
-    offset: float
-    slope: float
-    r2: float
-    median_relative_error: float
+    offset: Computed
+    slope: Computed
+    r2: Computed
+    median_relative_error: Computed
     num_points: int
 
 
@@ -83,17 +86,17 @@ class Fits(Resource):
 class Gap(Resource):
     """How far the observed losses are from the predicted ones: at the end, and at worst."""
 
-    last: float
+    last: Computed
     last_step: int
-    largest: float
+    largest: Computed
     largest_step: int
 
 
 class Promise(Resource):
     """What the theory promises for a schedule: a bound, and through the fit a loss."""
 
-    bound: float | None
-    predicted: float | None
+    bound: Computed | None
+    predicted: Computed | None
 
 
 class Alternative(Promise):
@@ -103,16 +106,16 @@ class Alternative(Promise):
     """
 
     schedule: str
-    base_lr: float
-    relative_lr: float
+    base_lr: Computed
+    relative_lr: Computed
 
 
 class ExtensionPoint(Resource):
     """A point on the way to an extension's end."""
 
     step: int
-    bound: float | None
-    predicted: float | None
+    bound: Computed | None
+    predicted: Computed | None
 
 
 class Continuation(Promise):
@@ -127,9 +130,9 @@ class Continuation(Promise):
 
     name: WayName
     starts_at: int
-    base_lr: float
-    cooldown_len: float | None = None
-    factor: float | None = None
+    base_lr: Computed
+    cooldown_len: Computed | None = None
+    factor: Computed | None = None
 
 
 class Extension(Resource):
@@ -143,7 +146,7 @@ class Extension(Resource):
     from_step: int
     made_for: int | None
     to_step: int
-    grad_norm: float = Field(description="assumed for further steps")
+    grad_norm: Computed = Field(description="assumed for further steps")
     advised: WayName | None
     advice: str
     continuations: list[Continuation]
@@ -158,11 +161,11 @@ class Theory(Resource):
     num_steps: int
     bounded: Literal["average", "last_iterate"]
     norms: Norms
-    distance: float
+    distance: Computed
     distance_source: Literal["given", "fitted", "assumed"]
-    base_lr: float = Field(description="the largest rate used")
-    best_factor: float | None = Field(description="of all rates, for the least bound so far")
-    grad_norm: float = Field(description="root mean square over all steps")
+    base_lr: Computed = Field(description="the largest rate used")
+    best_factor: Computed | None = Field(description="of all rates, for the least bound so far")
+    grad_norm: Computed = Field(description="root mean square over all steps")
     data: list[TheoryPoint]
     fit: Fits | None
     no_fit_reason: str | None

@@ -13,14 +13,17 @@ from roadless.service.contract.job.schedules import (
     ScheduleSpec,
     WSDScheduleSpec,
 )
-from roadless.service.contract.theory.analysis import MAX_EXTENSION, Extension
+from roadless.service.contract.theory.analysis import MAX_EXTENSION, Computed, Extension
 
+#: Between these, distances, gradient norms and rates have bounds within double precision.
+SMALLEST: Final = 1e-12
+LARGEST: Final = 1e12
 #: The most steps of a plan, the most gradient norms one by one, and the most schedules.
 MAX_HORIZON: Final = 1_000_000
 MAX_GRAD_NORMS: Final = 100_000
 MAX_SCHEDULES: Final = 20
 
-Positive = Annotated[float, Field(gt=0, le=1e12)]
+Positive = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 Horizon = Annotated[int, Field(ge=2, le=MAX_HORIZON)]
 
 
@@ -113,9 +116,9 @@ class PlannedSchedule(Resource):
     """A schedule at its best base rate. ``relative_bound``: over the smallest one of the plan."""
 
     schedule: Candidate
-    base_lr: float
-    bound: float
-    relative_bound: float
+    base_lr: Computed = Field(gt=0)
+    bound: Computed = Field(gt=0)
+    relative_bound: Computed = Field(ge=1)
 
 
 class Plan(Resource):
@@ -123,8 +126,8 @@ class Plan(Resource):
 
     object: Literal["plan"] = "plan"
     horizon: int
-    grad_norm: float = Field(description="root mean square over all steps")
-    distance: float
+    grad_norm: Computed = Field(gt=0, description="root mean square over all steps")
+    distance: Computed = Field(gt=0)
     distance_source: Literal["given", "tuned", "unit"]
     ranking: list[PlannedSchedule]
     extension: Extension | None

@@ -113,7 +113,7 @@ def test_an_extension_of_schedule_free_needs_nothing(service):
             "expected at most",
         ),
         ({"horizon": 9, "grad_norm": [1, 1]}, "", "expected one grad_norm or 9, one a step, saw 2"),
-        ({"horizon": 9, "grad_norm": 0}, "/grad_norm", "greater than 0"),
+        ({"horizon": 9, "grad_norm": 0}, "/grad_norm", "greater than or equal to 0.000000000001"),
         (
             {"horizon": 9, "extend": {"from_steps": 9, "to_steps": 9}},
             "/extend/to_steps",
