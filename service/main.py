@@ -23,7 +23,7 @@ from roadless.service.checkpoints import routes as checkpoint_routes
 from roadless.service.clock import utc_now
 from roadless.service.datasets import routes as dataset_routes
 from roadless.service.db.migrate import alone, migrate
-from roadless.service.db.session import Database
+from roadless.service.db.session import Database, DatabaseUnusable
 from roadless.service.errors import Unavailable
 from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
@@ -42,7 +42,7 @@ from roadless.service.secrets import routes as secret_routes
 from roadless.service.secrets.cipher import Cipher, KeyUnusable
 from roadless.service.secrets.keys import open_cipher
 from roadless.service.secrets.rotation import rotate
-from roadless.service.settings import DATABASE_FILE, Settings
+from roadless.service.settings import Settings
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.storage.disk import needing_room
 from roadless.service.storage.intake import STORING_THREADS
@@ -125,8 +125,6 @@ def _open_database(settings: Settings) -> tuple[Database, Cipher]:
 
 def _open_home(settings: Settings, home: Path) -> tuple[Database, Cipher]:
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if settings.database_url is None:
-        (home / DATABASE_FILE).touch(mode=0o600)  # SQLite's other files take its mode
     num_threads = settings.request_threads + settings.report_threads
     db = Database(settings.resolved_database_url, pool_size=num_threads)
     with alone(db, home):
@@ -169,6 +167,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings = state.settings
     state.wakeups.bind(asyncio.get_running_loop())
     state.report_limiter = anyio.CapacityLimiter(settings.report_threads)
+    state.blob_limiter = anyio.CapacityLimiter(ingest_routes.BLOB_THREADS)
     state.storing_limiter = anyio.CapacityLimiter(STORING_THREADS)
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.request_threads
     ticking = loop.run_forever(
@@ -214,6 +213,8 @@ def main() -> None:
         sys.exit(f"the service cannot store checkpoints: {error}")
     except KeyUnusable as error:
         sys.exit(f"the service cannot store secrets: {error}")
+    except DatabaseUnusable as error:
+        sys.exit(f"the service cannot use its database: {error}")
     except Unavailable as error:
         sys.exit(f"the service cannot start: {error}")
     config = uvicorn.Config(

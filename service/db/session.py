@@ -1,55 +1,78 @@
 """Sessions: one transaction per request or tick, committed at the edge.
 
 SQLite has one writer: writers queue on a lock of this process and begin IMMEDIATE, so that nobody
-ever sees "database is locked"; readers see a snapshot (WAL). PostgreSQL needs neither.
+ever sees "database is locked"; readers see a snapshot (WAL). PostgreSQL needs neither. While the
+database is away one request at a time tries it, and the others are soon told to come again.
 """
 
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from roadless.service.db import postgresql, sqlite
 from roadless.service.errors import DiskFull, Invalid, Locked, Unavailable
 
 log = logging.getLogger(__name__)
 
 #: How long a writer waits for its turn on SQLite.
-BUSY_SECONDS = 10
+TURN_SECONDS = 10
 POOL_SECONDS = 5
-#: How long a statement waits for a row that another transaction has locked (PostgreSQL).
-LOCK_SECONDS = 5
-#: After which PostgreSQL ends the transaction of a process that went silent in the middle of it.
-IDLE_SECONDS = 15
+#: How long a request waits for another one that tries a database which was away.
+TRIAL_SECONDS = 2
+#: How long the database may take to show that it answers.
+PING_SECONDS = 2
 
+#: How DATABASE_URL may begin, and which database that is.
+_KINDS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgresql": "postgresql",
+    "postgresql+psycopg": "postgresql",
+}
 _LOCK_NOT_AVAILABLE = "55P03"
 _DISK_FULL = "53100"
 #: "database or disk is full"; and "disk I/O error" where the index of its log finds no room.
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
+class DatabaseUnusable(Exception):
+    """What the operator named is no database that the service can use; says why."""
+
+
 class Database:
-    """The engine and the two ways to use it."""
+    """The engine and the two ways to use it. Raises DatabaseUnusable for a URL that is none."""
 
     def __init__(self, url: str, *, pool_size: int = 32) -> None:
-        self.engine = create_engine(url, **_engine_options(url, pool_size))
-        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.is_sqlite = _kind_of(url) == "sqlite"
+        self._kind = sqlite if self.is_sqlite else postgresql
+        self.engine = create_engine(url, **self._options(pool_size))
         self._turn = threading.Lock()
-        if self.is_sqlite:
-            _prepare_sqlite(self.engine)
+        self._outage = _Outage()
+        self._pings = _Pings(self._answer)
+        self._kind.prepare(self.engine)
+
+    def _options(self, pool_size: int) -> dict[str, Any]:
+        return {
+            "pool_size": pool_size,
+            "pool_timeout": POOL_SECONDS,
+            "hide_parameters": True,  # errors are logged; what users sent is not
+            "connect_args": self._kind.connect_arguments(),
+        }
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that changes something; commits when the block ends without an error."""
-        alone = self._my_turn() if self.is_sqlite else nullcontext()
-        with alone, self._transaction(immediate=True) as session:
+        with self.turn(), self._transaction(immediate=True) as session:
             yield session
 
     @contextmanager
@@ -59,11 +82,15 @@ class Database:
             yield session
 
     @contextmanager
-    def _my_turn(self) -> Iterator[None]:
-        if not self._turn.acquire(timeout=BUSY_SECONDS):
+    def turn(self) -> Iterator[None]:
+        """Be the only writer of this process on SQLite; raises Unavailable if others take long."""
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=TURN_SECONDS):
             raise Unavailable(
                 "expected a turn to write within "
-                f"{BUSY_SECONDS} s, saw the database busy; try again"
+                f"{TURN_SECONDS} s, saw the database busy; try again"
             )
         try:
             yield
@@ -72,25 +99,96 @@ class Database:
 
     @contextmanager
     def _transaction(self, *, immediate: bool) -> Iterator[Session]:
-        with translated(), self.engine.connect() as connection:
+        with translated(), self._connection() as connection:
             connection = connection.execution_options(roadless_immediate=immediate)
             with Session(connection, expire_on_commit=False) as session, session.begin():
                 yield session
 
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        with nullcontext() if self.is_sqlite else self._outage.tried():
+            connection = self.engine.connect()
+        with connection:
+            yield connection
+
     def ping(self) -> None:
-        """Raise Unavailable unless the database answers."""
+        """Raise Unavailable unless the database answers within PING_SECONDS."""
+        self._pings.wait()
+
+    def _answer(self) -> None:
         with self.read() as session:
             session.execute(text("SELECT 1"))
 
     @property
     def file(self) -> Path | None:
         """Where SQLite keeps its data; None for PostgreSQL, and in memory."""
-        name = self.engine.url.database
-        return Path(name) if self.is_sqlite and name and name != ":memory:" else None
+        return sqlite.file_of(self.engine)
 
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+class _Outage:
+    """Whether the last connection failed; if so, one caller at a time makes the next."""
+
+    def __init__(self) -> None:
+        self._is_on = False
+        self._trial = threading.Lock()
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """The block connects; raises Unavailable when another's trial takes too long."""
+        has_turn = self._is_on and self._take_turn()
+        try:
+            yield
+        except PoolTimeoutError:
+            raise  # all are in use, and the database may be well
+        except Exception:
+            self._is_on = True
+            raise
+        else:
+            self._is_on = False
+        finally:
+            if has_turn:
+                self._trial.release()
+
+    def _take_turn(self) -> bool:
+        if not self._trial.acquire(timeout=TRIAL_SECONDS):
+            raise Unavailable("the database does not answer; try again")
+        return True
+
+
+class _Pings:
+    """Asks in a thread, so that whoever waits is bound by no database; at most one at a time."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._current: Future[None] = Future()
+        self._current.set_result(None)
+
+    def wait(self) -> None:
+        """Wait for an answer; raises Unavailable when none comes in time."""
+        with self._lock:
+            if self._current.done():
+                self._current = Future()
+                threading.Thread(target=self._run, args=(self._current,), daemon=True).start()
+            current = self._current
+        try:
+            current.result(PING_SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"expected an answer of the database within {PING_SECONDS} s, saw none; try again"
+            ) from error
+
+    def _run(self, answer: Future[None]) -> None:
+        try:
+            self._ask()
+        except Exception as error:
+            answer.set_exception(error)
+        else:
+            answer.set_result(None)
 
 
 @contextmanager
@@ -101,7 +199,7 @@ def translated() -> Iterator[None]:
     except (DataError, OverflowError) as error:
         # A number beyond 64 bits, or NUL in a text: nothing that trying again would fix.
         raise Invalid(
-            f"expected a value that fits, saw one that cannot be stored: {_first_line(error)}"
+            f"expected a value that fits, saw one that cannot be stored: {first_line(error)}"
         ) from error
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         if _sqlstate(error) == _LOCK_NOT_AVAILABLE:
@@ -125,48 +223,19 @@ def _sqlstate(error: Exception) -> str | None:
     return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What the database said, in one line."""
     return str(getattr(error, "orig", error)).partition("\n")[0]
 
 
-def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "pool_size": pool_size,
-        "pool_timeout": POOL_SECONDS,
-        "hide_parameters": True,  # errors are logged; what users sent is not
-    }
-    if url.startswith("sqlite"):
-        options["connect_args"] = {"timeout": BUSY_SECONDS, "check_same_thread": False}
-    else:
-        options["pool_pre_ping"] = True
-        options["connect_args"] = _postgresql_arguments()
-    return options
-
-
-def _postgresql_arguments() -> dict[str, Any]:
-    """A server that vanished silently is noticed in seconds, not after TCP's two hours."""
-    limits = {
-        "lock_timeout": f"{LOCK_SECONDS}s",
-        "idle_in_transaction_session_timeout": f"{IDLE_SECONDS}s",
-    }
-    return {
-        "connect_timeout": POOL_SECONDS,
-        "keepalives_idle": 5,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-        "tcp_user_timeout": 10_000,
-        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
-    }
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("roadless_immediate", True)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+def _kind_of(url: str) -> str:
+    """``sqlite`` or ``postgresql``; raises DatabaseUnusable, which shows no password."""
+    try:
+        scheme = make_url(url).drivername
+    except (ArgumentError, ValueError) as error:
+        raise DatabaseUnusable("expected DATABASE_URL to be a URL, saw none") from error
+    if scheme not in _KINDS:
+        raise DatabaseUnusable(
+            f"expected DATABASE_URL to begin with postgresql:// or sqlite:///, saw {scheme[:40]!r}"
+        )
+    return _KINDS[scheme]

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that the test can cut, as a network or a failover does."""
+"""A TCP proxy before PostgreSQL that the test can cut or silence, as networks and failovers do."""
 
 import contextlib
 import socket
@@ -13,7 +13,7 @@ _CHUNK = 1 << 16
 
 
 class Proxy:
-    """Passes bytes on both ways until it is cut; then it refuses, until it is mended."""
+    """Passes bytes on both ways until it is cut, then refuses; or takes them and says nothing."""
 
     def __init__(self, upstream: Path) -> None:
         self._upstream = str(upstream)
@@ -21,6 +21,8 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._is_cut = False
+        self._passes = threading.Event()
+        self._passes.set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
@@ -29,13 +31,20 @@ class Proxy:
         self._is_cut = True
         self._break_all()
 
+    def silence(self) -> None:
+        """Keep every connection and take new ones, but pass nothing on."""
+        self._passes.clear()
+
     def mend(self) -> None:
+        """Pass on again, what was held back first."""
         self._is_cut = False
+        self._passes.set()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._break_all()
+        self._passes.set()
         self._thread.join()
 
     def _break_all(self) -> None:
@@ -61,6 +70,7 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
+                self._passes.wait()
                 target.sendall(data)
         for one in (source, target):
             with contextlib.suppress(OSError):

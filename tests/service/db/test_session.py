@@ -1,6 +1,7 @@
 """P8: a database that is busy or away is a matter of 503 and a little patience."""
 
 import contextlib
+import re
 import sqlite3
 import threading
 import time
@@ -16,8 +17,9 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.clock import utc_now
+from roadless.service.db import postgresql, sqlite
 from roadless.service.db import session as db_session
-from roadless.service.db.session import Database
+from roadless.service.db.session import Database, DatabaseUnusable
 from roadless.service.errors import Invalid, Locked, Unavailable
 from roadless.service.main import create_app
 from roadless.service.settings import Settings
@@ -129,7 +131,7 @@ def test_a_pool_that_is_used_up_is_an_outage_and_passes(database_url, monkeypatc
 
 @on_postgresql
 def test_a_row_that_is_held_for_too_long_is_told_apart(database_url, monkeypatch):
-    monkeypatch.setattr(db_session, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(postgresql, "LOCK_SECONDS", 0.1)
     db = Database(database_url)
     with db.write() as session:
         session.execute(text("CREATE TABLE counters (n INTEGER)"))
@@ -144,7 +146,7 @@ def test_a_row_that_is_held_for_too_long_is_told_apart(database_url, monkeypatch
 @on_postgresql
 def test_a_transaction_whose_process_hangs_lets_its_rows_go(database_url, monkeypatch):
     """A suspended replica must not hold a job's lock for ever."""
-    monkeypatch.setattr(db_session, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(postgresql, "IDLE_SECONDS", 0.2)
     db = Database(database_url)
     with pytest.raises(Unavailable):
         in_one_transaction(db, lambda: time.sleep(0.5))
@@ -166,7 +168,8 @@ def in_one_transaction(db, happening):
 @pytest.fixture
 def held(settings, monkeypatch):
     """The app on a database file whose write lock is another process's; call to let go."""
-    monkeypatch.setattr(db_session, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(db_session, "TURN_SECONDS", 0.1)
     with TestClient(create_app(settings)) as http:
         service = Service(http, settings.home_dir)
         other = sqlite3.connect(settings.resolved_database_url.removeprefix("sqlite:///"))
@@ -190,7 +193,8 @@ def test_a_held_lock_is_503_until_it_is_let_go(held, digits_spec):
 @on_sqlite
 def test_writers_queue_for_a_bounded_time(db, monkeypatch):
     """The hundredth in line is told to come again, not kept for a hundred turns."""
-    monkeypatch.setattr(db_session, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(db_session, "TURN_SECONDS", 0.1)
     inside, leave = threading.Event(), threading.Event()
 
     def hold():
@@ -211,7 +215,7 @@ def test_writers_queue_for_a_bounded_time(db, monkeypatch):
 
 
 def test_a_tick_that_cannot_write_freezes_the_leases(tmp_path, monkeypatch):
-    monkeypatch.setattr(db_session, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
     settings = Settings(home=tmp_path, tick_seconds=0.02, lease_seconds=5)
     app = create_app(settings)
     with TestClient(app):
@@ -301,3 +305,140 @@ def test_a_connection_cut_within_a_transaction_is_an_outage_too(database_url):
         proxy.mend()
         db.ping()
         db.close()
+
+
+# ---- PostgreSQL that keeps its connections and says nothing --------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Bounds of a tenth, so that a test does not wait for the real ones."""
+    for module, names in (
+        (postgresql, ("CONNECT_SECONDS", "ANSWER_SECONDS", "CHECK_SECONDS")),
+        (db_session, ("POOL_SECONDS", "TRIAL_SECONDS", "PING_SECONDS")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name) / 10)
+    monkeypatch.setattr(postgresql, "CONNECT_SECONDS", 2)  # the least that libpq takes
+    monkeypatch.setattr(postgresql.BoundedConnection, "answer_seconds", postgresql.ANSWER_SECONDS)
+
+
+@on_postgresql
+def test_every_request_to_a_silent_database_is_503_within_a_bound(impatient, behind_a_proxy):
+    """Twenty users at once: each hears soon, and none needs more than one connection's time."""
+    service, proxy = behind_a_proxy
+    assert service.get("/jobs").status_code == 200
+    proxy.silence()
+    began = time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: service.get("/jobs"), range(20)))
+    taken = time.monotonic() - began
+    assert {(a.status_code, a.headers["retry-after"]) for a in answers} == {(503, "1")}
+    assert taken < 20, "a check of 0.2 s, a connection of 2 s"
+    assert service.http.get("/healthz").status_code == 200
+    proxy.mend()
+    wait_until(lambda: service.get("/jobs").status_code == 200)
+
+
+@on_postgresql
+def test_a_database_that_falls_silent_within_a_transaction_is_given_up(impatient, database_url):
+    with proxied(database_url) as (url, proxy):
+        db = Database(url)
+        began = time.monotonic()
+        with pytest.raises(Unavailable):
+            in_one_transaction(db, proxy.silence)
+        assert time.monotonic() - began < 10, "an answer is waited for once, not for each statement"
+        proxy.mend()
+        db.ping()
+        db.close()
+
+
+@on_postgresql
+def test_a_probe_of_a_silent_database_has_a_bound_and_no_second_thread(database_url):
+    with proxied(database_url) as (url, proxy):
+        db = Database(url)
+        db.ping()
+        proxy.silence()
+        threads = threading.active_count()
+        began = time.monotonic()
+        with ThreadPoolExecutor(10) as pool:
+            failures = list(pool.map(lambda _: failure_of(db.ping), range(10)))
+        assert all(isinstance(failure, Unavailable) for failure in failures)
+        assert time.monotonic() - began < 2 * db_session.PING_SECONDS + 5
+        assert threading.active_count() <= threads + 1
+        proxy.mend()
+        wait_until(lambda: failure_of(db.ping) is None)
+        db.close()
+
+
+def failure_of(action):
+    try:
+        action()
+    except Exception as error:
+        return error
+    return None
+
+
+@on_postgresql
+def test_the_loop_freezes_the_leases_while_the_database_is_silent(impatient, behind_a_proxy):
+    service, proxy = behind_a_proxy
+    leases = service.http.app.state.part(LeaseKeeper)
+    before = leases.policy.frozen_until
+    proxy.silence()
+    wait_until(lambda: leases.policy.frozen_until > before + timedelta(seconds=0.2), seconds=20)
+    proxy.mend()
+
+
+@on_postgresql
+def test_what_may_take_long_is_given_longer(impatient, database_url):
+    db = Database(database_url)
+    with postgresql.unhurried(db.engine) as connection:
+        connection.execute(text("SELECT pg_sleep(1.5)"))
+    with pytest.raises(Unavailable), db.read() as session:
+        session.execute(text("SELECT pg_sleep(3)"))
+    db.ping()
+    db.close()
+
+
+# ---- what is no database -------------------------------------------------------------------------
+
+
+def a_text_file(folder):
+    path = folder / "text.db"
+    path.write_text("no database at all\n" * 100)
+    return f"sqlite:///{path}", "file is not a database"
+
+
+def a_missing_folder(folder):
+    return f"sqlite:///{folder / 'absent' / 'a.db'}", "unable to open database file"
+
+
+def another_kind(folder):
+    return "mysql://user:hunter2@host/name", "saw 'mysql'"
+
+
+def no_url(folder):
+    return "hunter2 garbage", "expected DATABASE_URL to be a URL"
+
+
+def nobody_there(folder):
+    return "postgresql://user:hunter2@127.0.0.1:1/name", "Connection refused"
+
+
+@pytest.mark.parametrize(
+    "made", [a_text_file, a_missing_folder, another_kind, no_url, nobody_there]
+)
+def test_what_is_no_database_is_one_error_at_the_start(tmp_path, made):
+    url, reason = made(tmp_path)
+    with pytest.raises(DatabaseUnusable) as caught:
+        create_app(Settings(home=tmp_path / "home", DATABASE_URL=url))
+    assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@on_postgresql
+def test_a_server_without_this_database_is_one_error_too(tmp_path, database_url):
+    url = re.sub(r"/test_[0-9a-f]+", "/absent", database_url)
+    with pytest.raises(DatabaseUnusable, match="does not exist"):
+        create_app(Settings(home=tmp_path / "home", DATABASE_URL=url))

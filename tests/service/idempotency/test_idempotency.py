@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from played import Service
 
-from roadless.service.db import session as db_session
+from roadless.service.db import postgresql
 from roadless.service.db.session import Database
 from roadless.service.db.tables import IdempotencyRow
 from roadless.service.main import create_app
@@ -100,7 +100,7 @@ def test_a_key_has_a_length(service, digits_spec, key):
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_a_key_whose_first_request_hangs_is_in_use(settings, digits_spec, monkeypatch):
     """Only PostgreSQL lets a second writer reach the key while the first is under way."""
-    monkeypatch.setattr(db_session, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(postgresql, "LOCK_SECONDS", 0.2)
     app, key = create_app(settings), {"Idempotency-Key": "k"}
     other = Database(settings.resolved_database_url)
     with TestClient(app) as http:
