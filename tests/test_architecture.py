@@ -37,6 +37,7 @@ MAY_IMPORT = {
     },
     "roadless.worker.data.formats.arrow_rows": {"numpy", "pyarrow", "roadless.service"},
     "roadless.worker.data.prepared.bpe": {"numpy", "roadless.service", "tokenizers"},
+    "roadless.worker.data.records.described_files": {"datasets"},
     "roadless.worker.data.records.hub": {
         "datasets",
         "huggingface_hub",

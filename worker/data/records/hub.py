@@ -7,14 +7,13 @@ becomes "7" and a time another text where an earlier file has texts, and a row o
 long shifts its values.
 
 No code of a data set is run, and only formats that cannot carry any are read. A data set's own
-description may name files elsewhere, so every file is checked after it is found: it must be in the
-folder, or in the repository on the hub. Imported only by ranks that need it.
+description may name files elsewhere, which are neither looked for nor read
+(``described_files.py``). Imported only by ranks that need it.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -38,8 +37,9 @@ from roadless.worker.data.formats.chunk import Choose, Chunk, Column, Piece, sho
 from roadless.worker.data.formats.columns import written_number
 from roadless.worker.data.progress import Tell, telling
 from roadless.worker.data.records.base import Split
+from roadless.worker.data.records.described_files import kept_inside, require_inside
 from roadless.worker.data.records.files import FileRecords, HubFormat, only, pieces_of
-from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE, is_below
+from roadless.worker.data.sources.access import ALLOW_HUB_VARIABLE
 from roadless.worker.data.sources.local_files import allowed_path, file_at
 from roadless.worker.data.sources.source_file import (
     Identity,
@@ -89,7 +89,7 @@ def find(spec: HuggingFaceData, *, sources: DataSources) -> "HubRecords":
 
 def _records(spec: HuggingFaceData, *, path: str, sources: DataSources) -> "HubRecords":
     held_out = spec.eval.split if isinstance(spec.eval, HeldOutSplit) else None
-    with tempfile.TemporaryDirectory() as cache, _translated(spec.path):
+    with tempfile.TemporaryDirectory() as cache, _translated(spec.path), kept_inside(path):
         builder = datasets.load_dataset_builder(
             path, spec.name, revision=spec.revision, cache_dir=cache
         )
@@ -98,7 +98,7 @@ def _records(spec: HuggingFaceData, *, path: str, sources: DataSources) -> "HubR
             str(split): [str(file) for file in files]
             for split, files in (builder.config.data_files or {}).items()
         }
-        _require_inside([file for files in splits.values() for file in files], path=path)
+        require_inside([file for files in splits.values() for file in files], path=path)
         split_of = partial(_split, splits, name=spec.path, sources=sources)
         files = FileRecords(
             name=spec.path,
@@ -270,18 +270,6 @@ def _require_plain(builder: Any, *, name: str) -> None:
                 f"{field.name} = {value!r} in its description; store them in the usual form, or "
                 "read them as `files`"
             )
-
-
-def _require_inside(files: list[str], *, path: str) -> None:
-    """A description of a data set cannot send this node elsewhere."""
-    for file in files:
-        inside = is_below(file, (path,)) if os.path.isabs(path) else _is_of_hub(file, path)
-        if not inside:
-            raise DataForbidden(f"expected the files of {path} to lie in it, saw {file}")
-
-
-def _is_of_hub(file: str, path: str) -> bool:
-    return file.startswith(f"hf://datasets/{path}@") and "/../" not in file
 
 
 @contextmanager
