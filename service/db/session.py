@@ -173,7 +173,7 @@ class _Pings:
         with self._lock:
             if self._current.done():
                 self._current = Future()
-                threading.Thread(target=self._run, args=(self._current,), daemon=True).start()
+                self._start(self._current)
             current = self._current
         try:
             current.result(PING_SECONDS)
@@ -181,6 +181,10 @@ class _Pings:
             raise Unavailable(
                 f"expected an answer of the database within {PING_SECONDS} s, saw none; try again"
             ) from error
+
+    def _start(self, answer: Future[None]) -> None:
+        name, run = "database-ping", self._run
+        threading.Thread(target=run, name=name, args=(answer,), daemon=True).start()
 
     def _run(self, answer: Future[None]) -> None:
         try:
