@@ -1,36 +1,13 @@
 """Which addresses and URLs a user may make a node connect to."""
 
-import ipaddress
 import socket
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from roadless.worker.data.sources.access import DATA_URLS_VARIABLE
+from roadless.worker.data.sources.special_addresses import is_public
 from roadless.worker.errors import DataForbidden
 
 _PORTS = {"http": 80, "https": 443}
-#: Translates to an IPv4 address, which is what counts (RFC 6052).
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address, or the IPv4 address embedded in it, is on the public internet.
-
-    >>> [is_public(address) for address in ("1.1.1.1", "10.0.0.1", "::ffff:127.0.0.1")]
-    [True, False, False]
-    """
-    found: _Address = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        found = _embedded(found) or found
-    return found.is_global and not found.is_multicast
-
-
-def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address in _NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    teredo = address.teredo[1] if address.teredo else None
-    return address.ipv4_mapped or address.sixtofour or teredo
 
 
 def is_listed(url: str, listed: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from roadless.service.contract.states import Reason
 from roadless.worker.data.sources import http_files
-from roadless.worker.data.sources.addresses import is_listed, is_public
+from roadless.worker.data.sources.addresses import is_listed
 from roadless.worker.data.sources.source_file import SourceAway
 from roadless.worker.errors import JobFailed
 
@@ -247,35 +247,6 @@ def test_proxies_of_the_environment_are_not_used(node, site, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert load(node, f"{site.url}/rows.csv").num_train > 0
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("93.184.216.34", True),
-        ("2606:2800:220:1::1", True),
-        ("10.1.2.3", False),
-        ("172.16.0.1", False),
-        ("192.168.1.1", False),
-        ("169.254.169.254", False),
-        ("100.64.0.1", False),
-        ("127.0.0.1", False),
-        ("0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("240.0.0.1", False),
-        ("::1", False),
-        ("::", False),
-        ("fe80::1%eth0", False),
-        ("fd00::1", False),
-        ("ff02::1", False),
-        ("::ffff:10.0.0.1", False),
-        ("64:ff9b::a00:1", False),
-        ("64:ff9b::5db8:d822", True),
-        ("2002:a00:1::", False),
-    ],
-)
-def test_addresses_are_public_or_not(address, expected):
-    assert is_public(address) is expected
 
 
 @pytest.mark.parametrize(
