@@ -78,8 +78,7 @@ class Intake:
 
     def arrived(self, target: Target) -> Arrived:
         """How much has arrived of a file sent in parts."""
-        path = self._path(target)
-        if path.exists() and (num_bytes := path.stat().st_size):
+        if num_bytes := _size(self._path(target)):
             return Arrived(num_bytes, is_stored=False)
         stored = self.blobs.size(target.key)
         return Arrived(stored or 0, is_stored=stored is not None)
@@ -121,6 +120,14 @@ async def _without_silence(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]
                 f"expected the rest of the body, but nothing came for {IDLE_SECONDS:g} s; try again"
             ) from error
         yield chunk
+
+
+def _size(path: Path) -> int:
+    """Bytes of the file; 0 where there is none, as it may be moved into the store at any moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _check(incoming: Incoming, target: Target) -> None:

@@ -1,14 +1,16 @@
 """Blobs as files below one folder of the service."""
 
 import contextlib
+import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from roadless.service.errors import BlobMissing
+from roadless.service.errors import BlobMissing, Unavailable
 from roadless.service.storage.blobs import CHUNK_BYTES, Content
 from roadless.service.storage.disk import needing_room
 
@@ -20,12 +22,16 @@ class LocalBlobs:
         self._root = root
 
     def put(self, key: str, source: Path) -> None:
-        """Move the file next to its place, flush it, rename it, and flush the folders above."""
+        """Move the file next to its place, flush it, rename it, and flush the folders above.
+
+        Next to its place it has a name of its own: the same content may be stored twice at once.
+        """
+        assert source.exists(), f"expected the file {source}, saw none"
         target = self._path(key)
-        part = target.with_name(f".{target.name}.part")
-        with needing_room(self._root):
+        part = target.with_name(f".{secrets.token_hex(16)}.part")
+        with needing_room(self._root), _folder_lasting(key), _dropped_unless_stored(part):
             target.parent.mkdir(parents=True, exist_ok=True)
-            _bring(source, part)
+            shutil.move(source, part)  # which copies where blobs are on another disk
             _fsync(part)
             part.replace(target)
             self._fsync_folders(target)
@@ -57,19 +63,21 @@ class LocalBlobs:
 
     def folders(self, *, before: datetime) -> Iterator[str]:
         """Each blob has its own folder, so the checkpoint's folder is as old as its newest blob."""
-        for path in self._older(self._root.glob("*/*/*"), before):
+        for path in self._older("*/*/*", before):
             yield path.relative_to(self._root).as_posix()
 
     def drop_unfinished(self, *, before: datetime) -> int:
         """Remove interrupted copies from another disk."""
         num_dropped = 0
-        for part in self._older(self._root.glob("*/*/*/*/.*.part"), before):
+        for part in self._older("*/*/*/*/.*.part", before):
             part.unlink(missing_ok=True)
             num_dropped += 1
         return num_dropped
 
-    def _older(self, paths: Iterator[Path], before: datetime) -> Iterator[Path]:
-        for path in paths:
+    def _older(self, pattern: str, before: datetime) -> Iterator[Path]:
+        # Path.glob (3.11) fails where a folder is deleted while it looks.
+        for name in glob.iglob(pattern, root_dir=self._root):
+            path = self._root / name
             with contextlib.suppress(FileNotFoundError):  # removed since
                 if path.stat().st_mtime < before.timestamp():
                     yield path
@@ -103,12 +111,25 @@ class _FileContent:
         self._file.close()
 
 
-def _bring(source: Path, part: Path) -> None:
+@contextlib.contextmanager
+def _folder_lasting(key: str) -> Iterator[None]:
+    """Raise Unavailable where the blob's folder is deleted meanwhile, with all that it held."""
     try:
-        shutil.move(source, part)  # which copies where blobs are on another disk
+        yield
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"expected the folder of {key} to stay, saw it deleted meanwhile; try again if what it "
+            "belongs to is still there"
+        ) from error
+
+
+@contextlib.contextmanager
+def _dropped_unless_stored(part: Path) -> Iterator[None]:
+    """A copy that is not finished takes up room that others need."""
+    try:
+        yield
     except OSError:
-        if source.exists():  # an interrupted copy takes up room that others need
-            part.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -9,7 +9,7 @@ from roadless.service.errors import Unavailable
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.wheels import actions, store
 from roadless.service.wheels.inspection import facts_of_name, inspect
-from roadless.service.wheels.keys import key_of
+from roadless.service.wheels.keys import folder_of, key_of
 from roadless.service.wheels.upload import UploadedWheel
 
 
@@ -28,15 +28,25 @@ def store_wheel(
             size=uploaded.size,
             sha256=uploaded.sha256,
         )
-    if is_new:
-        blobs.put(key_of(row), uploaded.path)
-        _list(db, row.id)
-    return row, is_new
+    if not is_new:
+        return row, False
+    blobs.put(key_of(row), uploaded.path)
+    listed = _list(db, row)
+    if listed.id != row.id:
+        blobs.delete(folder_of(row))
+    return listed, listed.id == row.id
 
 
-def _list(db: Database, wheel_id: str) -> None:
+def _list(db: Database, stored: WheelRow) -> WheelRow:
+    """Return the wheel that is listed: another one if the same was uploaded twice at once."""
     with db.write() as session:
-        row = store.locked(session, wheel_id)
+        rows = store.alike(session, stored)
+        row = next((row for row in rows if row.id == stored.id), None)
         if row is None:
             raise Unavailable("storing the wheel took too long and it was removed; try again")
+        first = next((other for other in rows if other.is_stored), None)
+        if first is not None:
+            store.remove(session, row)
+            return first
         row.is_stored = True
+        return row

@@ -85,6 +85,16 @@ def locked(session: Session, wheel_id: str) -> WheelRow | None:
     return session.scalar(select(WheelRow).where(WheelRow.id == wheel_id).with_for_update())
 
 
+def alike(session: Session, row: WheelRow) -> Sequence[WheelRow]:
+    """All wheels of the same name and content, stored or not, locked in one order."""
+    query = select(WheelRow).where(
+        WheelRow.project == row.project,
+        WheelRow.file_name == row.file_name,
+        WheelRow.sha256 == row.sha256,
+    )
+    return session.scalars(query.order_by(WheelRow.id).with_for_update()).all()
+
+
 def remove(session: Session, row: WheelRow) -> None:
     """Delete the row."""
     session.delete(row)
