@@ -150,7 +150,12 @@ async def put_part(
                 )
             )
 
-    return await anyio.to_thread.run_sync(work)
+    try:
+        return await anyio.to_thread.run_sync(work)
+    except NotFound:  # deleted meanwhile, and nothing else deletes what has arrived since
+        folder = dataset_folder(project, dataset_id)
+        await anyio.to_thread.run_sync(blobs.delete, folder)
+        raise
 
 
 def _require_open(db: Database, dataset_id: str, project: str) -> None:
