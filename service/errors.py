@@ -11,6 +11,7 @@
         Fenced                        409  a newer attempt has taken over, or this one has ended
         KeyInUse                      409  the first request with this key is still running
       PreconditionFailed              412  the job has changed since it was read
+      RequestTimeout                  408  the body took too long to arrive
       TooLarge                        413
       UnsupportedEncoding             415  the body is compressed
       RangeNotSatisfiable             416
@@ -24,7 +25,7 @@ HTTP headers that go with it.
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 from roadless.service.contract.resources import ProblemError
 
@@ -37,6 +38,8 @@ class ServiceError(Exception):
     title = "Internal error"
     headers: Mapping[str, str] = {}
 
+    #: What a program needs to know beyond the standard members of a problem.
+    extensions: Mapping[str, Any] = {}
     def __init__(self, detail: str, *, errors: tuple[ProblemError, ...] = ()) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -132,6 +135,13 @@ class PreconditionRequired(ServiceError):
 
 class TooLarge(ServiceError):
     """More bytes than this endpoint takes."""
+
+class RequestTimeout(ServiceError):
+    """The client has stopped sending its body, or sends it too slowly."""
+
+    status, code, title = 408, "request_timeout", "Request timed out"
+    headers = {"Connection": "close"}
+
 
     status, code, title = 413, "too_large", "Content too large"
 

@@ -29,6 +29,7 @@ from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
 from roadless.service.http import health, problems
+from roadless.service.http.bodies import PARSING_THREADS
 from roadless.service.http.dependencies import AppState
 from roadless.service.http.middleware import RequestGuard
 from roadless.service.http.request_checks import check_request
@@ -169,6 +170,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.report_limiter = anyio.CapacityLimiter(settings.report_threads)
     state.blob_limiter = anyio.CapacityLimiter(ingest_routes.BLOB_THREADS)
     state.storing_limiter = anyio.CapacityLimiter(STORING_THREADS)
+    state.parsing_limiter = anyio.CapacityLimiter(PARSING_THREADS)
     anyio.to_thread.current_default_thread_limiter().total_tokens = settings.request_threads
     ticking = loop.run_forever(
         state.db,

@@ -13,13 +13,17 @@ from roadless.service.auth.dependencies import bearer_token
 from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow
 from roadless.service.errors import Fenced, Unauthenticated
-from roadless.service.http.dependencies import Db, ReportLimiter, state_of
+from roadless.service.http.dependencies import state_of
+from roadless.service.http.doors import door
 
 
-async def require_attempt(request: Request, db: Db, limiter: ReportLimiter) -> str:
+@door
+async def require_attempt(request: Request) -> str:
     """The token of the attempt in the path, checked to be one, whether or not it has ended."""
-    token = bearer_token(request)
-    attempt = await anyio.to_thread.run_sync(_by_token, db, token, limiter=limiter)
+    state, token = state_of(request), bearer_token(request)
+    attempt = await anyio.to_thread.run_sync(
+        _by_token, state.db, token, limiter=state.report_limiter
+    )
     if attempt is None or attempt.id != request.path_params["attempt_id"]:
         raise Unauthenticated("expected the token of this attempt, saw another")
     return token

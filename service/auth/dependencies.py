@@ -9,8 +9,10 @@ from fastapi import Depends, Request
 
 from roadless.service.auth import store
 from roadless.service.auth.tokens import Audience
+from roadless.service.db.session import Database
 from roadless.service.errors import Unauthenticated
-from roadless.service.http.dependencies import Db, ReportLimiter
+from roadless.service.http.dependencies import state_of
+from roadless.service.http.doors import door
 
 COOKIE = "roadless_token"
 _SAFE_METHODS = {"GET", "HEAD"}
@@ -35,18 +37,22 @@ def _user_token(request: Request) -> str:
     return bearer_token(request)
 
 
-def require_user(request: Request, db: Db) -> str:
+@door
+async def require_user(request: Request) -> str:
     """The project of the user's token."""
-    return _project(db, _user_token(request), Audience.USER)
+    look_up = partial(_project, state_of(request).db, _user_token(request), Audience.USER)
+    return await anyio.to_thread.run_sync(look_up)
 
 
-async def require_runner(request: Request, db: Db, limiter: ReportLimiter) -> str:
+@door
+async def require_runner(request: Request) -> str:
     """The project of the runner's token."""
-    look_up = partial(_project, db, bearer_token(request), Audience.RUNNER)
-    return await anyio.to_thread.run_sync(look_up, limiter=limiter)
+    state = state_of(request)
+    look_up = partial(_project, state.db, bearer_token(request), Audience.RUNNER)
+    return await anyio.to_thread.run_sync(look_up, limiter=state.report_limiter)
 
 
-def _project(db: Db, token: str, audience: Audience) -> str:
+def _project(db: Database, token: str, audience: Audience) -> str:
     with db.read() as session:
         project = store.project_of_token(session, token, audience)
     if project is None:

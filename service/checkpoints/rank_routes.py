@@ -15,9 +15,11 @@ from roadless.service.db.session import Database
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter, StoringLimiter
 from roadless.service.http.download import Download
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.storage.intake import Arrived, Intake, Target
 
 router = APIRouter(
+    route_class=GuardedRoute,
     prefix="/internal/v1/attempts/{attempt_id}/checkpoints/{checkpoint_id}/files/{name}",
     tags=["ranks"],
 )

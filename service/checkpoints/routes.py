@@ -25,9 +25,10 @@ from roadless.service.http import conditions
 from roadless.service.http.dependencies import Blobs, Db
 from roadless.service.http.download import Download, is_head
 from roadless.service.http.paging import After, Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.storage.blobs import BlobStore
 
-router = APIRouter(tags=["checkpoints"])
+router = APIRouter(route_class=GuardedRoute, tags=["checkpoints"])
 
 Best = Annotated[
     int | None,

@@ -18,6 +18,8 @@ from roadless.service.contract.ids import PATTERN_TAIL
 from roadless.service.dashboard import vendor
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import AppSettings, Db
+from roadless.service.http.middleware import takes_up_to
+from roadless.service.http.routing import GuardedRoute
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ class Assets(StaticFiles):
         return response
 
 
+#: The form of the login, which anybody may send.
+MAX_LOGIN_BYTES = 4096
 COOKIE_SECONDS = 30 * 24 * 3600
 
 _HERE = Path(__file__).parent
@@ -49,7 +53,7 @@ _HEADERS = {
     )
 }
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 _templates = Jinja2Templates(_HERE / "templates")
 
 #: Where to go after the login: one of our own pages and nowhere else.
@@ -84,6 +88,7 @@ def login_page(request: Request, settings: AppSettings, next: Next = "/") -> Res
 
 
 @router.post("/login")
+@takes_up_to(MAX_LOGIN_BYTES)
 def login(
     request: Request,
     db: Db,

@@ -32,11 +32,14 @@ from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, DatasetBlobs, Db
 from roadless.service.http.download import Download
 from roadless.service.http.paging import After, Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
 from roadless.service.storage.blobs import BlobStore
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
-rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/datasets", tags=["ranks"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/datasets", tags=["datasets"])
+rank_router = APIRouter(
+    route_class=GuardedRoute, prefix="/internal/v1/attempts/{attempt_id}/datasets", tags=["ranks"]
+)
 
 DatasetId = Annotated[str, Path(pattern=DATASET_ID_PATTERN)]
 FileName = Annotated[str, Path(pattern=FILE_NAME_PATTERN)]

@@ -14,13 +14,14 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import EvalPointRow
 from roadless.service.evaluations import store
 from roadless.service.http.dependencies import Db, state_of
+from roadless.service.http.routing import GuardedRoute
 
 #: The most points in one answer; ask again with ``since`` the last step for more.
 MAX_POINTS = 10_000
 #: The same with bounds, each of which costs a pass over the steps.
 MAX_POINTS_WITH_BOUND = 200
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/jobs/{job_id}/eval-curve", tags=["curves"])
 
 
 class CurveBounds(Protocol):

@@ -11,8 +11,9 @@ from roadless.service.db.tables import EventRow
 from roadless.service.events import store
 from roadless.service.http.dependencies import Db
 from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["events"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/jobs/{job_id}/events", tags=["events"])
 
 
 def event_resource(row: EventRow) -> JobEvent:

@@ -33,6 +33,7 @@ class AppState(State):
     report_limiter: anyio.CapacityLimiter
     storing_limiter: anyio.CapacityLimiter
     parts: dict[type[Any], Any]
+    parsing_limiter: anyio.CapacityLimiter
 
     def __init__(self) -> None:
         super().__init__()

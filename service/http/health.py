@@ -5,9 +5,10 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from roadless.service.http.dependencies import AppSettings, Db
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.storage.disk import require_room
 
-router = APIRouter(tags=["health"])
+router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
 
 @router.get("/healthz")

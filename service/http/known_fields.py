@@ -8,6 +8,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 _MAX_SHOWN = 20
+#: Characters of an unknown field that are compared with those that are known.
+_LONGEST_NAME = 80
 
 
 def suggestion(model: Any, path: Sequence[str | int]) -> str:
@@ -18,7 +20,7 @@ def suggestion(model: Any, path: Sequence[str | int]) -> str:
         path: the location of a validation error, members of unions included; ends with the field.
     """
     known = known_fields(model, path[:-1])
-    close = difflib.get_close_matches(str(path[-1]), known, n=2)
+    close = difflib.get_close_matches(str(path[-1])[:_LONGEST_NAME], known, n=2)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
     more = ", ..." if len(known) > _MAX_SHOWN else ""

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details, with pointers into the request body."""
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,11 +13,15 @@ from starlette.requests import ClientDisconnect
 
 from roadless.service.contract.resources import Problem, ProblemError
 from roadless.service.errors import Invalid, ServiceError
-from roadless.service.http.known_fields import suggestion
+from roadless.service.http.faults import MAX_FAULTS, of_validation, refusal, short
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+#: Characters of a problem, which may repeat what was sent.
+MAX_DETAIL_LENGTH = 4000
+MAX_MESSAGE_LENGTH = 1000
+MAX_POINTER_LENGTH = 1000
 
 
 def install(app: FastAPI) -> None:
@@ -34,14 +38,26 @@ def _answer(request: Request, error: ServiceError) -> Response:
         type=f"urn:roadless:problem:{error.code}",
         title=error.title,
         status=error.status,
-        detail=error.detail,
+        detail=_cut(error.detail, MAX_DETAIL_LENGTH),
         instance=request.url.path,
         request_id=_request_id(request),
-        errors=list(error.errors),
+        errors=[_short_fault(fault) for fault in error.errors[:MAX_FAULTS]],
     )
-    return Response(
-        problem.model_dump_json(), error.status, media_type=MEDIA_TYPE, headers=error.headers
+    content = problem.model_dump_json()
+    if error.extensions:
+        content = json.dumps({**json.loads(content), **error.extensions})
+    return Response(content, error.status, media_type=MEDIA_TYPE, headers=error.headers)
+
+
+def _short_fault(fault: ProblemError) -> ProblemError:
+    return ProblemError(
+        pointer=_cut(fault.pointer, MAX_POINTER_LENGTH),
+        message=_cut(fault.message, MAX_MESSAGE_LENGTH),
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _request_id(request: Request) -> str:
@@ -93,14 +109,14 @@ def _on_bug(request: Request, error: Exception) -> Response:
 
 
 def _on_invalid_request(request: Request, error: Exception) -> Response:
+    """Faults of parameters, and of bodies that are missing or not said to be JSON."""
     assert isinstance(error, RequestValidationError)
-    body_type = _body_type(request)
-    faults = tuple(_fault(one, error.body, body_type) for one in error.errors())
+    found = error.errors()
+    faults = of_validation(found[:MAX_FAULTS], error.body, _body_type(request))
     if isinstance(error.body, bytes):  # FastAPI (0.163) parses a body only if it is said to be JSON
-        kept = tuple(fault for fault in faults if ":" in fault.pointer)
-        faults = (*kept, ProblemError(pointer="", message=_explain_content_type(request)))
-    detail = "; ".join(f"{fault.pointer or 'body'}: {fault.message}" for fault in faults[:3])
-    return _answer(request, Invalid(detail, errors=faults))
+        kept = [fault for fault in faults if ":" in fault.pointer]
+        faults = [*kept, ProblemError(pointer="", message=_explain_content_type(request))]
+    return _answer(request, refusal(faults, num_faults=max(len(found), len(faults))))
 
 
 def _body_type(request: Request) -> Any:
@@ -109,59 +125,10 @@ def _body_type(request: Request) -> Any:
     return None if field is None else field.field_info.annotation
 
 
-def _fault(error: Mapping[str, Any], body: Any, body_type: Any) -> ProblemError:
-    where, *path = error["loc"]
-    if where != "body":
-        return ProblemError(pointer=f"{where}:{'/'.join(map(str, path))}", message=_explain(error))
-    pointer = pointer_of(path, body, is_missing=error["type"] == "missing")
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        pointer += "/" + str(error["ctx"]["discriminator"]).strip("'")
-    message = _explain(error)
-    if error["type"] == "extra_forbidden" and (hint := suggestion(body_type, path)):
-        message += f"; {hint}"
-    return ProblemError(pointer=pointer, message=message)
-
-
 def _explain_content_type(request: Request) -> str:
     seen = request.headers.get("content-type")
     return (
         "expected the header Content-Type: application/json with this body, saw "
-        + ("none" if seen is None else _short(seen))
+        + ("none" if seen is None else short(seen))
         + "; curl needs -H 'Content-Type: application/json' beside -d"
     )
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    if error["type"] == "json_invalid":
-        return f"expected JSON, saw {error['ctx']['error']!r} at character {error['loc'][-1]}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if "saw" in message or error["type"] == "missing":
-        return message
-    return f"{message}; saw {_short(error.get('input'))}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def pointer_of(path: Sequence[str | int], body: Any, *, is_missing: bool) -> str:
-    """The RFC 6901 pointer of a validation error's location.
-
-    Validation names the member of a union that it tried; such a name is no part of the body and is
-    left out. Where something ``is_missing`` the last part is kept, since it names what is.
-    """
-    parts = []
-    for index, part in enumerate(path):
-        if _has(body, part):
-            body = body[part]
-        elif not (is_missing and index == len(path) - 1):
-            continue
-        parts.append(str(part).replace("~", "~0").replace("/", "~1"))
-    return "".join(f"/{part}" for part in parts)
-
-
-def _has(body: Any, part: str | int) -> bool:
-    if isinstance(body, dict):
-        return part in body
-    return isinstance(body, list) and isinstance(part, int) and 0 <= part < len(body)

@@ -22,6 +22,7 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import JobRow
 from roadless.service.errors import PreconditionRequired, Unavailable
 from roadless.service.http import conditions
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
@@ -30,9 +31,7 @@ from roadless.service.jobs.transitions import Deadlines, Transition
 from roadless.service.jobs.views import job_resource
 from roadless.service.wakeups import Wakeups
 
-log = logging.getLogger(__name__)
-
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/jobs", tags=["jobs"])
 
 #: Documented here, and read from the request, as it may come in several lines.
 IfMatch = Annotated[str | None, Header(description="ETag of the version to change, or *")]

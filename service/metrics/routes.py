@@ -8,10 +8,11 @@ from roadless.service.attempts.store import live_cutoffs
 from roadless.service.auth.dependencies import Project
 from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
 from roadless.service.http.dependencies import Db
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.metrics import views
 from roadless.service.metrics.rollup import MAX_BUCKETS
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/metrics", tags=["metrics"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/jobs/{job_id}/metrics", tags=["metrics"])
 
 Limit = Annotated[float | None, Query(allow_inf_nan=False)]
 

@@ -14,12 +14,16 @@ from roadless.service.contract.reports.cluster import Registered, RegisterRunner
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
 from roadless.service.jobs.transitions import Deadlines
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.scheduling import store
 from roadless.service.scheduling.sync import Tick, View, sync
 from roadless.service.wakeups import heard_within
 
 router = APIRouter(
-    prefix="/internal/v1/runners", tags=["runners"], dependencies=[Depends(require_runner)]
+    route_class=GuardedRoute,
+    prefix="/internal/v1/runners",
+    tags=["runners"],
+    dependencies=[Depends(require_runner)],
 )
 
 #: How long a poll trusts the bell before it checks again: another replica may have rung its own.

@@ -11,13 +11,14 @@ from roadless.service.contract.secrets import NewSecret, Secret, SecretName, che
 from roadless.service.errors import Invalid
 from roadless.service.http.dependencies import Db
 from roadless.service.http.paging import Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.secrets import actions, store
 from roadless.service.secrets.incoming import IncomingSecret, SecretCipher
 from roadless.service.secrets.views import secret_resource
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(prefix="/v1/secrets", tags=["secrets"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/secrets", tags=["secrets"])
 
 Name = Annotated[SecretName, Path(description="of the environment variable")]
 _BODY = {

@@ -10,11 +10,16 @@ from roadless.service.contract.theory.analysis import Norms, Theory
 from roadless.service.contract.theory.plan import LARGEST, SMALLEST, Plan, PlanRequest
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import Db
+from roadless.service.http.middleware import takes_up_to
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.theory import reading, views
 from roadless.service.theory.concurrency import TheoryLimit
 from roadless.service.theory.planner import plan_of
 
-router = APIRouter(prefix="/v1", tags=["theory"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1", tags=["theory"])
+
+#: `MAX_GRAD_NORMS` numbers of full precision, and the rest.
+MAX_PLAN_BYTES = 4 * 2**20
 
 Distance = Annotated[
     float | None,
@@ -53,6 +58,7 @@ def _theory(db: Database, job_id: str, project: str, wanted: views.Wanted) -> Th
 
 
 @router.post("/plan", dependencies=[Depends(require_user)])
+@takes_up_to(MAX_PLAN_BYTES)
 async def plan(request: PlanRequest, limit: TheoryLimit) -> Plan:
     """Best base rates of schedules over a horizon, and how to make a run longer."""
     return await limit.run(partial(plan_of, request))

@@ -19,6 +19,7 @@ from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, Db, StoringLimiter, WheelBlobs
 from roadless.service.http.download import Download
 from roadless.service.http.paging import After, Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.wheels import actions, store
 from roadless.service.wheels.inspection import facts_of_name
 from roadless.service.wheels.keys import folder_of, key_of
@@ -26,8 +27,10 @@ from roadless.service.wheels.storage import store_wheel
 from roadless.service.wheels.upload import receive_wheel
 from roadless.service.wheels.views import wheel_resource
 
-router = APIRouter(prefix="/v1/wheels", tags=["wheels"])
-rank_router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}/wheel", tags=["ranks"])
+router = APIRouter(route_class=GuardedRoute, prefix="/v1/wheels", tags=["wheels"])
+rank_router = APIRouter(
+    route_class=GuardedRoute, prefix="/internal/v1/attempts/{attempt_id}/wheel", tags=["ranks"]
+)
 
 WheelId = Annotated[str, Path(pattern=WHEEL_ID_PATTERN)]
 FileName = Annotated[str, Path(pattern=WHEEL_NAME_PATTERN, max_length=FILE_NAME_LENGTH)]

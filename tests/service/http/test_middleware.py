@@ -1,6 +1,7 @@
 """Around every request: bounds that hold before the route, and headers that browsers heed."""
 
 import asyncio
+import contextlib
 import gzip
 import hashlib
 import json
@@ -9,7 +10,7 @@ import pytest
 from played import eval_event
 
 from roadless.service.contract.ids import new_id
-from roadless.service.errors import TooLarge
+from roadless.service.errors import RequestTimeout, TooLarge
 from roadless.service.http.middleware import RequestGuard
 
 
@@ -66,6 +67,59 @@ def test_a_body_beyond_the_bound_is_not_read_on():
 def test_an_upload_has_no_such_bound():
     sent, _ = exchange(method="PUT", chunks=[b"123456"] * 100)
     assert sent[1]["body"] == b"600"
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_a_body_that_stops_coming_is_given_up(method):
+    chunks = [b"1"]
+
+    async def receive():
+        if not chunks:
+            await asyncio.sleep(30)
+        return {"type": "http.request", "body": chunks.pop(), "more_body": True}
+
+    guard = RequestGuard(read_all, max_body_bytes=10, body_seconds=0.01)
+    scope = {"type": "http", "method": method, "path": "/", "headers": []}
+    with pytest.raises(RequestTimeout, match=r"within 0.01 s"):
+        asyncio.run(guard(scope, receive, None))
+
+
+@pytest.mark.parametrize(("method", "is_cut"), [("POST", True), ("PUT", False)])
+def test_a_body_that_trickles_is_given_up_and_a_file_is_not(method, is_cut):
+    """Each of the ten bytes is in time; together they are not."""
+    left = 10
+
+    async def receive():
+        nonlocal left
+        await asyncio.sleep(0.1)
+        left -= 1
+        return {"type": "http.request", "body": b"1", "more_body": left > 0}
+
+    async def send(message):
+        assert message["type"] != "http.response.body" or message["body"] == b"10"
+
+    guard = RequestGuard(read_all, max_body_bytes=10, body_seconds=0.8)
+    scope = {"type": "http", "method": method, "path": "/", "headers": []}
+    with pytest.raises(RequestTimeout) if is_cut else contextlib.nullcontext():
+        asyncio.run(guard(scope, receive, send))
+
+
+def test_who_has_sent_a_body_may_wait_for_its_answer():
+    async def app(scope, receive, send):
+        await receive()
+        await receive()
+
+    came = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def receive():
+        await asyncio.sleep(0 if len(came) > 1 else 0.05)
+        return came.pop(0)
+
+    guard = RequestGuard(app, max_body_bytes=10, body_seconds=0.01)
+    asyncio.run(
+        guard({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, None)
+    )
+    assert came == []
 
 
 def test_what_is_no_request_passes_untouched():

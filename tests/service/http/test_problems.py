@@ -4,11 +4,7 @@ import json
 import logging
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from played import eval_event, step_event
-
-from roadless.service.http.problems import pointer_of
 
 JSON = {"Content-Type": "application/json"}
 
@@ -109,37 +105,6 @@ def test_what_was_seen_is_shown_short(service, digits_spec):
     message = faults(service.post("/jobs", json=spec))["/training/batch_size"]
     assert message.endswith("...")
     assert len(message) < 200
-
-
-PARTS = st.lists(st.text(max_size=5) | st.integers(0, 3), max_size=4)
-VALUES = st.recursive(
-    st.none() | st.integers() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=8,
-)
-
-
-@given(PARTS, VALUES)
-def test_a_pointer_leads_to_something(path, body):
-    """RFC 6901: every part exists, whatever the validation called the way there."""
-    for part in pointer_of(path, body, is_missing=False).split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        body = body[int(key) if isinstance(body, list) else key]
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "is_missing", "pointer"),
-    [
-        (["optimizer", "sgd", "lr"], {"optimizer": {"lr": -1}}, False, "/optimizer/lr"),
-        (["optimizer", "sgd", "lr"], {"optimizer": {}}, True, "/optimizer/lr"),
-        (["optimizer", "sgd"], {"optimizer": {"lr": -1}}, False, "/optimizer"),
-        (["events", 0, "step", "loss"], {"events": [{}]}, True, "/events/0/loss"),
-        (["betas", 1], {"betas": [0.9]}, True, "/betas/1"),
-        (["a"], None, False, ""),
-    ],
-)
-def test_a_member_of_a_union_is_no_part_of_the_pointer(path, body, is_missing, pointer):
-    assert pointer_of(path, body, is_missing=is_missing) == pointer
 
 
 # ---- bodies that are not JSON --------------------------------------------------------------------

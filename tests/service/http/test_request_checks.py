@@ -3,11 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from played import step_event
-
-from roadless.service.http.request_checks import _body_faults
 
 JSON = {"Content-Type": "application/json"}
 
@@ -134,6 +130,11 @@ def test_other_bodies_with_a_lone_surrogate(service):
     assert "ud83d" not in answer.text, "it is part of a secret"
 
 
+def assert_no_json(answer):
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("expected JSON, saw: ")
+
+
 def test_a_lone_surrogate_in_a_report_is_refused(service, digits_spec):
     _, rank = service.running(digits_spec)
     for event in (
@@ -144,7 +145,7 @@ def test_a_lone_surrogate_in_a_report_is_refused(service, digits_spec):
         body = {"rank": 0, "events": [{**event, "seq": 2}]}
         headers = {**rank.headers, **JSON}
         answer = rank.http.post(f"{rank.url}/report", content=json.dumps(body), headers=headers)
-        assert list(faults(answer).values()) == [LONE]
+        assert_no_json(answer)
     assert rank.report(step_event(2)).status_code == 200, "the attempt goes on"
 
 
@@ -156,7 +157,7 @@ def test_so_is_one_that_is_written_as_three_bytes(service, digits_spec):
     content = body.encode(errors="surrogatepass")
     headers = {**rank.headers, **JSON}
     answer = rank.http.post(f"{rank.url}/report", content=content, headers=headers)
-    assert list(faults(answer).values()) == [LONE]
+    assert_no_json(answer)
 
 
 def test_a_pair_of_surrogates_is_a_character(service, digits_spec):
@@ -187,24 +188,6 @@ def test_a_key_that_comes_twice_is_refused(service, digits_spec, part, name):
     body = json.dumps(kept)[:-1] + f", {part}}}"
     answer = service.post("/jobs", content=body, headers=JSON)
     assert faults(answer) == {"": f"expected each key once, saw {name!r} again"}
-
-
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec=None)), inner),
-)
-
-
-@given(VALUES)
-def test_what_passes_can_be_stored_and_what_does_not_is_pointed_at(body):
-    found = _body_faults(body, is_strict=True)
-    try:
-        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
-    except ValueError:
-        assert found
-        json.dumps([fault.pointer + fault.message for fault in found], ensure_ascii=False).encode()
-    else:
-        assert found == []
 
 
 @pytest.mark.parametrize("action", ["stop", "resume", "retry", "cancel", "evaluate"])
