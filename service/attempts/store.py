@@ -3,11 +3,12 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from roadless.service.attempts.supersede import cutoffs
 from roadless.service.auth.tokens import digest
+from roadless.service.db.deletion import ROWS_TOGETHER, delete_some, is_kept
 from roadless.service.db.tables import AttemptRow, CheckpointRow, EvalPointRow, JobRow, RankRow
 from roadless.service.errors import NotFound
 
@@ -135,7 +136,7 @@ def applied_seq(session: Session, attempt_id: str, rank: int) -> RankRow:
 
 def require_job(session: Session, job_id: str, project: str) -> None:
     """Raise NotFound unless the project has this job."""
-    known = select(JobRow.id).where(JobRow.id == job_id, JobRow.project == project)
+    known = select(JobRow.id).where(JobRow.id == job_id, JobRow.project == project, is_kept())
     if session.scalar(known) is None:
         raise NotFound.by_id("job", job_id, listed="GET /v1/jobs")
 
@@ -157,8 +158,11 @@ def is_live(table: type[EvalPointRow] | type[CheckpointRow]) -> ColumnElement[bo
     return ~superseding.exists()
 
 
-def delete_of_job(session: Session, job_id: str) -> None:
-    """Delete the job's attempts and what is known of their ranks."""
-    mine = select(AttemptRow.id).where(AttemptRow.job_id == job_id)
-    session.execute(delete(RankRow).where(RankRow.attempt_id.in_(mine)))
-    session.execute(delete(AttemptRow).where(AttemptRow.job_id == job_id))
+def delete_some_of_job(session: Session, job_id: str) -> bool:
+    """Delete some of the job's attempts and of their ranks; return whether there may be more."""
+    attempts = select(AttemptRow.id).where(AttemptRow.job_id == job_id)
+    ranks = RankRow.attempt_id.in_(attempts)
+    if delete_some(session, RankRow, ranks, limit=ROWS_TOGETHER) == ROWS_TOGETHER:
+        return True
+    mine = AttemptRow.job_id == job_id
+    return delete_some(session, AttemptRow, mine, limit=ROWS_TOGETHER) == ROWS_TOGETHER

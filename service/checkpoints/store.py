@@ -19,6 +19,7 @@ from roadless.service.contract.checkpoint.retention import (
 from roadless.service.contract.job.evaluation import CheckpointsSpec
 from roadless.service.contract.reports.events import CheckpointSaved
 from roadless.service.contract.states import TERMINAL, Reason
+from roadless.service.db.deletion import ROWS_TOGETHER, delete_some, is_kept
 from roadless.service.db.keyset import Place
 from roadless.service.db.tables import AttemptRow, CheckpointRow, JobRow
 from roadless.service.errors import Invalid, NotFound
@@ -184,9 +185,15 @@ def get(session: Session, checkpoint_id: str, project: str, *, lock: bool = Fals
     if lock:
         query = query.with_for_update().execution_options(populate_existing=True)
     row = session.scalar(query)
-    if row is None:
+    if row is None or not _is_of_kept_job(session, row):
         raise NotFound.by_id("checkpoint", checkpoint_id, listed=_LISTED)
     return row
+
+
+def _is_of_kept_job(session: Session, row: CheckpointRow) -> bool:
+    """Asked for after the checkpoint is locked: until then its job could have been deleted."""
+    query = select(JobRow.id).where(JobRow.id == row.job_id, is_kept())
+    return session.scalar(query) is not None
 
 
 def lock_job(session: Session, job_id: str) -> JobRow:
@@ -198,7 +205,7 @@ def lock_job(session: Session, job_id: str) -> JobRow:
 def starting_from(session: Session, row: CheckpointRow) -> str | None:
     """A job whose model starts from the checkpoint; ended ones too, since they may continue."""
     origin = JobRow.spec["model"]["checkpoint_id"].as_string()
-    query = select(JobRow.id).where(JobRow.project == row.project, origin == row.id)
+    query = select(JobRow.id).where(JobRow.project == row.project, origin == row.id, is_kept())
     return session.scalar(query.limit(1))
 
 
@@ -293,6 +300,10 @@ def newest_model_step(session: Session, job_id: str) -> int | None:
     return session.scalar(query.order_by(CheckpointRow.step.desc()).limit(1))
 
 
-def delete_of_job(session: Session, job_id: str) -> None:
-    """Unlist every checkpoint of the job; housekeeping then removes their files."""
-    session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))
+def delete_some_of_job(session: Session, job_id: str) -> bool:
+    """Unlist some of the job's checkpoints; return whether there may be more.
+
+    Their files are the caller's to delete.
+    """
+    mine = CheckpointRow.job_id == job_id
+    return delete_some(session, CheckpointRow, mine, limit=ROWS_TOGETHER) == ROWS_TOGETHER

@@ -135,7 +135,8 @@ def _step(connection: sqlite3.Connection) -> int:
     if num_pages <= 0 or _number(connection, "auto_vacuum") != _INCREMENTAL:
         return 0
     try:
-        connection.execute(f"PRAGMA incremental_vacuum({num_pages})").fetchall()
+        # It ends with an empty row after each page; only a script is followed to its end.
+        connection.executescript(f"PRAGMA incremental_vacuum({num_pages})")
     except sqlite3.OperationalError as error:
         log.info("free pages of the database stay for now: %s", error)
         return 0

@@ -4,12 +4,13 @@ import math
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.attempts.store import is_live
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.reports.events import EvalPoint
+from roadless.service.db.deletion import ROWS_TOGETHER, delete_some
 from roadless.service.db.tables import CheckpointRow, EvalPointRow
 
 
@@ -69,6 +70,7 @@ def _last_step(job_id: str, *, since: int, limit: int) -> ColumnElement[int]:
     return select(func.max(steps.c.step)).scalar_subquery()
 
 
-def delete_of_job(session: Session, job_id: str) -> None:
-    """Delete the job's eval curve."""
-    session.execute(delete(EvalPointRow).where(EvalPointRow.job_id == job_id))
+def delete_some_of_job(session: Session, job_id: str) -> bool:
+    """Delete some of the job's points of the eval curve; return whether there may be more."""
+    mine = EvalPointRow.job_id == job_id
+    return delete_some(session, EvalPointRow, mine, limit=ROWS_TOGETHER) == ROWS_TOGETHER

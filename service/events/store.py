@@ -3,10 +3,11 @@
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.base import MAX_MESSAGE_LENGTH
+from roadless.service.db.deletion import ROWS_TOGETHER, delete_some
 from roadless.service.db.tables import EventRow, JobRow
 
 
@@ -53,6 +54,7 @@ def told(session: Session, job_id: str, codes: Collection[str]) -> tuple[int, st
     return number or 0, last.message if last else None
 
 
-def delete_of_job(session: Session, job_id: str) -> None:
-    """Delete the job's history."""
-    session.execute(delete(EventRow).where(EventRow.job_id == job_id))
+def delete_some_of_job(session: Session, job_id: str) -> bool:
+    """Delete some of the job's events; return whether there may be more."""
+    mine = EventRow.job_id == job_id
+    return delete_some(session, EventRow, mine, limit=ROWS_TOGETHER) == ROWS_TOGETHER

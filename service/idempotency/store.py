@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from roadless.service.db.deletion import ROWS_TOGETHER, delete_some
 from roadless.service.db.tables import IdempotencyRow
 
 
@@ -28,7 +28,7 @@ def answer(session: Session, project: str, key: str) -> IdempotencyRow | None:
     return session.get(IdempotencyRow, (project, key))
 
 
-def forget_keys(session: Session, *, before: datetime) -> int:
-    """Delete the keys of requests made before then; return how many."""
-    query = delete(IdempotencyRow).where(IdempotencyRow.created_at < before)
-    return len(session.scalars(query.returning(IdempotencyRow.key)).all())
+def forget_some_keys(session: Session, *, before: datetime) -> int:
+    """Delete up to ROWS_TOGETHER keys of requests made before then; return how many."""
+    is_old = IdempotencyRow.created_at < before
+    return delete_some(session, IdempotencyRow, is_old, limit=ROWS_TOGETHER)

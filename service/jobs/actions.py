@@ -18,7 +18,6 @@ from roadless.service.contract.states import Desired, Phase, Reason, Signal
 from roadless.service.datasets.actions import require_sealed
 from roadless.service.db.tables import JobRow
 from roadless.service.errors import Conflict, Invalid
-from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as events
 from roadless.service.jobs import store
 from roadless.service.jobs.admission import require_admissible, require_bounded
@@ -33,7 +32,6 @@ from roadless.service.jobs.transitions import (
     next_phase,
 )
 from roadless.service.jobs.views import progress_of
-from roadless.service.metrics import store as metrics
 from roadless.service.secrets.actions import require_known
 
 #: Phases of a job that trains, or will as soon as it can.
@@ -247,11 +245,9 @@ def _require_free_budget(job: JobRow, before: JobSpec, after: JobSpec) -> None:
 
 
 def delete(session: Session, job: JobRow) -> None:
-    """Delete all rows of a job that has ended; its files are the caller's to delete."""
+    """Delete a job that has ended: it is gone for its users, and ``deletion`` removes the rest."""
     if not is_terminal(Phase(job.phase)):
         raise Refused(f"a {job.phase} job cannot be deleted; stop or cancel it first")
     if (other := store.starting_from(session, job.id)) is not None:
         raise Conflict(f"expected no job that starts from a checkpoint of this one, saw {other}")
-    for package in (events, metrics, evaluations, checkpoints, attempts):
-        package.delete_of_job(session, job.id)
-    store.delete_job(session, job)
+    store.mark_deleted(job)

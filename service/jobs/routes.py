@@ -1,6 +1,5 @@
 """/v1/jobs: create, list, get, change and delete jobs, and the actions on one."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from roadless.service.attempts import store as attempts
 from roadless.service.auth.dependencies import Project
-from roadless.service.checkpoints.keys import job_folder
 from roadless.service.clock import utc_now
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.contract.requests import Extend, JobPatch, Pause
@@ -20,13 +18,13 @@ from roadless.service.contract.states import Phase
 from roadless.service.db.keyset import place_of
 from roadless.service.db.session import Database
 from roadless.service.db.tables import JobRow
-from roadless.service.errors import PreconditionRequired, Unavailable
+from roadless.service.errors import PreconditionRequired
 from roadless.service.http import conditions
-from roadless.service.http.routing import GuardedRoute
 from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
 from roadless.service.http.paging import After, Limit, page_of
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
-from roadless.service.jobs import actions, store
+from roadless.service.jobs import actions, deletion, store
 from roadless.service.jobs.transitions import Deadlines, Transition
 from roadless.service.jobs.views import job_resource
 from roadless.service.wakeups import Wakeups
@@ -123,12 +121,7 @@ def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, request: Req
         job = store.get(session, job_id, project, lock=True)
         conditions.require_match(request, _etag(job.version))
         actions.delete(session, job)
-    folder = job_folder(project, job_id)
-    try:
-        blobs.delete(folder)
-    except Unavailable as error:
-        # The job is gone, and housekeeping leaves files of jobs that it does not know.
-        log.error("the files of a deleted job stay, delete %s by hand: %s", folder, error)
+    deletion.begin(db, blobs, job_id, project)
 
 
 # ---- actions ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from roadless.service.db.deletion import DELETED, is_kept
 from roadless.service.db.keyset import Place, newest_first, place_of
 from roadless.service.db.tables import CheckpointRow, JobRow
 from roadless.service.errors import NotFound
@@ -12,7 +13,7 @@ from roadless.service.errors import NotFound
 
 def get(session: Session, job_id: str, project: str, *, lock: bool = False) -> JobRow:
     """The job, locked until the transaction ends if asked; raises NotFound."""
-    query = select(JobRow).where(JobRow.id == job_id, JobRow.project == project)
+    query = select(JobRow).where(JobRow.id == job_id, JobRow.project == project, is_kept())
     job = session.scalar(query.with_for_update() if lock else query)
     if job is None:
         raise NotFound.by_id("job", job_id, listed="GET /v1/jobs")
@@ -34,7 +35,7 @@ def page(
     session: Session, project: str, *, after: Place | None, limit: int, phase: str | None
 ) -> Sequence[JobRow]:
     """Up to ``limit`` jobs, newest first, after a place; raises NotFound for an unknown id."""
-    query = select(JobRow).where(JobRow.project == project)
+    query = select(JobRow).where(JobRow.project == project, is_kept())
     if phase is not None:
         query = query.where(JobRow.phase == phase)
     if after is not None and after.order is None:
@@ -50,9 +51,22 @@ def starting_from(session: Session, job_id: str) -> str | None:
     query = select(CheckpointRow.id).where(CheckpointRow.job_id == job_id)
     ids = session.scalars(query.with_for_update()).all()
     origin = JobRow.spec["model"]["checkpoint_id"].as_string()
-    return session.scalar(select(JobRow.id).where(origin.in_(ids)).limit(1))
+    return session.scalar(select(JobRow.id).where(origin.in_(ids), is_kept()).limit(1))
 
 
-def delete_job(session: Session, job: JobRow) -> None:
-    """Delete the job's row; what belongs to it must be gone."""
-    session.execute(delete(JobRow).where(JobRow.id == job.id))
+def mark_deleted(job: JobRow) -> None:
+    """From now on it is gone for its users; its rows are removed later."""
+    job.desired = DELETED
+    job.version += 1
+
+
+def deleted(session: Session, *, limit: int) -> list[tuple[str, str]]:
+    """Ids and projects of jobs that users have deleted and that are still to be removed."""
+    query = select(JobRow.id, JobRow.project).where(~is_kept()).order_by(JobRow.id).limit(limit)
+    return [(job_id, project) for job_id, project in session.execute(query)]
+
+
+def delete_job(session: Session, job_id: str) -> bool:
+    """Delete the row of a deleted job to which nothing belongs any more; returns False: no more."""
+    session.execute(delete(JobRow).where(JobRow.id == job_id, ~is_kept()))
+    return False

@@ -18,6 +18,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.orm import Session
 
 from roadless.service.contract.reports.events import StepMetrics, Usage
+from roadless.service.db.deletion import delete_some
 from roadless.service.db.tables import MetricChunkRow
 from roadless.service.metrics import chunks
 from roadless.service.metrics.chunks import Points
@@ -25,6 +26,8 @@ from roadless.service.metrics.chunks import Points
 #: This many chunks of one level are merged into one of the next.
 FAN_IN = 32
 FINAL_LEVEL = 2
+#: Chunks that one transaction deletes: up to 32 MiB.
+CHUNKS_TOGETHER = 64
 
 #: Fence of an attempt -> the last step up to which its points are live; None: all of them.
 Cutoffs = Mapping[int, int | None]
@@ -237,6 +240,7 @@ def _extended(before: Summary, part: Points) -> Summary:
     )
 
 
-def delete_of_job(session: Session, job_id: str) -> None:
-    """Delete every series of the job."""
-    session.execute(delete(MetricChunkRow).where(MetricChunkRow.job_id == job_id))
+def delete_some_of_job(session: Session, job_id: str) -> bool:
+    """Delete some of the job's series; return whether there may be more."""
+    mine = MetricChunkRow.job_id == job_id
+    return delete_some(session, MetricChunkRow, mine, limit=CHUNKS_TOGETHER) == CHUNKS_TOGETHER

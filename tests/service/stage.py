@@ -19,7 +19,7 @@ from roadless.service.db.migrate import alone, migrate
 from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow, EventRow, JobRow, Table
 from roadless.service.ingest.apply import apply_report
-from roadless.service.jobs import actions, store
+from roadless.service.jobs import actions, deletion, store
 from roadless.service.jobs.transitions import Deadlines, Transition
 from roadless.service.scheduling import store as runners
 from roadless.service.scheduling.loop import tick
@@ -91,6 +91,7 @@ class Stage:
 
     def delete(self, job_id: str) -> None:
         self._do(job_id, lambda to, job: actions.delete(to.session, job))
+        assert deletion.remove_rows(self.db, job_id)
 
     def _do(self, job_id: str, action: Callable[[Transition, JobRow], None]) -> None:
         with self.db.write() as session:
