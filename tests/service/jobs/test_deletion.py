@@ -172,7 +172,7 @@ def test_reports_of_other_jobs_flow_while_a_large_job_is_deleted(large, capsys):
             f"\n{NUM_CHUNKS} chunks deleted in {time.monotonic() - began:.2f} s; {len(waits)} "
             f"reports meanwhile, the longest waited {1000 * max(waits):.0f} ms"
         )
-    assert len(waits) > NUM_CHUNKS / metrics.CHUNKS_TOGETHER, "one in each batch's rest at least"
+    assert len(waits) >= 20, "some in each batch's rest"
     assert max(waits) < LOOSE_SECONDS
     assert num_rows(large)["jobs"] == 1
 
