@@ -16,12 +16,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when ``parent_pid`` dies; exit if it is dead already.
+def die_with_parent(parent_pid: int, *, by: signal.Signals = signal.SIGKILL) -> None:
+    """Have the kernel send ``by`` to this process when ``parent_pid`` dies; exit if it is dead.
 
     To the kernel, the parent is the thread that forked: it must live as long as its process.
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent_pid:
         os._exit(os.EX_UNAVAILABLE)
 

@@ -154,12 +154,8 @@ class TwoHostStack:
             *("--num-cpus", str(cpus), "--num-gpus", "0", "--node-ip", self.hosts.a.address),
         )
         line = wait_until(lambda: [s for s in log.read_text().splitlines() if s.startswith("{")])
-        said = json.loads(line[0])
-        return {
-            "RAY_ADDRESS": said["address"],
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": said["auth_token_path"],
-        }
+        environment: dict[str, str] = json.loads(line[0])
+        return environment
 
     def _environment(self) -> dict[str, str]:
         return {

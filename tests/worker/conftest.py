@@ -14,6 +14,7 @@ import ray
 from fake_attempt_server import AttemptServer, serving
 from rank_runs import Ranks
 from ray._private.authentication_test_utils import reset_auth_token_state
+from ray.util import get_node_ip_address
 from worker_drills import Call, Listener
 
 from roadless.service.contract.reports.cluster import AttemptBrief
@@ -74,7 +75,8 @@ def serve() -> Iterator[Callable[[AttemptBrief], AttemptServer]]:
 @pytest.fixture(scope="session")
 def ray_head(tmp_path_factory: pytest.TempPathFactory, stand_in_path: None) -> Iterator[Head]:
     """One small private cluster with two pretended GPUs; this process is connected to it."""
-    head = start_head(tmp_path_factory.mktemp("ray"), num_cpus=4, num_gpus=2)
+    own = get_node_ip_address()  # further nodes of this machine join it
+    head = start_head(tmp_path_factory.mktemp("ray"), num_cpus=4, num_gpus=2, node_ip=own)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in head.environment.items():
             patch.setenv(name, value)

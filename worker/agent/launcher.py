@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from roadless.service.contract import environment
 from roadless.worker.rank_launch import RankLaunch
 
 #: What every rank needs and none should load again: 4 s of imports and optimizer kernels, paid once
@@ -19,8 +20,6 @@ PRELOAD = (
 )
 RANK_ENTRY = "roadless.worker.rank.main:main"
 
-_SECRET_PREFIXES = ("RAY_", "ROADLESS_")
-_SECRET_NAMES = frozenset({"DATABASE_URL"})
 #: A process with threads must not fork, and OpenBLAS starts its own on import (torch has another).
 _THREADLESS = {"OPENBLAS_NUM_THREADS": "1"}
 
@@ -61,14 +60,9 @@ class Launcher(Protocol):
 
 
 def rank_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return ``environ`` without Ray's variables and ours: ranks get no token but their own.
+    """Return what a rank's process is started with, from its node's environment.
 
-    Stripped before the fork server is executed, since a process's initial environment stays
-    readable in ``/proc`` whatever it deletes later.
+    Chosen before the fork server is executed, since a process's initial environment stays readable
+    in ``/proc`` whatever it deletes later.
     """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(_SECRET_PREFIXES) and name not in _SECRET_NAMES
-    }
-    return kept | _THREADLESS
+    return environment.rank_environment(environ) | _THREADLESS

@@ -6,6 +6,7 @@ is protected by a token, and stopping it ends exactly the processes that it cons
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -15,10 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from roadless.worker.processes import read_tail, wait_pidfd
+from roadless.worker.processes import die_with_parent, read_tail, wait_pidfd
 
 #: Ray puts Unix sockets below its temporary folder, and their paths are limited to 107 bytes.
 _TEMP_ROOT = "/tmp"
@@ -26,6 +28,9 @@ _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 _OBJECT_STORE_BYTES = 100 * 2**20
+#: In a node's folder: what ``ray start`` says, such as ``raylet [exit code=-9]``.
+_LOG = "start.log"
+_DEAD_PART = re.compile(r"\w+ \[exit code=-?\d+\]")
 _LOCAL_NAMES = frozenset({"auto", "local"})
 
 #: A dead node is noticed within 3 s. Draining a head that is stopped would take 30 s. The kernel's
@@ -38,6 +43,9 @@ RAY_ENVIRONMENT = {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_memory_monitor_refresh_ms": "0",
 }
+#: Ray (2.60) listens on loopback alone only where it takes clusters of several machines for
+#: impossible, as on macOS; where it does not, even a given 127.0.0.1 becomes the machine's address.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 class RayStartError(Exception):
@@ -51,16 +59,16 @@ class UnauthenticatedRay(Exception):
 class Head:
     """A running head, and the nodes that joined it on this machine."""
 
-    def __init__(self, *, token_file: Path, folder: Path) -> None:
+    def __init__(self, *, token_file: Path, folder: Path, is_alone: bool = False) -> None:
         self.address = ""  #: host:port; empty until the first node is up
-        self._token_file = token_file
+        self._access = _authentication(token_file) | (_ON_LOOPBACK if is_alone else {})
         self.folder = folder  #: what the nodes write; gone once they are stopped
         self._nodes: list[subprocess.Popen[bytes]] = []
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that a process needs to connect."""
-        return {"RAY_ADDRESS": self.address, **_authentication(self._token_file)}
+        return {"RAY_ADDRESS": self.address, **self._access}
 
     def join(self, *, num_cpus: int, num_gpus: int = 0) -> subprocess.Popen[bytes]:
         """Start one more node on this machine; return its process once it is up."""
@@ -69,14 +77,20 @@ class Head:
     def start_node(self, options: Sequence[str]) -> subprocess.Popen[bytes]:
         """Run ``ray start`` with these options, and wait until the node is up."""
         folder = self.folder / str(len(self._nodes))
-        process = _ray_start(options, folder=folder, token_file=self._token_file)
+        process = _ray_start(options, folder=folder, environment=self._access)
         self._nodes.append(process)
         self.address = _wait_for_address(process, folder=folder)
         return process
 
+    def wait(self) -> str:
+        """Wait until a part of the first node dies, which ends the node; return which one."""
+        code = self._nodes[0].wait()
+        log = (self.folder / "0" / _LOG).read_text(errors="replace")
+        return ", ".join(_DEAD_PART.findall(log)) or f"the node [exit code={code}]"
+
     def stop(self) -> None:
         """End all nodes and every process below them, and wait until they are gone."""
-        stop_trees([node.pid for node in self._nodes])
+        stop_trees([node.pid for node in self._nodes if node.poll() is None])
         for node in self._nodes:
             node.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -93,12 +107,12 @@ def start_head(
     """Start a Ray head whose token is in ``home``; raise RayStartError when it does not start.
 
     ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
-    address at which other nodes reach it; None: the one that Ray detects.
+    address at which other nodes reach it; None: there are no others, and it listens on loopback.
     """
     token_file = home / "ray.token"
     _ensure_token(token_file)
     folder = Path(tempfile.mkdtemp(prefix="roadless-", dir=_TEMP_ROOT))
-    head = Head(token_file=token_file, folder=folder)
+    head = Head(token_file=token_file, folder=folder, is_alone=node_ip is None)
     options = [f"--port={port}", "--include-dashboard=false"]
     options += [] if node_ip is None else [f"--node-ip-address={node_ip}"]
     try:
@@ -139,21 +153,39 @@ def stop_trees(pids: Iterable[int]) -> None:
         os.close(pidfd)
 
 
+def kill_descendants() -> None:
+    """Kill all processes below this one and wait until they are gone.
+
+    Those that have lost their own parent are among them if this process has adopted orphans.
+    """
+    deadline = time.monotonic() + _STOP_SECONDS
+    while (below := _descendants(os.getpid())) and time.monotonic() < deadline:
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        time.sleep(_POLL_SECONDS)
+
+
 def _ray_start(
-    options: Sequence[str], *, folder: Path, token_file: Path
+    options: Sequence[str], *, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *options]
     command += ["--disable-usage-stats", "--include-log-monitor=false"]
     command += [f"--temp-dir={folder}", f"--object-store-memory={_OBJECT_STORE_BYTES}"]
-    with (folder / "start.log").open("wb") as log:
+    with (folder / _LOG).open("wb") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **RAY_ENVIRONMENT, **_authentication(token_file)},
+            env={**os.environ, **RAY_ENVIRONMENT, **environment},
             start_new_session=True,
+            # It ends what it has started, which a head that was killed cannot do.
+            preexec_fn=partial(die_with_parent, os.getpid(), by=signal.SIGTERM),
         )
 
 

@@ -1,24 +1,29 @@
 """``roadless up`` with small real processes in the place of Ray, service and runner."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import termios
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from roadless.service.cli import up
-from roadless.service.cli.home_lock import require_free
+from roadless.service.cli import marked, up
+from roadless.service.cli.child import Child
+from roadless.service.cli.home_lock import HomeTaken, held
 from roadless.service.cli.main import app
 
 DRIVER = """
@@ -59,7 +64,7 @@ FAKES = {
         from fakes_note import *
         note("ray"); leave("ray")
         print("a warning of some library", flush=True)
-        print(json.dumps({"address": "127.0.0.1:6379", "auth_token_path": "/t"}), flush=True)
+        print(json.dumps({"RAY_ADDRESS": f"127.0.0.1:{os.getpid()}"}), flush=True)
         while True: time.sleep(1)
     """,
     "fake_service": """
@@ -83,7 +88,10 @@ FAKES = {
 class Running:
     """The driver process, and what it and its children said."""
 
-    def __init__(self, folder: Path, *, host: str, ready_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, *, host: str, ready_seconds: float, stdout: int | None
+    ) -> None:
+        """``stdout``: where its lines go, such as a terminal of its own; None: a file."""
         self.folder = folder
         (folder / "driver.py").write_text(textwrap.dedent(DRIVER))
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("ROADLESS_", "RAY_"))}
@@ -93,8 +101,11 @@ class Running:
                 [sys.executable, "driver.py", str(folder / "home"), host, str(ready_seconds)],
                 cwd=folder,
                 env=kept | {"PYTHONPATH": str(folder)},
-                stdout=out,
+                stdin=subprocess.DEVNULL,
+                stdout=out if stdout is None else stdout,
                 stderr=subprocess.STDOUT,
+                start_new_session=stdout is not None,
+                preexec_fn=partial(take_terminal, stdout),
             )
 
     def notes(self, name: str) -> list[dict]:
@@ -122,13 +133,18 @@ def start(tmp_path) -> Iterator:
     started: list[Running] = []
 
     def starting(
-        *, host: str = "127.0.0.1", ready_seconds: float = up.READY_SECONDS, **changed: str
+        *,
+        host: str = "127.0.0.1",
+        ready_seconds: float = up.READY_SECONDS,
+        stdout: int | None = None,
+        **changed: str,
     ) -> Running:
         for name, text in (FAKES | changed).items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(text))
-        started.append(Running(tmp_path, host=host, ready_seconds=ready_seconds))
+        started.append(Running(tmp_path, host=host, ready_seconds=ready_seconds, stdout=stdout))
         return started[-1]
 
+    starting.folder = tmp_path
     yield starting
     for running in started:
         running.process.kill()
@@ -139,15 +155,32 @@ def start(tmp_path) -> Iterator:
                     os.kill(note["pid"], signal.SIGKILL)
 
 
+def take_terminal(stdout: int | None) -> None:
+    """Have the kernel tell the new session when its terminal has gone."""
+    if stdout is not None and os.isatty(stdout):
+        fcntl.ioctl(stdout, termios.TIOCSCTTY, 0)
+
+
 def is_alive(pid: int) -> bool:
+    """Whether it exists and is not merely waiting to be reaped by its new parent."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
+    return state != "Z"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def wait_until_gone(running: Running, *names: str) -> None:
+    give_up_at = time.monotonic() + 20
+    while any(is_alive(note["pid"]) for name in names for note in running.notes(name)):
+        assert time.monotonic() < give_up_at, "something outlived it"
+        time.sleep(0.02)
+
+
+PARTS = ("ray", "service", "runner")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_all_come_up_in_order_and_go_down_in_reverse(start, number):
     running = start()
     running.wait_for("Ctrl-C stops everything.")
@@ -157,7 +190,7 @@ def test_all_come_up_in_order_and_go_down_in_reverse(start, number):
     names = ("ray", "service", "runner", "runner left", "service left", "ray left")
     times = [running.wait_for_note(name)["at"] for name in names]
     assert times == sorted(times)
-    assert not any(is_alive(running.notes(name)[0]["pid"]) for name in names)
+    wait_until_gone(running, *PARTS)
 
 
 def test_each_process_is_told_what_it_needs_and_no_more(start):
@@ -171,6 +204,7 @@ def test_each_process_is_told_what_it_needs_and_no_more(start):
         "ROADLESS_HOME": home,
         "ROADLESS_HOST": "127.0.0.1",
         "ROADLESS_PORT": port,
+        "ROADLESS_STACK": f"service@{home}",
     }
     assert runner["env"] == {
         "ROADLESS_HOME": home,
@@ -178,10 +212,11 @@ def test_each_process_is_told_what_it_needs_and_no_more(start):
         "ROADLESS_RUNNER_TOKEN_FILE": f"{home}/runner.token",
         "ROADLESS_SCRATCH": f"{home}/scratch",
         "ROADLESS_DATA_CACHE": f"{home}/data-cache",
-        "RAY_ADDRESS": "127.0.0.1:6379",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": "/t",
+        "ROADLESS_STACK": f"runner@{home}",
+        "ROADLESS_CLUSTER": runner["env"]["ROADLESS_CLUSTER"],
+        "RAY_ADDRESS": f"127.0.0.1:{ray['pid']}",
     }
+    assert ray["env"] == {"ROADLESS_STACK": f"Ray head@{home}"}
 
 
 @pytest.mark.parametrize("name", ["service", "runner"])
@@ -210,21 +245,45 @@ def test_a_runner_that_keeps_dying_ends_the_whole_with_the_end_of_its_log(start)
     assert not is_alive(running.notes("service")[0]["pid"])
 
 
-def test_the_loss_of_the_ray_head_ends_the_whole(start):
-    running = start()
+def test_a_dead_ray_head_is_replaced_and_the_runner_with_it(start):
+    """What the dead one has started, and nobody can find below it, ends before."""
+    running = start(
+        fake_ray=FAKES["fake_ray"].replace(
+            'note("ray");',
+            "import subprocess; below = subprocess.Popen(['sleep', '600']); "
+            "open(f'below-{below.pid}', 'w'); note('ray');",
+        )
+    )
     running.wait_for("Ctrl-C stops everything.")
-    os.kill(running.wait_for_note("ray")["pid"], signal.SIGKILL)
-    assert running.process.wait(20) == 1
-    assert "UpError: Ray head exited with code -9" in running.output.read_text()
-    assert not is_alive(running.wait_for_note("runner")["pid"])
+    first = running.wait_for_note("ray")["pid"]
+    old_runner = running.wait_for_note("runner")["pid"]
+    (below,) = running.folder.glob("below-*")
+    os.kill(first, signal.SIGKILL)
+    second = running.wait_for_note("ray", times=2)["pid"]
+    runner = running.wait_for_note("runner", times=2)
+    assert runner["env"]["RAY_ADDRESS"] == f"127.0.0.1:{second}"
+    assert not is_alive(int(below.name.removeprefix("below-")))
+    assert not is_alive(old_runner)
+    assert len(running.notes("service")) == 1
+    assert "Ray head exited with code -9" in running.output.read_text()
+
+
+def test_a_ray_head_that_keeps_dying_ends_the_whole(start):
+    running = start(
+        fake_ray=FAKES["fake_ray"].replace("while True: time.sleep(1)", "time.sleep(0.5)")
+    )
+    assert running.process.wait(60) == 1
+    assert len(running.notes("ray")) == 6
+    assert "it failed more than 5 times" in running.output.read_text()
+    wait_until_gone(running, *PARTS)
 
 
 def test_a_service_that_does_not_start_is_named_with_its_log(start):
     running = start(fake_service="raise SystemExit('the disk is full')")
     assert running.process.wait(20) == 1
     said = running.output.read_text()
-    assert "UpError: service exited with code 1" in said
-    assert "the disk is full" in said
+    log = running.folder / "home" / "logs" / "service.log"
+    assert f"UpError: the service exited with code 1: the disk is full; see {log}\n" in said
     assert running.notes("runner") == []
     assert not is_alive(running.notes("ray")[0]["pid"])
 
@@ -235,36 +294,103 @@ def test_a_busy_port_is_refused_before_anything_starts(tmp_path):
         plan = up.Plan(home=tmp_path / "home", port=port, num_cpus=None)
         with pytest.raises(up.UpError, match=f"expected port {port} to be free"):
             up.run(plan, say=lambda line: None)
-    assert not (tmp_path / "home").exists()
+    assert list((tmp_path / "home" / "logs").iterdir()) == []
 
 
-def test_a_process_that_does_not_hear_is_killed_with_its_group(tmp_path):
-    stubborn = (
-        "import signal, subprocess, sys, time\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(below.pid, flush=True)\n"
-        "time.sleep(60)\n"
+def a_child(folder: Path, code: str) -> Child:
+    command = [sys.executable, "-c", code]
+    return Child("stubborn", command, log=folder / "log", environment=lambda: os.environ)
+
+
+@pytest.mark.parametrize(("seconds", "is_urgent"), [(0.2, False), (600, True)])
+def test_a_process_that_does_not_hear_is_killed_in_time_or_once_that_is_urgent(
+    tmp_path, seconds, is_urgent
+):
+    child = a_child(
+        tmp_path,
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('deaf', flush=True)\ntime.sleep(60)\n",
     )
-    child = up.Child("stubborn", [sys.executable, "-c", stubborn], log=tmp_path / "log", env={})
+    child.start()
     while not child.said().strip():
         time.sleep(0.02)
-    child.stop(seconds=0.2)
+    child.stop(seconds=seconds, is_urgent=lambda: is_urgent)
     assert child.exit_code() == -signal.SIGKILL
-    below = int(child.said())
-    give_up_at = time.monotonic() + 5
-    while is_running(below):
-        assert time.monotonic() < give_up_at, "the process below outlived its group"
-        time.sleep(0.02)
 
 
-def is_running(pid: int) -> bool:
-    """Whether it exists and is not merely waiting to be reaped by its new parent."""
+# ---- how it ends ---------------------------------------------------------------------------------
+
+DEAF = {
+    f"fake_{name}": FAKES[f"fake_{name}"].replace(
+        f'leave("{name}")', "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    )
+    for name in PARTS
+}
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGQUIT,)])
+def test_a_second_ctrl_c_ends_at_once_what_would_not_end(start, numbers):
+    running = start(**DEAF)
+    running.wait_for("Ctrl-C stops everything.")
+    running.wait_for_note("runner")
+    for number in numbers:
+        running.process.send_signal(number)
+        if number is signal.SIGINT:
+            running.wait_for("stopping the runner")
+    assert running.process.wait(10) == 0  # one that would not end is waited for twice as long
+    wait_until_gone(running, *PARTS)
+
+
+@pytest.mark.parametrize("stage", ["ray", "service"])
+def test_ctrl_c_while_something_starts_leaves_nothing(start, stage):
+    ready = {"ray": 'print("a warning', "service": "HTTPServer(("}[stage]
+    silent = FAKES[f"fake_{stage}"].replace(ready, f"time.sleep(600); {ready}")
+    running = start(**{f"fake_{stage}": silent})
+    running.wait_for_note(stage)
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    assert running.notes("runner") == []
+    wait_until_gone(running, *PARTS)
+
+
+def test_everything_ends_with_the_terminal(start):
+    """Neither the hang-up nor the lines that nobody can read any more keep anything from ending."""
+    ours, theirs = pty.openpty()
+    running = start(stdout=theirs)
+    os.close(theirs)
+    running.wait_for_note("runner")
+    os.close(ours)
+    assert running.process.wait(30) == 0
+    wait_until_gone(running, *PARTS)
+
+
+def test_everything_ends_though_the_reader_of_its_lines_has_left(start):
+    reader, writer = os.pipe()
+    running = start(stdout=writer)
+    os.close(writer)
+    running.wait_for_note("ray")
+    os.close(reader)
+    running.wait_for_note("runner")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) == 0
+    wait_until_gone(running, *PARTS)
+
+
+def test_what_nohup_keeps_going_is_not_ended_by_a_hang_up():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        with up._signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_everything_ends_with_one_that_is_killed(start):
+    running = start()
+    running.wait_for("Ctrl-C stops everything.")
+    running.wait_for_note("runner")
+    running.process.kill()
+    wait_until_gone(running, *PARTS)
 
 
 # ---- one home, one roadless up -------------------------------------------------------------------
@@ -295,46 +421,37 @@ def test_the_next_one_starts_once_it_has_gone_however_it_went(start, number):
     second.wait_for("Ctrl-C stops everything.")
 
 
-def test_what_a_killed_one_has_left_running_is_named_with_how_to_end_it(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    ours = "import time; print('roadless.', flush=True); time.sleep(60)"
-    left = subprocess.Popen([sys.executable, "-c", ours], stdout=subprocess.PIPE)
-    left.stdout.readline()
-    children = {"service": left.pid, "runner": 2**22 + 1}
-    (home / "up.lock").write_text(json.dumps({"pid": 7, "url": "http://x", "children": children}))
-    plan = up.Plan(home=home, port=0, num_cpus=None)
-    said = f"process 7 has gone and left running: service .{left.pid}.; .* kill {left.pid}$"
-    with pytest.raises(up.UpError, match=said):
-        up.run(plan, say=lambda line: None)
-    left.kill()
-    left.communicate()
-    require_free(home)
-
-
-def test_the_processes_that_run_are_recorded_after_restarts_too(start):
+def test_what_a_killed_one_has_left_is_ended_by_the_next(start):
+    """Told by their mark, whoever their parent is: other processes of the same name stay."""
+    left, other = (
+        subprocess.Popen(["sleep", "600"], env=os.environ | marked.mark("Ray head", home))
+        for home in (start.folder / "home", start.folder / "other")
+    )
     running = start()
     running.wait_for("Ctrl-C stops everything.")
-    os.kill(running.wait_for_note("runner")["pid"], signal.SIGKILL)
-    pid = running.wait_for_note("runner", times=2)["pid"]
-    give_up_at = time.monotonic() + 20
-    while recorded(running)["children"].get("runner") != pid:
-        assert time.monotonic() < give_up_at
-        time.sleep(0.02)
-    assert recorded(running)["pid"] == running.process.pid
-    assert set(recorded(running)["children"]) == {"Ray head", "service", "runner"}
-    running.process.send_signal(signal.SIGINT)
-    assert running.process.wait(20) == 0
-    assert (running.folder / "home" / "up.lock").read_text() == ""
+    assert left.wait(1) == -signal.SIGKILL
+    assert f"had left running: Ray head ({left.pid})\n" in running.output.read_text()
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
-def recorded(running):
-    """What the lock file says; nothing while it is being written."""
-    text = (running.folder / "home" / "up.lock").read_text()
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {"pid": None, "children": {}}
+def test_one_that_was_killed_is_not_named_to_the_third(tmp_path):
+    """While the second one starts, the file must not say what the first one has."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "up.lock").write_text('{"pid": 7, "url": "http://x"}')
+    says = pytest.raises(HomeTaken, match="saw one that starts or stops")
+    with held(tmp_path / "home"), says, held(tmp_path / "home"):
+        pass
+
+
+def test_a_home_has_one_lock_by_whatever_links_it_is_named(start, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    running = start()
+    running.wait_for("Ctrl-C stops everything.")
+    plan = up.Plan(home=tmp_path / "link", port=0, num_cpus=None)
+    with pytest.raises(up.UpError, match=f"process {running.process.pid} at"):
+        up.run(plan, say=lambda line: None)
 
 
 def test_a_port_that_another_service_has_is_told_with_the_way_out(tmp_path):
@@ -402,10 +519,10 @@ def test_modules_of_the_users_folder_are_not_taken_for_pythons(tmp_path):
     )
     (tmp_path / "probe" / "a_below.py").write_text(f"import {', '.join(USERS_MODULES)}\n")
     code = (
-        "import sys; from pathlib import Path; from roadless.service.cli import up\n"
+        "import os, sys; from pathlib import Path; from roadless.service.cli.child import Child\n"
         "command = [sys.executable, '-P', '-m', 'a_probe']\n"
-        "child = up.Child('probe', command, log=Path('log'), env={})\n"
-        "child._process.wait(); print(child.exit_code(), child.said())\n"
+        "child = Child('probe', command, log=Path('log'), environment=lambda: os.environ)\n"
+        "child.start(); child._process.wait(); print(child.exit_code(), child.said())\n"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path / "probe")}
     command = [sys.executable, "-P", "-c", code]
