@@ -63,6 +63,12 @@ class Settings(BaseSettings):
         description="how long an elastic job keeps its number of workers before it may grow; "
         "null: it never grows",
     )
+    retry_delay_seconds: float = Field(
+        2.0,
+        ge=0,
+        description="what the second loss in a row costs before the next attempt, doubled with "
+        "each further one up to 60 s; the first is replaced at once",
+    )
     tick_seconds: float = Field(1.0, gt=0, description="how often leases and deadlines are checked")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest JSON request")
     max_file_bytes: int = Field(2**40, gt=0, description="largest file of a checkpoint")

@@ -6,6 +6,8 @@ Maps every failure of a call to one of three exceptions, so that no caller reads
       Away      the service or its database does not answer; try again
       Fenced    the attempt is over; exit
       Refused   the service understood and rejects the call; trying again does not help
+        NameTaken   of a runner: another cluster's has this name
+        Replaced    of a runner: another process has taken its place
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -59,23 +61,40 @@ class Refused(ApiError):
         self.status = status
 
 
+class NameTaken(Refused):
+    """The runner of another cluster has this name, and is alive."""
+
+
+class Replaced(Refused):
+    """Another process is the runner of this cluster now; exit."""
+
+
 class RunnerApi:
     """The calls of a runner, made with the runner token."""
 
     def __init__(self, base_url: str, *, token: str) -> None:
         self._client = _client(base_url, token=token)
 
-    def register(self, name: str) -> Registered:
-        """Register this cluster with the service; the same name gets the same runner id."""
-        body = RegisterRunner(name=name)
-        response = _checked(lambda: _post(self._client, "/internal/v1/runners", _json(body)))
+    def register(self, name: str, *, cluster: str, session: str) -> Registered:
+        """Speak for this cluster from now on; the same cluster gets the same runner id.
+
+        Raises NameTaken while the runner of another cluster has the name.
+        """
+        body = RegisterRunner(name=name, cluster=cluster, session=session)
+        url = "/internal/v1/runners"
+        response = _unless_conflict(lambda: _post(self._client, url, _json(body)), NameTaken)
         return Registered.model_validate_json(response.content)
 
     def sync(self, runner_id: str, *, seen: Sync) -> SyncReply:
-        """Report what is seen and receive what to start and stop; takes up to ``wait_seconds``."""
+        """Report what is seen and receive what to start and stop; takes up to ``wait_seconds``.
+
+        Raises Replaced when another process has registered for this cluster.
+        """
         url = f"/internal/v1/runners/{runner_id}/sync"
         timeout = httpx.Timeout(_READ_SECONDS + seen.wait_seconds, connect=_CONNECT_SECONDS)
-        response = _checked(lambda: _post(self._client, url, _json(seen), timeout=timeout))
+        response = _unless_conflict(
+            lambda: _post(self._client, url, _json(seen), timeout=timeout), Replaced
+        )
         return SyncReply.model_validate_json(response.content)
 
     def close(self) -> None:
@@ -240,6 +259,16 @@ def _is_mended_by_looking_again(error: Refused, resumed: Arrived) -> bool:
     if error.status == httpx.codes.CONFLICT:
         return True
     return error.status == httpx.codes.UNPROCESSABLE_ENTITY and resumed.num_bytes > 0
+
+
+def _unless_conflict(send: Callable[[], httpx.Response], conflict: type[Refused]) -> httpx.Response:
+    """The answer; raises ``conflict`` for 409."""
+    try:
+        return _checked(send)
+    except Refused as error:
+        if error.status == httpx.codes.CONFLICT:
+            raise conflict(error.detail, status=error.status) from error
+        raise
 
 
 def _client(base_url: str, *, token: str) -> httpx.Client:

@@ -24,7 +24,8 @@ class RunnerSettings:
     """Everything an operator can set for a runner."""
 
     service_url: str  #: ROADLESS_URL: where the service answers, for ranks too
-    runner_name: str  #: ROADLESS_RUNNER_NAME: the same name is the same runner
+    runner_name: str  #: ROADLESS_RUNNER_NAME: of this cluster's runner, and of no other cluster's
+    cluster: str | None  #: ROADLESS_CLUSTER: what the cluster is called across restarts of its head
     token: str | None = field(repr=False)  #: ROADLESS_RUNNER_TOKEN: takes precedence over the file
     token_file: Path  #: ROADLESS_RUNNER_TOKEN_FILE
     ray_address: str  #: RAY_ADDRESS: ``host:port``, or ``auto`` for the cluster of this machine
@@ -47,6 +48,7 @@ class RunnerSettings:
         return cls(
             service_url=_http_url(environ.get("ROADLESS_URL", "http://127.0.0.1:8700")),
             runner_name=environ.get("ROADLESS_RUNNER_NAME", "default"),
+            cluster=environ.get("ROADLESS_CLUSTER") or None,
             token=environ.get("ROADLESS_RUNNER_TOKEN"),
             token_file=Path(token_file).expanduser(),
             ray_address=environ.get("RAY_ADDRESS", "auto"),

@@ -1,5 +1,10 @@
 """Leases: how long an attempt may be silent. Pure; the clock is passed in.
 
+What renews a lease is news from the ranks. A report is. That they are seen to use processor time is
+as well, for they may be in one long call that lets nothing else run; but only for as long as a step
+may take, since ranks whose reports do not arrive are of no use either. That a runner lists an
+attempt is none, except while it is being started: frozen ranks are listed, too.
+
 A service that was down, or could not reach its database, must not call anyone silent: after each
 such outage leases are frozen for one full lease.
 """
@@ -23,6 +28,16 @@ class LeasePolicy:
     def until(self, now: datetime) -> datetime:
         """When a lease renewed now ends."""
         return now + timedelta(seconds=self.seconds)
+
+    def until_moved(
+        self, lease_until: datetime, *, moved_at: datetime, heard_at: datetime, hang_seconds: float
+    ) -> datetime:
+        """When the lease ends of ranks that last used processor time, and last reported, then.
+
+        ``lease_until``: when it ends otherwise. ``hang_seconds``: how long a step may take.
+        """
+        given_up_at = heard_at + timedelta(seconds=hang_seconds)
+        return max(lease_until, min(self.until(moved_at), given_up_at))
 
     def may_expire(self, now: datetime) -> bool:
         """Whether leases may expire now."""

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from roadless.service.attempts.supersede import cutoffs
 from roadless.service.auth.tokens import digest
+from roadless.service.contract.job.spec import RetrySpec
 from roadless.service.db.deletion import ROWS_TOGETHER, delete_some, is_kept
 from roadless.service.db.tables import AttemptRow, CheckpointRow, EvalPointRow, JobRow, RankRow
 from roadless.service.errors import NotFound
@@ -96,16 +97,13 @@ def held_by(session: Session, runner_id: str) -> Sequence[AttemptRow]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
-def held_elsewhere(
-    session: Session, attempt_ids: Collection[str], *, runner_id: str
-) -> Sequence[AttemptRow]:
-    """Those of these attempts that another runner started and that are not known to be released."""
-    query = select(AttemptRow).where(
-        AttemptRow.id.in_(attempt_ids),
-        AttemptRow.runner_id != runner_id,
-        AttemptRow.released_at.is_(None),
-    )
-    return session.scalars(query.execution_options(populate_existing=True)).all()
+def hang_seconds(session: Session, job_ids: Collection[str]) -> dict[str, float]:
+    """How long a step of each of these jobs may take."""
+    query = select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids))
+    return {
+        job_id: RetrySpec.model_validate(spec.get("retry", {})).hang_seconds
+        for job_id, spec in session.execute(query)
+    }
 
 
 def expired(session: Session, *, now: datetime, limit: int) -> Sequence[tuple[JobRow, AttemptRow]]:

@@ -86,7 +86,7 @@ def apply_report(
     if fresh:
         cursor.applied_seq = fresh[-1].seq
     attempt.lease_until = lease.until(now)
-    job.last_heard_at = now
+    attempt.heard_at = job.last_heard_at = now
     reply = ReportReply(
         ack_seq=cursor.applied_seq,
         desired=Desired(job.desired),

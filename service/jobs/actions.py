@@ -117,6 +117,7 @@ def _want(
 ) -> None:
     move(transition, job, signal, reason=reason)
     job.desired = desired
+    job.not_before = None  # a user's wish is not kept waiting
     job.version += 1
 
 

@@ -26,9 +26,13 @@ from roadless.service.settings import Settings
 
 #: How long the release of seats may take before an event says that it is overdue.
 RELEASE_SECONDS = 60.0
+#: The longest delay before the next attempt of a job that loses one after another.
+LONGEST_RETRY_DELAY_SECONDS = 60.0
 #: Phases in which an attempt still works, and after it only its seats are waited for.
 LEAVING = frozenset({Phase.STOPPING, Phase.PAUSING})
 
+#: Beyond it the delay is the longest, whatever it began with.
+_MOST_DOUBLINGS = 40
 _RELEASING = {Phase.FINISHING, Phase.FAILING, Phase.CANCELLING}
 _SIGNAL_OF = {
     **dict.fromkeys(REACHED, Signal.BUDGET_REACHED),
@@ -49,6 +53,7 @@ class Deadlines:
 
     ``forget_seconds``: silence of a runner after which its attempts count as released.
     ``grow_seconds``: how long an elastic job keeps its size before it moves to a larger one.
+    ``retry_delay_seconds``: what the second loss in a row costs before the next attempt.
     """
 
     start_seconds: float
@@ -56,6 +61,7 @@ class Deadlines:
     pause_seconds: float | None
     forget_seconds: float | None
     grow_seconds: float | None = None
+    retry_delay_seconds: float = 2.0
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Deadlines":
@@ -66,7 +72,19 @@ class Deadlines:
             pause_seconds=settings.max_pause_seconds,
             forget_seconds=settings.forget_runner_seconds,
             grow_seconds=settings.grow_seconds,
+            retry_delay_seconds=settings.retry_delay_seconds,
         )
+
+    def retry_delay(self, losses_in_a_row: int) -> float:
+        """Seconds from the last of these losses to the next attempt.
+
+        None for the first, since most are single; then doubled with each, so that a fault that
+        every attempt meets does not use all of them up before it has passed.
+        """
+        if losses_in_a_row < 2:
+            return 0.0
+        doublings = min(losses_in_a_row - 2, _MOST_DOUBLINGS)
+        return min(self.retry_delay_seconds * 2.0**doublings, LONGEST_RETRY_DELAY_SECONDS)
 
     def of(self, phase: Phase, now: datetime) -> datetime | None:
         """When a phase entered now must have ended; None: no deadline."""
@@ -127,6 +145,7 @@ def move(
     job.deadline_at = transition.deadlines.of(after, now)
     job.reason, job.message = _explain(job, after, reason, message)
     job.ended_at = now if is_terminal(after) else None
+    job.not_before = None
     text = f"{before} -> {after}" + (f": {job.message}" if job.message else "")
     events.add(transition.session, job, code=f"phase.{after.lower()}", message=text, at=now)
     settle(transition, job)
@@ -173,9 +192,28 @@ def end_attempt(
         signal, reason, message = _consequence(job, reason, message)
     if is_allowed(Phase(job.phase), signal):
         move(transition, job, signal, reason=reason, message=message)
+    if job.phase == Phase.RECOVERING and not goes_on:
+        _delay(transition, job)
     if job.phase in LEAVING:  # which may end as it began, and now only waits for its seats
         job.deadline_at = transition.now + timedelta(seconds=RELEASE_SECONDS)
     settle(transition, job)
+
+
+def _delay(transition: Transition, job: JobRow) -> None:
+    """Let the next attempt wait, if this loss is not the first in a row."""
+    seconds = transition.deadlines.retry_delay(job.losses_in_a_row)
+    if not seconds:
+        return
+    job.not_before = transition.now + timedelta(seconds=seconds)
+    tries = int(job.spec["retry"]["max_attempts"])
+    events.add(
+        transition.session,
+        job,
+        code="attempt.delayed",
+        message=f"{job.losses_in_a_row} attempts in a row failed before saving a training state, "
+        f"of at most {tries}; the next one starts in {seconds:g} s",
+        at=transition.now,
+    )
 
 
 def _has_ended(session: Session, job: JobRow) -> bool:

@@ -14,7 +14,7 @@ def job_resource(job: JobRow, attempt: AttemptRow | None) -> Job:
         name=job.name,
         phase=Phase(job.phase),
         reason=job.reason,
-        message=job.message,
+        message=_message(job),
         desired=Desired(job.desired),
         version=job.version,
         spec=JobSpec.model_validate(job.spec),
@@ -24,6 +24,12 @@ def job_resource(job: JobRow, attempt: AttemptRow | None) -> Job:
         started_at=job.started_at,
         ended_at=job.ended_at,
     )
+
+
+def _message(job: JobRow) -> str | None:
+    if job.not_before is None:
+        return job.message
+    return f"{job.message or job.reason}; the next attempt starts at {job.not_before:%H:%M:%S} UTC"
 
 
 def progress_of(job: JobRow) -> Progress:

@@ -1,12 +1,12 @@
 """What depends on time: leases that expire, phases that take too long, and why a job waits."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from roadless.service.attempts import store as attempts
 from roadless.service.contract.states import Desired, Phase, Reason, Signal
-from roadless.service.db.tables import JobRow
+from roadless.service.db.tables import AttemptRow, JobRow
 from roadless.service.events import store as events
-from roadless.service.jobs.transitions import end_attempt, move, settle
+from roadless.service.jobs.transitions import RELEASE_SECONDS, end_attempt, move, settle
 from roadless.service.scheduling import store
 from roadless.service.scheduling.sync import Tick
 
@@ -25,9 +25,28 @@ def expire_leases(tick: Tick) -> int:
             job,
             attempt,
             reason=Reason.LEASE_EXPIRED,
-            message=f"no heartbeat for {tick.lease.seconds:g} s",
+            message=_silence(tick, job, attempt),
         )
     return len(silent)
+
+
+def _silence(tick: Tick, job: JobRow, attempt: AttemptRow) -> str:
+    """Who was silent, and for how long."""
+    if attempt.heard_at is None:
+        renewed_at = attempt.lease_until - timedelta(seconds=tick.lease.seconds)
+        return f"no news from its runner for {_seconds(tick, renewed_at)}; no rank has reported yet"
+    silence = f"no news from any rank for {_seconds(tick, attempt.heard_at)}"
+    silent_since, moved_at = tick.lease.silent_since(tick.now), attempt.moved_at
+    if store.last_seen(tick.session, attempt.runner_id) < silent_since:
+        return f"{silence}, nor from their runner"
+    if moved_at is None or moved_at < silent_since:
+        return f"{silence}; they use no processor time"
+    hang_seconds = attempts.hang_seconds(tick.session, {job.id})[job.id]
+    return f"{silence} although they use processor time; a step may take {hang_seconds:g} s"
+
+
+def _seconds(tick: Tick, since: datetime) -> str:
+    return f"{(tick.now - since).total_seconds():.0f} s"
 
 
 def end_overdue_phases(tick: Tick) -> int:
@@ -39,6 +58,8 @@ def end_overdue_phases(tick: Tick) -> int:
         _act_on(tick, job)
     return len(late)
 
+
+_NOT_RELEASED = "no runner has confirmed yet that the resources are released"
 
 #: Why an attempt ends when its job has been in this phase for too long.
 _REASON_OF_OVERDUE = {
@@ -53,6 +74,9 @@ def _act_on(tick: Tick, job: JobRow) -> None:
         _end_pause(tick, job)
         return
     attempt = attempts.newest(tick.session, job.id)
+    if job.phase == Phase.RECOVERING:
+        _say_what_recovery_waits_for(tick, job, attempt)
+        return
     if attempt is None or attempt.ended_at is not None:
         _note_overdue_release(tick, job)
         return
@@ -105,24 +129,39 @@ def forget_runners(tick: Tick) -> int:
 def _note_overdue_release(tick: Tick, job: JobRow) -> None:
     """Seats are not known to be free: say so once and keep waiting, since terminal needs proof."""
     job.deadline_at = None
-    if not attempts.holds_anything(tick.session, job.id):
-        return  # a job that recovers, and waits for capacity
-    events.add(
-        tick.session,
-        job,
-        code="release.overdue",
-        message=f"{job.phase}: no runner has confirmed yet that the resources are released",
-        at=tick.now,
-    )
+    if attempts.holds_anything(tick.session, job.id):
+        _note(tick, job, "release.overdue", _NOT_RELEASED)
+
+
+def _say_what_recovery_waits_for(tick: Tick, job: JobRow, lost: AttemptRow | None) -> None:
+    """A recovery may wait for as long as there is no room for it, but says for what it does."""
+    job.deadline_at = tick.now + timedelta(seconds=RELEASE_SECONDS)
+    if attempts.holds_anything(tick.session, job.id):
+        code, wait = "release.overdue", _NOT_RELEASED
+    elif job.not_before is not None and job.not_before > tick.now:
+        return
+    else:
+        code, (_, wait) = "recovery.waiting", _why_waiting(tick)
+    message = f"{lost.message}; {wait}" if lost is not None and lost.message else wait
+    if message != job.message:
+        job.message = message
+        _note(tick, job, code, wait)
+
+
+def _note(tick: Tick, job: JobRow, code: str, message: str) -> None:
+    events.add(tick.session, job, code=code, message=f"{job.phase}: {message}", at=tick.now)
 
 
 def explain_waiting(tick: Tick) -> None:
     """Record for each queued job whether it waits for capacity or for any runner at all."""
-    if store.has_runner(tick.session, since=tick.lease.silent_since(tick.now)):
-        reason, message = Reason.WAITING_FOR_CAPACITY, "not enough free capacity for its workers"
-    else:
-        reason, message = (
-            Reason.NO_RUNNER,
-            f"no runner has connected in the last {tick.lease.seconds:g} s",
-        )
+    reason, message = _why_waiting(tick)
     store.explain_queued(tick.session, reason=reason, message=message)
+
+
+def _why_waiting(tick: Tick) -> tuple[Reason, str]:
+    if store.has_runner(tick.session, since=tick.lease.silent_since(tick.now)):
+        return Reason.WAITING_FOR_CAPACITY, "not enough free capacity for its workers"
+    return (
+        Reason.NO_RUNNER,
+        f"no runner has connected in the last {tick.lease.seconds:g} s",
+    )

@@ -8,14 +8,15 @@ from fastapi import APIRouter, Depends
 from sqlalchemy.exc import IntegrityError
 
 from roadless.service.attempts.access import Leases
+from roadless.service.attempts.leases import LeasePolicy
 from roadless.service.auth.dependencies import require_runner
 from roadless.service.clock import utc_now
 from roadless.service.contract.reports.cluster import Registered, RegisterRunner, Sync, SyncReply
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
-from roadless.service.jobs.transitions import Deadlines
 from roadless.service.http.routing import GuardedRoute
-from roadless.service.scheduling import store
+from roadless.service.jobs.transitions import Deadlines
+from roadless.service.scheduling.registration import register
 from roadless.service.scheduling.sync import Tick, View, sync
 from roadless.service.wakeups import heard_within
 
@@ -31,18 +32,20 @@ LOOK_AGAIN_SECONDS = 1.0
 
 
 @router.post("")
-def register(message: RegisterRunner, db: Db, settings: AppSettings) -> Registered:
-    """Get the id of the runner of this name."""
+def register_runner(
+    message: RegisterRunner, db: Db, settings: AppSettings, leases: Leases
+) -> Registered:
+    """Get the id of this cluster's runner; whoever had it before is listened to no longer."""
     try:
-        runner_id = _register(db, message.name)
+        runner_id = _register(db, message, leases.policy)
     except IntegrityError:  # another call with this name was first, so now there is one
-        runner_id = _register(db, message.name)
+        runner_id = _register(db, message, leases.policy)
     return Registered(runner_id=runner_id, lease_seconds=settings.lease_seconds)
 
 
-def _register(db: Database, name: str) -> str:
+def _register(db: Database, message: RegisterRunner, lease: LeasePolicy) -> str:
     with db.write() as session:
-        return store.register(session, name, now=utc_now()).id
+        return register(session, message, lease=lease, now=utc_now()).id
 
 
 @router.post("/{runner_id}/sync")

@@ -26,13 +26,21 @@ _SHAPE = (
 )
 
 
-def register(session: Session, name: str, *, now: datetime) -> RunnerRow:
-    """The runner of this name, created if it is new."""
-    runner = session.scalar(select(RunnerRow).where(RunnerRow.name == name))
-    if runner is None:
-        runner = RunnerRow(id=new_id("run"), name=name, nodes=[], created_at=now, last_seen_at=now)
-        session.add(runner)
-    runner.last_seen_at = now
+def runners_called(session: Session, *, name: str, cluster: str) -> Sequence[RunnerRow]:
+    """The runner with this name and that of this cluster, which may be one, or missing; locked."""
+    query = (
+        select(RunnerRow)
+        .where(or_(RunnerRow.name == name, RunnerRow.cluster == cluster))
+        .order_by(RunnerRow.id)
+        .with_for_update(key_share=True)
+    )
+    return session.scalars(query).all()
+
+
+def add_runner(session: Session, name: str, *, now: datetime) -> RunnerRow:
+    """A new runner without nodes."""
+    runner = RunnerRow(id=new_id("run"), name=name, nodes=[], created_at=now, last_seen_at=now)
+    session.add(runner)
     return runner
 
 
@@ -56,6 +64,7 @@ def touch(runner: RunnerRow, *, nodes: list[Node], now: datetime) -> None:
 def claimable(
     session: Session,
     *,
+    now: datetime,
     silent_since: datetime,
     after: JobRow | None,
     without: Collection[JobRow],
@@ -63,10 +72,12 @@ def claimable(
     """The next `QUEUE_PAGE` jobs that wait, locked, best first; those locked elsewhere are skipped.
 
     A job waits while an attempt of it may still hold seats, unless its runner has been silent since
-    ``silent_since``: the fence keeps such an attempt from writing.
+    ``silent_since``: the fence keeps such an attempt from writing. After losses in a row it waits
+    until its time comes.
 
     Args:
         session: an open transaction.
+        now: the time.
         silent_since: see above.
         after: the last job of the page before; None: the first page.
         without: jobs that do not fit; others of the same shape are left out, however many they are.
@@ -77,7 +88,8 @@ def claimable(
         .where(AttemptRow.job_id == JobRow.id, AttemptRow.released_at.is_(None))
         .where(RunnerRow.last_seen_at >= silent_since)
     )
-    query = select(JobRow).where(JobRow.phase.in_(CLAIMABLE), ~holding.exists())
+    is_due = or_(JobRow.not_before.is_(None), JobRow.not_before <= now)
+    query = select(JobRow).where(JobRow.phase.in_(CLAIMABLE), is_due, ~holding.exists())
     if after is not None:
         query = query.where(_comes_after(after))
     query = (
@@ -157,6 +169,11 @@ def held_by_silent(
         .execution_options(populate_existing=True)
     )
     return [(job, attempt, name) for job, attempt, name in session.execute(query)]
+
+
+def last_seen(session: Session, runner_id: str) -> datetime:
+    """When the runner last called."""
+    return session.scalars(select(RunnerRow.last_seen_at).where(RunnerRow.id == runner_id)).one()
 
 
 def has_runner(session: Session, *, since: datetime) -> bool:

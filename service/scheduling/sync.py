@@ -1,6 +1,6 @@
 """Compare a runner's view with what the service wants: what to start and stop. Repeatable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -19,14 +19,16 @@ from roadless.service.jobs import store as jobs
 from roadless.service.jobs.transitions import Transition, end_attempt, move, settle
 from roadless.service.scheduling import store
 from roadless.service.scheduling.policy import Ask, Capacity, choose, grow, seat
+from roadless.service.scheduling.registration import require_current
 from roadless.service.wheels import store as wheels
 from roadless.service.wheels.views import assigned_wheel
 
-#: How many attempts of other runners one call may release; the next call takes the rest.
-RELEASES_PER_SYNC = 1000
 #: Shapes of jobs that one query leaves out; jobs of further ones that do not fit are read and
 #: passed over.
 SHAPES_LEFT_OUT = 100
+#: Ranks that have stood still for longer are said to have done so for this long: a day and an hour,
+#: longer than any step may take.
+LONGEST_STILL_SECONDS = 90_000.0
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,27 @@ class View:
     """One call of a runner: what it reported, and when the service last checked this same call."""
 
     runner_id: str
+    session: str
     nodes: list[Node]
     alive: frozenset[str]
+    held: frozenset[str]
     released: frozenset[str]
+    still_seconds: Mapping[str, float]
     looked_at: datetime | None
 
     @classmethod
     def of(cls, runner_id: str, said: Sync, *, looked_at: datetime | None = None) -> "View":
         """The view of a runner that reported this."""
-        alive, released = frozenset(said.alive), frozenset(said.released)
-        return cls(runner_id, said.nodes, alive, released, looked_at)
+        return cls(
+            runner_id=runner_id,
+            session=said.session,
+            nodes=said.nodes,
+            alive=frozenset(said.alive),
+            held=frozenset(said.alive) | frozenset(said.held),
+            released=frozenset(said.released),
+            still_seconds=said.still_seconds,
+            looked_at=looked_at,
+        )
 
     def is_released(self, attempt: AttemptRow) -> bool:
         """Whether an attempt that has ended no longer holds anything."""
@@ -66,9 +79,11 @@ def sync(tick: Tick, view: View) -> SyncReply | None:
     """Record what the runner reported and return what it must do.
 
     None if the runner has called again since: what this call saw is out of date. Otherwise the old
-    call of a runner that was killed in a long poll would revert what the new one reports.
+    call of a runner that was killed in a long poll would revert what the new one reports. Raises
+    Replaced when another process has registered for its cluster.
     """
     runner = store.locked_runner(tick.session, view.runner_id)
+    require_current(runner, view.session)
     if view.looked_at is not None and runner.last_seen_at != view.looked_at:
         return None
     store.touch(runner, nodes=view.nodes, now=tick.now)
@@ -77,20 +92,22 @@ def sync(tick: Tick, view: View) -> SyncReply | None:
     again = _renew(tick, view, held)
     fresh = _claim(tick, view, held)
     wanted = {attempt.id for attempt in held if attempt.ended_at is None}
-    known = view.alive | {attempt.id for attempt in held}
+    known = view.held | {attempt.id for attempt in held}
     return SyncReply(start=[*again, *fresh], stop=sorted(known - wanted))
 
 
 def _end_and_release(tick: Tick, view: View) -> None:
     """Settle the jobs whose attempts are lost or released."""
     candidates = [
-        one for one in _known_to(tick, view) if view.is_lost(one) or view.is_released(one)
+        one
+        for one in attempts.held_by(tick.session, view.runner_id)
+        if view.is_lost(one) or view.is_released(one)
     ]
     if not candidates:
         return
     rows = jobs.locked(tick.session, {attempt.job_id for attempt in candidates})
     # Checked again, since another transaction may have ended them while we waited.
-    for attempt in _known_to(tick, view):
+    for attempt in attempts.held_by(tick.session, view.runner_id):
         if (job := rows.get(attempt.job_id)) is None:
             continue
         if view.is_released(attempt):
@@ -98,20 +115,6 @@ def _end_and_release(tick: Tick, view: View) -> None:
             settle(tick, job)
         elif view.is_lost(attempt):
             _lose(tick, job, attempt)
-
-
-def _known_to(tick: Tick, view: View) -> list[AttemptRow]:
-    """The runner's attempts, and those that it released but started under another name."""
-    held = attempts.held_by(tick.session, view.runner_id)
-    foreign = sorted(view.released - {attempt.id for attempt in held})
-    return [*held, *islice(_held_elsewhere(tick, foreign, view.runner_id), RELEASES_PER_SYNC)]
-
-
-def _held_elsewhere(tick: Tick, ids: Sequence[str], runner_id: str) -> Iterator[AttemptRow]:
-    """Those of these attempts to release; ids of others, known or not, hide none behind them."""
-    for start in range(0, len(ids), RELEASES_PER_SYNC):
-        some = ids[start : start + RELEASES_PER_SYNC]
-        yield from attempts.held_elsewhere(tick.session, some, runner_id=runner_id)
 
 
 def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
@@ -125,16 +128,47 @@ def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
 
 
 def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
-    """Renew the leases of what runs; hand out again what the runner does not know about."""
+    """Renew the leases of what starts or moves; hand out again what the runner does not know of."""
     again = []
-    for attempt in held:
-        if attempt.ended_at is not None:
-            continue
-        attempt.lease_until = tick.lease.until(tick.now)
+    still_open = [attempt for attempt in held if attempt.ended_at is None]
+    for attempt in still_open:
         attempt.seen_alive |= attempt.id in view.alive
+        _note_movement(tick, view, attempt)
+        if attempt.heard_at is None:
+            attempt.lease_until = tick.lease.until(tick.now)
         if not attempt.seen_alive:
             again.append(_hand_out_again(tick, attempt))
+    _renew_unheard(tick, still_open)
     return again
+
+
+def _note_movement(tick: Tick, view: View, attempt: AttemptRow) -> None:
+    still_seconds = view.still_seconds.get(attempt.id)
+    if still_seconds is None:
+        return
+    moved_at = tick.now - timedelta(seconds=min(still_seconds, LONGEST_STILL_SECONDS))
+    attempt.moved_at = moved_at if attempt.moved_at is None else max(attempt.moved_at, moved_at)
+
+
+def _renew_unheard(tick: Tick, still_open: Sequence[AttemptRow]) -> None:
+    """Renew, for as long as a step may take, the leases of ranks that move but do not report."""
+    quiet_since = tick.now - timedelta(seconds=tick.lease.seconds / 2)
+    quiet = [
+        (attempt, attempt.heard_at, attempt.moved_at)
+        for attempt in still_open
+        if attempt.heard_at is not None and attempt.heard_at < quiet_since
+    ]
+    if not quiet:
+        return
+    hang_seconds = attempts.hang_seconds(tick.session, {one.job_id for one, _, _ in quiet})
+    for attempt, heard_at, moved_at in quiet:
+        if moved_at is not None:
+            attempt.lease_until = tick.lease.until_moved(
+                attempt.lease_until,
+                moved_at=moved_at,
+                heard_at=heard_at,
+                hang_seconds=hang_seconds[attempt.job_id],
+            )
 
 
 def _free_capacity(nodes: Sequence[Node], held: Sequence[AttemptRow]) -> list[Capacity]:
@@ -166,6 +200,7 @@ def _claim(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
     while _has_room(free) and not is_over:
         page = store.claimable(
             tick.session,
+            now=tick.now,
             silent_since=silent_since,
             after=last,
             without=list(islice(unfit.values(), SHAPES_LEFT_OUT)),

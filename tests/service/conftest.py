@@ -14,7 +14,12 @@ from roadless.service.settings import Settings
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", DATABASE_URL=database_url, tick_seconds=3600)
+    return Settings(
+        home=tmp_path / "home",
+        DATABASE_URL=database_url,
+        tick_seconds=3600,
+        retry_delay_seconds=0,
+    )
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The service without HTTP, on a clock that the test moves: for races, deadlines and long walks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +12,13 @@ from sqlalchemy.orm import Session
 
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.contract.job.spec import JobSpec
-from roadless.service.contract.reports.cluster import Assignment, Node, Sync, SyncReply
+from roadless.service.contract.reports.cluster import (
+    Assignment,
+    Node,
+    RegisterRunner,
+    Sync,
+    SyncReply,
+)
 from roadless.service.contract.reports.events import Report, ReportReply
 from roadless.service.contract.requests import Extend, Pause
 from roadless.service.db.migrate import alone, migrate
@@ -21,8 +27,8 @@ from roadless.service.db.tables import AttemptRow, EventRow, JobRow, Table
 from roadless.service.ingest.apply import apply_report
 from roadless.service.jobs import actions, deletion, store
 from roadless.service.jobs.transitions import Deadlines, Transition
-from roadless.service.scheduling import store as runners
 from roadless.service.scheduling.loop import tick
+from roadless.service.scheduling.registration import register
 from roadless.service.scheduling.sync import Tick, View, sync
 
 LEASE_SECONDS = 30.0
@@ -37,6 +43,8 @@ class Stage:
         self.db = db
         self.deadlines = DEADLINES
         self.now = START
+        self._sessions: dict[str, str] = {}  #: of the runners that registered, by id
+        self._tokens: dict[str, str] = {}  #: of the attempts that were handed out, by id
         self.keeper = LeaseKeeper.starting(
             START, seconds=LEASE_SECONDS, look_every_seconds=tick_seconds
         )
@@ -100,29 +108,53 @@ class Stage:
 
     # ---- runners and ranks -------------------------------------------------------------------
 
-    def register(self, name: str = "here") -> str:
-        with self.db.write() as session:
-            return runners.register(session, name, now=self.now).id
+    def register(self, name: str = "here", *, cluster: str = "", session: str = "") -> str:
+        """A runner process; unless told otherwise the same name is the same cluster."""
+        said = RegisterRunner(name=name, cluster=cluster or f"of {name}", session=session)
+        with self.db.write() as transaction:
+            row = register(transaction, said, lease=self.keeper.policy, now=self.now)
+            self._sessions[row.id] = session
+            return row.id
 
     def sync(
         self,
         runner_id: str,
         *,
         alive: Any = (),
+        held: Any = (),
         released: Any = (),
+        still_seconds: Mapping[str, float] | None = None,
         free_cpus: float = 4,
         looked_at: datetime | None = None,
+        session: str | None = None,
     ) -> SyncReply | None:
+        """One call of the runner; unless told otherwise what is alive has just moved."""
         node = Node(node_id="n", cpus=64, gpus=0, free_cpus=free_cpus, free_gpus=0)
-        said = Sync(nodes=[node], alive=list(alive), released=list(released))
-        with self.db.write() as session:
-            return sync(self.facts(session), View.of(runner_id, said, looked_at=looked_at))
+        said = Sync(
+            session=self._sessions.get(runner_id, "") if session is None else session,
+            nodes=[node],
+            alive=list(alive),
+            held=list(held),
+            released=list(released),
+            still_seconds=dict.fromkeys(alive, 0.0) if still_seconds is None else still_seconds,
+        )
+        with self.db.write() as transaction:
+            view = View.of(runner_id, said, looked_at=looked_at)
+            reply = sync(self.facts(transaction), view)
+        self._tokens |= {one.attempt_id: one.token for one in (reply.start if reply else ())}
+        return reply
 
     def claim(self, runner_id: str, **said: Any) -> Assignment:
         reply = self.sync(runner_id, **said)
         assert reply is not None
         (assignment,) = reply.start
         return assignment
+
+    def heartbeats(self) -> None:
+        """Every rank of an attempt that has not ended reports, with nothing to say."""
+        for row in self.attempts():
+            if row.ended_at is None:
+                self.report(self._tokens[row.id])
 
     def report(self, token: str, *events: dict[str, Any], rank: int = 0) -> ReportReply:
         report = Report.model_validate({"rank": rank, "events": list(events)})

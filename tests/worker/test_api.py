@@ -18,12 +18,21 @@ from roadless.service.contract.reports.cluster import (
     AttemptBrief,
     AttemptEnded,
     Registered,
+    RegisterRunner,
     Sync,
     SyncReply,
 )
 from roadless.service.contract.reports.events import Notice, Report, ReportReply
 from roadless.service.contract.states import Desired, Reason
-from roadless.worker.api import AttemptApi, Away, Fenced, Refused, RunnerApi
+from roadless.worker.api import (
+    AttemptApi,
+    Away,
+    Fenced,
+    NameTaken,
+    Refused,
+    Replaced,
+    RunnerApi,
+)
 from roadless.worker.retry import call_with_retry
 
 CHECKPOINT = "ckpt_1"
@@ -97,7 +106,11 @@ def api(peer: Peer) -> Iterator[AttemptApi]:
 def test_runner_registers_with_its_token(peer: Peer) -> None:
     registered = Registered(runner_id="run_1", lease_seconds=30)
     peer.content = registered.model_dump_json().encode()
-    assert RunnerApi(peer.url, token="secret").register("a") == registered
+    assert RunnerApi(peer.url, token="secret").register("a", cluster="c", session="s") == (
+        registered
+    )
+    sent = RegisterRunner(name="a", cluster="c", session="s")
+    assert RegisterRunner.model_validate_json(peer.body) == sent
     assert peer.request == "POST /internal/v1/runners"
     assert peer.headers["authorization"] == "Bearer secret"
     assert peer.headers["content-type"] == "application/json"
@@ -115,8 +128,18 @@ def test_sync_is_sent_to_the_runners_own_path(peer: Peer) -> None:
 def test_unknown_runner_token_is_refused_and_not_fenced(peer: Peer) -> None:
     peer.status, peer.content = 401, PROBLEM.format(kind="unauthenticated").encode()
     with pytest.raises(Refused) as raised:
-        RunnerApi(peer.url, token="secret").register("a")
+        RunnerApi(peer.url, token="secret").register("a", cluster="c", session="s")
     assert (raised.value.status, raised.value.detail) == (401, "why not")
+
+
+def test_a_runner_hears_that_its_name_or_its_place_is_taken(peer: Peer) -> None:
+    api = RunnerApi(peer.url, token="secret")
+    peer.status, peer.content = 409, PROBLEM.format(kind="runner_name_taken").encode()
+    with pytest.raises(NameTaken, match="why not"):
+        api.register("a", cluster="c", session="s")
+    peer.content = PROBLEM.format(kind="runner_replaced").encode()
+    with pytest.raises(Replaced, match="why not"):
+        api.sync("run_1", seen=Sync(nodes=[], session="s"))
 
 
 def test_brief_is_fetched(peer: Peer, api: AttemptApi) -> None:

@@ -13,6 +13,7 @@ def test_defaults_are_those_of_one_machine() -> None:
     settings = RunnerSettings.from_environment({})
     assert settings.service_url == "http://127.0.0.1:8700"
     assert settings.runner_name == "default"
+    assert settings.cluster is None
     assert settings.ray_address == "auto"
     assert settings.token_file == Path.home() / ".roadless" / "runner.token"
     assert settings.data_roots == ()
@@ -29,6 +30,7 @@ def test_every_setting_is_read() -> None:
         {
             "ROADLESS_URL": "https://train.example/",
             "ROADLESS_RUNNER_NAME": "lab",
+            "ROADLESS_CLUSTER": "rack-7",
             "ROADLESS_RUNNER_TOKEN": "secret",
             "ROADLESS_SCRATCH": "/fast",
             "ROADLESS_DATA_ROOTS": "/data:/more",
@@ -43,6 +45,7 @@ def test_every_setting_is_read() -> None:
     )
     assert settings.service_url == "https://train.example"
     assert (settings.runner_name, settings.scratch) == ("lab", "/fast")
+    assert settings.cluster == "rack-7"
     assert settings.data_roots == ("/data", "/more")
     assert settings.data_sources == DataSources(
         roots=("/data", "/more"),

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import ray
 
-from roadless.worker.api import RunnerApi
+from roadless.worker.api import NameTaken, Replaced, RunnerApi
 from roadless.worker.processes import configure_logging
 from roadless.worker.runner.gang import Gangs
 from roadless.worker.runner.node_agents import NAMESPACE, Agents
@@ -39,7 +39,11 @@ def _serve(settings: RunnerSettings) -> NoReturn:
     )
     gangs.wait_ready(_AGENTS_SECONDS)
     runner = Runner(
-        api=api, cluster=gangs, service_url=settings.service_url, name=settings.runner_name
+        api=api,
+        cluster=gangs,
+        service_url=settings.service_url,
+        name=settings.runner_name,
+        cluster_id=settings.cluster or ray.get_runtime_context().get_session_name(),
     )
     try:
         runner.run()
@@ -50,11 +54,11 @@ def _serve(settings: RunnerSettings) -> NoReturn:
 
 
 def main() -> None:
-    """Serve until SIGTERM or Ctrl-C; exit with one sentence when the settings are unusable."""
+    """Serve until SIGTERM or Ctrl-C; exit with one sentence when this is not possible."""
     configure_logging()
     try:
         _serve(RunnerSettings.from_environment(os.environ))
-    except (SettingsError, UnauthenticatedRay) as error:
+    except (SettingsError, UnauthenticatedRay, NameTaken, Replaced) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(0)

@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 
 _NO_SOURCES = ModelSources()
 _GROUP_PREFIX = "attempt:"
+_HOLDER_PREFIX = "seat:"
 _PLACE_SECONDS = 10.0
 _SEAT_SECONDS = 30.0
 _REMOVE_SECONDS = 10.0
@@ -75,11 +76,15 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class View:
-    """A cluster at one moment. ``nodes``: live ones that can start ranks, shown as all free."""
+    """A cluster at one moment. ``nodes``: live ones that can start ranks, shown as all free.
+
+    ``holders``: attempts of which an actor holds GPUs.
+    """
 
     nodes: list[Node]
     groups: list[Group]
     ranks: dict[str, dict[str, float]]  #: by node id: attempts with live ranks, seconds without CPU
+    holders: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +140,7 @@ class Gangs:
             nodes=[_all_free(node) for node_id, node in nodes.items() if node_id in ranks],
             groups=_groups(),
             ranks=ranks,
+            holders=_attempts_with_holders(),
         )
 
     def start(self, assignment: Assignment) -> None:
@@ -309,8 +315,13 @@ def _by_node(seats: Sequence[_Seat]) -> list[_Seat]:
     return sorted(seats, key=lambda seat: (first_of[seat.node_id], seat.bundle_index))
 
 
+def _attempts_with_holders() -> frozenset[str]:
+    names = [name for name in list_named_actors() if name.startswith(_HOLDER_PREFIX)]
+    return frozenset(name.removeprefix(_HOLDER_PREFIX).partition(":")[0] for name in names)
+
+
 def _holder_prefix(attempt_id: str) -> str:
-    return f"seat:{attempt_id}:"
+    return f"{_HOLDER_PREFIX}{attempt_id}:"
 
 
 def _kill_holders(attempt_id: str) -> None:

@@ -1,11 +1,14 @@
 """The driver of one Ray cluster: reports to the service, and starts and releases gangs.
 
 It owns nothing: agents, seats and placement groups are detached, so when a runner dies the next one
-finds all of them again, and training is not affected. Run it with ``python -m
-roadless.worker.runner``.
+finds all of them again, and training is not affected. A cluster has one runner: a process that
+another one has replaced ends. Run it with ``python -m roadless.worker.runner``.
 """
 
 import logging
+import os
+import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterable
@@ -17,7 +20,15 @@ from ray.exceptions import RayError
 
 from roadless.service.contract.reports.cluster import Assignment, AttemptEnded, Sync, SyncReply
 from roadless.worker import retry
-from roadless.worker.api import ApiError, AttemptApi, Away, Refused, RunnerApi
+from roadless.worker.api import (
+    ApiError,
+    AttemptApi,
+    Away,
+    NameTaken,
+    Refused,
+    Replaced,
+    RunnerApi,
+)
 from roadless.worker.retry import call_with_retry
 from roadless.worker.runner.capacity import Held, account
 from roadless.worker.runner.gang import Group, NotReleased, StartFailed, View, bundle_of
@@ -33,6 +44,9 @@ _RELEASE_AGAIN_SECONDS = 1.0
 _TELL_FOR_SECONDS = 30.0
 _WORKERS = 16
 _AGENTS_SECONDS = 60.0
+#: How long a name that another cluster's runner has is asked for: longer than the usual lease, in
+#: which that runner may turn out to be dead.
+_NAME_SECONDS = 120.0
 
 
 class Cluster(Protocol):
@@ -57,11 +71,16 @@ class _Start:
 class Runner:
     """Syncs in one thread; starts and releases in others, so that a slow one delays no other."""
 
-    def __init__(self, *, api: RunnerApi, cluster: Cluster, service_url: str, name: str) -> None:
+    def __init__(
+        self, *, api: RunnerApi, cluster: Cluster, service_url: str, name: str, cluster_id: str
+    ) -> None:
+        """``cluster_id``: tells this cluster from all others (``RegisterRunner.cluster``)."""
         self._api = api
         self._cluster = cluster
         self._service_url = service_url
         self._name = name
+        self._cluster_id = cluster_id
+        self._session = f"{socket.gethostname()[:100]}:{os.getpid()}:{secrets.token_hex(8)}"
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="gang")
         self._changed = threading.Event()
         self._lock = threading.Lock()
@@ -71,7 +90,11 @@ class Runner:
         self._homes: dict[str, frozenset[str | None]] = {}  #: attempt -> nodes it started on
 
     def run(self) -> NoReturn:
-        """Serve the cluster until the process is told to exit."""
+        """Serve the cluster until the process is told to exit.
+
+        Raises Replaced when another process does so from now on, and NameTaken when another
+        cluster's runner keeps the name of this one.
+        """
         runner_id, pauses = None, retry.pauses()
         while True:
             try:
@@ -81,6 +104,8 @@ class Runner:
                 continue
             except Away as error:
                 _log.warning("the service is away; training continues: %s", error)
+            except (Replaced, NameTaken):
+                raise
             except Refused as error:
                 _log.error("the service refuses this runner: %s", error)
                 runner_id = None
@@ -104,9 +129,20 @@ class Runner:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _register(self) -> str:
-        registered = self._api.register(self._name)
-        _log.info("registered %s as %s", self._name, registered.runner_id)
-        return registered.runner_id
+        give_up_at, pauses = time.monotonic() + _NAME_SECONDS, retry.pauses()
+        while True:
+            try:
+                registered = self._api.register(
+                    self._name, cluster=self._cluster_id, session=self._session
+                )
+            except NameTaken as error:
+                if time.monotonic() > give_up_at:
+                    raise
+                _log.warning("waiting for the name: %s", error)
+                time.sleep(next(pauses))
+            else:
+                _log.info("registered %s as %s", self._name, registered.runner_id)
+                return registered.runner_id
 
     def _look(self) -> Sync:
         # In this order, a gang that comes up in between is seen twice rather than never.
@@ -116,9 +152,12 @@ class Runner:
         view = self._cluster.look()
         alive = sorted(starting.keys() | self._whole(view))
         return Sync(
+            session=self._session,
             nodes=account(view.nodes, _held(view.groups, starting.values())),
             alive=alive,
+            held=sorted(_with_anything(view)),
             released=released,
+            still_seconds=_still_seconds(view),
             wait_seconds=self._wait_seconds(is_watching=bool(alive)),
         )
 
@@ -162,12 +201,20 @@ class Runner:
             _log.info("started %s of %s", attempt_id, assignment.job_id)
         except StartFailed as error:
             _log.error("cannot start %s: %s", attempt_id, error)
-            self._tell_failed(assignment, error)
-            self._release(attempt_id)
+            self._give_up(assignment, error)
+        except (
+            Exception
+        ) as error:  # of Ray, say: a start that fails unseen would be handed out again
+            _log.exception("cannot start %s", attempt_id)
+            self._give_up(assignment, StartFailed(f"{type(error).__name__}: {error}"))
         finally:
             with self._lock:
                 del self._starting[attempt_id]
             self._changed.set()
+
+    def _give_up(self, assignment: Assignment, error: StartFailed) -> None:
+        self._tell_failed(assignment, error)
+        self._release(assignment.attempt_id)
 
     def _stop(self, attempt_id: str, start: _Start | None) -> None:
         try:
@@ -183,8 +230,9 @@ class Runner:
         """Release once; as long as that fails, the service keeps requesting it."""
         try:
             self._cluster.release(attempt_id)
-        except NotReleased as error:
-            _log.warning("not released: %s", error)
+        except Exception as error:
+            how = _log.warning if isinstance(error, NotReleased) else _log.exception
+            how("not released: %s", error)
             time.sleep(_RELEASE_AGAIN_SECONDS)
             return
         _log.info("released %s", attempt_id)
@@ -202,6 +250,21 @@ class Runner:
                 _log.warning(
                     "the service did not accept the end of %s: %s", assignment.attempt_id, refusal
                 )
+
+
+def _with_anything(view: View) -> set[str]:
+    """Attempts of which anything is left on the cluster: seats, actors or ranks, whole or not."""
+    ranks = {attempt_id for on_node in view.ranks.values() for attempt_id in on_node}
+    return ranks | view.holders | {group.attempt_id for group in view.groups}
+
+
+def _still_seconds(view: View) -> dict[str, float]:
+    """For how long no rank of each attempt, on whatever node, has used processor time."""
+    seconds: dict[str, float] = {}
+    for on_node in view.ranks.values():
+        for attempt_id, still in on_node.items():
+            seconds[attempt_id] = min(still, seconds.get(attempt_id, still))
+    return seconds
 
 
 def _held(groups: Iterable[Group], starting: Iterable[Assignment]) -> list[Held]:

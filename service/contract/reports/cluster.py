@@ -1,5 +1,7 @@
 """What runners, node agents and starting ranks exchange with the service."""
 
+from typing import Annotated
+
 from pydantic import Field, SecretStr, field_serializer
 
 from roadless.service.contract.base import MAX_MESSAGE_LENGTH, Message
@@ -20,9 +22,16 @@ class Node(Message):
 
 
 class RegisterRunner(Message):
-    """A runner names its cluster; the same name always gets the same runner id."""
+    """A runner names itself and its cluster; the same cluster always gets the same runner id.
+
+    ``cluster``: what no other cluster is called, and the same for every runner of this one.
+    ``session``: what no other process is called. Both are empty from runners of older releases,
+    which are known by their name alone.
+    """
 
     name: str = Field(min_length=1, max_length=100)
+    cluster: str = Field("", max_length=200)
+    session: str = Field("", max_length=200)
 
 
 class Registered(Message):
@@ -33,15 +42,21 @@ class Registered(Message):
 
 
 class Sync(Message):
-    """What a runner sees: its nodes, the attempts that hold anything, those that hold nothing more.
+    """What a runner sees: its nodes, which attempts are whole, hold anything, or nothing more.
 
     The service answers immediately if there is something to start or stop, and otherwise after
-    ``wait_seconds``.
+    ``wait_seconds``. ``held``: every attempt of which there is anything on the cluster, whole or
+    not. ``still_seconds``: for how long no rank of an attempt has been seen to use processor time.
     """
 
+    session: str = Field("", max_length=200)
     nodes: list[Node] = Field(max_length=10_000)
     alive: list[str] = Field(default=[], max_length=100_000, description="attempt ids")
+    held: list[str] = Field(default=[], max_length=100_000, description="attempt ids")
     released: list[str] = Field(default=[], max_length=100_000, description="attempt ids")
+    still_seconds: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default={}, max_length=100_000, description="by attempt id"
+    )
     wait_seconds: float = Field(0.0, ge=0, le=30)
 
 

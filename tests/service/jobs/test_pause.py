@@ -29,10 +29,11 @@ def attempt(stage, digits_spec):
 
 
 def keep_alive(stage, seconds):
-    """Time passes while the runner sees every open attempt."""
+    """Time passes while the runner sees every open attempt, and its ranks report."""
     runner_id = stage.register()
     for _ in range(int(seconds) // 5):
         stage.pass_time(5)
+        stage.heartbeats()
         alive = [row.id for row in stage.attempts() if row.ended_at is None]
         stage.sync(runner_id, alive=alive, free_cpus=0)
         stage.tick()

@@ -21,8 +21,12 @@ def stage(database_url, tmp_path):
 @pytest.fixture
 def attempt(stage, digits_spec):
     """A job that runs, claimed once the first, frozen lease was over."""
+    return running(stage, digits_spec)
+
+
+def running(stage, spec):
     stage.thaw()
-    stage.submit(digits_spec)
+    stage.submit(spec)
     assignment = stage.claim(stage.register())
     stage.report(assignment.token, {**step_event(1), "seq": 1})
     return assignment
@@ -42,20 +46,112 @@ def test_a_silent_attempt_is_lost_within_two_seconds_after_its_lease(stage, atte
     stage.live(2)
     job = stage.job(attempt.job_id)
     assert (job.phase, job.reason) == ("RECOVERING", "lease_expired")
-    assert "for 30 s" in job.message
+    assert job.message == "no news from any rank for 31 s, nor from their runner"
     with pytest.raises(Fenced):
         say(stage, attempt)
 
 
-def test_a_heartbeat_or_its_runner_keeps_an_attempt(stage, attempt):
-    (row,) = stage.attempts()
-    for round_ in range(6):
+def test_heartbeats_keep_an_attempt_without_its_runner(stage, attempt):
+    for _ in range(6):
         stage.live(LEASE_SECONDS - 1)
-        if round_ % 2:
-            say(stage, attempt)
-        else:
-            stage.sync(row.runner_id, alive=[row.id])
+        say(stage, attempt)
     assert stage.job(attempt.job_id).phase == "RUNNING"
+
+
+def under_a_runner(stage, seconds, *, still_seconds=None):
+    """Time passes while the runner lists every open attempt, whose ranks move unless told so."""
+    runner_id = stage.register()
+    for second in range(int(seconds)):
+        stage.pass_time(1)
+        alive = [row.id for row in stage.attempts() if row.ended_at is None]
+        still = None if still_seconds is None else dict.fromkeys(alive, still_seconds + second + 1)
+        stage.sync(runner_id, alive=alive, still_seconds=still, free_cpus=0)
+        stage.tick()
+
+
+@pytest.mark.parametrize("request_", ["none", "stop", "pause"])
+def test_a_runner_that_lists_frozen_ranks_does_not_keep_their_attempt(stage, attempt, request_):
+    """Stopped processes are alive to the kernel; in STOPPING and PAUSING as well."""
+    if request_ != "none":
+        getattr(stage, request_)(attempt.job_id)
+    under_a_runner(stage, LEASE_SECONDS - 1, still_seconds=0.0)
+    (row,) = stage.attempts()
+    assert row.ended_at is None
+    under_a_runner(stage, 3, still_seconds=LEASE_SECONDS - 1)
+    (row,) = stage.attempts()
+    assert row.reason == "lease_expired"
+    assert row.message == "no news from any rank for 31 s; they use no processor time"
+
+
+def test_a_runner_of_an_older_release_cannot_tell_and_keeps_none(stage, attempt):
+    runner_id = stage.register()
+    for _ in range(int(LEASE_SECONDS) + 2):
+        stage.pass_time(1)
+        alive = [row.id for row in stage.attempts() if row.ended_at is None]
+        stage.sync(runner_id, alive=alive, still_seconds={}, free_cpus=0)
+        stage.tick()
+    assert stage.job(attempt.job_id).reason == "lease_expired"
+
+
+def test_a_long_call_that_lets_nothing_else_run_is_no_silence(stage, digits_spec):
+    """Native code that holds the interpreter's lock: no thread reports, but the ranks compute."""
+    attempt = running(stage, {**digits_spec, "retry": {"hang_seconds": 300}})
+    under_a_runner(stage, 299)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+    say(stage, attempt)
+    under_a_runner(stage, 299)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+
+
+def test_ranks_that_compute_unheard_are_given_up_after_the_longest_step(stage, digits_spec):
+    """Their reports are refused, or lost, so what they compute is of no use."""
+    attempt = running(stage, {**digits_spec, "retry": {"hang_seconds": 300}})
+    under_a_runner(stage, 302)
+    job = stage.job(attempt.job_id)
+    assert (job.phase, job.reason) == ("RECOVERING", "lease_expired")
+    assert job.message.startswith("no news from any rank for 301 s although they use processor")
+    assert "300 s" in job.message
+
+
+def test_a_lease_longer_than_a_step_may_take_is_not_cut_short(stage, digits_spec):
+    attempt = running(stage, {**digits_spec, "retry": {"hang_seconds": 5}})
+    under_a_runner(stage, LEASE_SECONDS - 1)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+    under_a_runner(stage, 3)
+    assert stage.job(attempt.job_id).reason == "lease_expired"
+
+
+def test_ranks_that_stand_still_have_a_whole_lease_from_when_they_last_moved(stage, digits_spec):
+    attempt = running(stage, {**digits_spec, "retry": {"hang_seconds": 300}})
+    under_a_runner(stage, 100)
+    under_a_runner(stage, LEASE_SECONDS - 1, still_seconds=0.0)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+    under_a_runner(stage, 3, still_seconds=LEASE_SECONDS - 1)
+    job = stage.job(attempt.job_id)
+    assert job.message == "no news from any rank for 131 s; they use no processor time"
+
+
+def test_a_runner_keeps_what_it_starts_until_the_first_report(stage, digits_spec):
+    """Nothing moves while a model's environment is built, say; the deadline of STARTING holds."""
+    stage.thaw()
+    job_id = stage.submit(digits_spec)
+    stage.claim(stage.register())
+    under_a_runner(stage, 2 * LEASE_SECONDS, still_seconds=0.0)
+    assert stage.job(job_id).phase == "STARTING"
+    stage.live(LEASE_SECONDS + 2)
+    job = stage.job(job_id)
+    assert (job.phase, job.reason) == ("RECOVERING", "lease_expired")
+    assert job.message == "no news from its runner for 31 s; no rank has reported yet"
+
+
+def test_after_an_outage_ranks_that_only_compute_have_a_lease_to_speak_again(stage, digits_spec):
+    attempt = running(stage, {**digits_spec, "retry": {"hang_seconds": 60}})
+    stage.pass_time(3600)  # the service was away, so nobody was heard
+    stage.tick()
+    under_a_runner(stage, LEASE_SECONDS - 1)
+    assert stage.job(attempt.job_id).phase == "RUNNING"
+    under_a_runner(stage, 3)
+    assert stage.job(attempt.job_id).phase == "RECOVERING"
 
 
 def test_an_expired_attempt_is_ended_once(stage, attempt):
@@ -134,11 +230,12 @@ def test_many_silent_attempts_are_ended_in_turns(stage, digits_spec, monkeypatch
 
 
 def keep_alive(stage, seconds):
-    """Time passes while the runner sees every open attempt."""
+    """Time passes while the runner sees every open attempt, and its ranks report."""
     runner_id = stage.register()
     whole, rest = divmod(seconds, 5)
     for step in [5] * int(whole) + [rest]:
         stage.pass_time(step)
+        stage.heartbeats()
         alive = [row.id for row in stage.attempts() if row.ended_at is None]
         stage.sync(runner_id, alive=alive, free_cpus=0)
         stage.tick()
@@ -196,14 +293,37 @@ def test_seats_that_are_not_released_are_told_of_once(stage, attempt, how):
     assert stage.job(attempt.job_id).phase == before, "terminal needs proof"
 
 
-def test_a_job_that_waits_for_capacity_to_recover_is_not_called_overdue(stage, attempt):
+def test_a_job_that_waits_for_capacity_to_recover_says_so_and_is_not_called_overdue(stage, attempt):
     (row,) = stage.attempts()
-    lost = {"kind": "failed", "reason": "worker_error", "message": "", "seq": 2}
+    lost = {"kind": "failed", "reason": "worker_error", "message": "it broke", "seq": 2}
     say(stage, attempt, lost)
     stage.sync(row.runner_id, released=[row.id], free_cpus=0)
-    keep_alive(stage, RELEASE_SECONDS * 2)
+    keep_alive(stage, RELEASE_SECONDS - 1)
+    assert stage.job(attempt.job_id).message == "it broke"
+    keep_alive(stage, RELEASE_SECONDS * 3)
     assert "release.overdue" not in stage.codes(attempt.job_id)
-    assert stage.job(attempt.job_id).phase == "RECOVERING"
+    assert stage.codes(attempt.job_id).count("recovery.waiting") == 1
+    job = stage.job(attempt.job_id)
+    assert (job.phase, job.reason) == ("RECOVERING", "worker_error")
+    assert job.message == "it broke; not enough free capacity for its workers"
+
+
+def test_a_job_that_recovers_says_whatever_it_waits_for_now(stage, attempt):
+    """First for the seats of a silent cluster, then for any runner, then for room."""
+    (row,) = stage.attempts()
+    stage.live(LEASE_SECONDS + 2)
+    lost = stage.job(attempt.job_id).message
+    stage.live(RELEASE_SECONDS + 2)
+    wait = "no runner has confirmed yet that the resources are released"
+    assert stage.job(attempt.job_id).message == f"{lost}; {wait}"
+    stage.sync(row.runner_id, released=[row.id], free_cpus=0)
+    stage.live(LEASE_SECONDS + RELEASE_SECONDS + 2)
+    wait = "no runner has connected in the last 30 s"
+    assert stage.job(attempt.job_id).message == f"{lost}; {wait}"
+    keep_alive(stage, RELEASE_SECONDS + 5)
+    wait = "not enough free capacity for its workers"
+    assert stage.job(attempt.job_id).message == f"{lost}; {wait}"
+    assert stage.claim(row.runner_id).fence == 2
 
 
 def test_deadlines_wait_for_a_frozen_lease(stage, digits_spec):

@@ -111,6 +111,27 @@ def test_an_attempt_that_the_service_does_not_know_is_stopped(stage):
     assert stage.sync(stage.register(), alive=[unknown]).stop == [unknown]
 
 
+def test_what_is_left_of_an_attempt_that_nobody_wants_is_stopped(stage, digits_spec):
+    """Seats without ranks: of a start that failed, or of what another service had started."""
+    job_id, runner_id = stage.submit(digits_spec), stage.register()
+    attempt_id, unknown = stage.claim(runner_id).attempt_id, new_id("att")
+    held = [attempt_id, unknown]
+    assert stage.sync(runner_id, alive=[attempt_id], held=held).stop == [unknown]
+    stage.cancel(job_id)
+    assert stage.sync(runner_id, held=held).stop == sorted(held)
+    stage.sync(runner_id, released=held)
+    assert stage.job(job_id).phase == "CANCELLED"
+    assert stage.sync(runner_id, held=[attempt_id]).stop == [attempt_id], "although it was released"
+
+
+def test_an_attempt_that_holds_seats_and_is_not_whole_is_lost(stage, digits_spec):
+    job_id, runner_id = stage.submit(digits_spec), stage.register()
+    attempt_id = stage.claim(runner_id).attempt_id
+    stage.sync(runner_id, alive=[attempt_id], held=[attempt_id])
+    assert stage.sync(runner_id, held=[attempt_id]).stop == [attempt_id]
+    assert stage.job(job_id).reason == "rank_died"
+
+
 def test_a_release_of_an_attempt_that_runs_is_not_believed(stage, digits_spec):
     job_id, runner_id = stage.submit(digits_spec), stage.register()
     attempt_id = stage.claim(runner_id).attempt_id
@@ -212,18 +233,6 @@ def test_pages_of_the_queue_choose_what_the_whole_queue_would(stage, digits_spec
     assert [one.job_id for one in reply.start] == expected
 
 
-def test_releases_of_attempts_that_nobody_holds_hide_none_that_is_held(
-    stage, digits_spec, monkeypatch
-):
-    monkeypatch.setattr("roadless.service.scheduling.sync.RELEASES_PER_SYNC", 3)
-    job_id, old_name = stage.submit(digits_spec), stage.register("old")
-    attempt_id = stage.claim(old_name).attempt_id
-    stage.cancel(job_id)
-    strangers = [f"att_{number:026}" for number in range(10)]
-    stage.sync(stage.register("new"), released=[*strangers, attempt_id])
-    assert stage.job(job_id).phase == "CANCELLED"
-
-
 # ---- runners that go away ------------------------------------------------------------------------
 
 
@@ -282,16 +291,6 @@ def test_terminal_waits_for_the_silent_runners_seats_too(stage, digits_spec):
     first = next(row.id for row in stage.attempts() if row.fence == 1)
     stage.sync(silent, released=[first])
     assert stage.job(job_id).phase == "SUCCEEDED"
-
-
-def test_a_runner_under_a_new_name_releases_what_it_started_under_the_old(stage, digits_spec):
-    job_id, _ = lost_on(stage, digits_spec, "before")
-    renamed = stage.register("after")
-    (first,) = [row.id for row in stage.attempts()]
-    assert stage.sync(renamed, alive=[first], free_cpus=0).stop == [first]
-    stage.cancel(job_id)
-    stage.sync(renamed, released=[first])
-    assert stage.job(job_id).phase == "CANCELLED"
 
 
 # ---- polls ---------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def assignment(url: str, home: Path, user: httpx.Client) -> Assignment:
     assert user.post("/jobs", json=SPEC).status_code == 201
     runner = RunnerApi(url, token=(home / "runner.token").read_text().strip())
     node = Node(node_id="node", cpus=1, gpus=0, free_cpus=1, free_gpus=0)
-    (taken,) = runner.sync(runner.register("here").runner_id, seen=Sync(nodes=[node])).start
+    registered = runner.register("here", cluster="c", session="s")
+    (taken,) = runner.sync(registered.runner_id, seen=Sync(nodes=[node], session="s")).start
     runner.close()
     return taken
 

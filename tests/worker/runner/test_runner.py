@@ -22,7 +22,7 @@ from worker_drills import STAND_IN, Listener, is_alive, read_note, wait_until
 from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment, Node, Registered, Sync, SyncReply
 from roadless.service.contract.states import Reason
-from roadless.worker.api import Away, Refused
+from roadless.worker.api import Away, NameTaken, Refused, Replaced
 from roadless.worker.rank_launch import DataSources
 from roadless.worker.runner.capacity import Bundle, Held
 from roadless.worker.runner.gang import Gangs, Group, NotReleased, StartFailed, View
@@ -51,14 +51,21 @@ class FakeApi:
 
     replies: list[SyncReply | Exception] = field(default_factory=list)
     heard: list[Sync] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    names: list[tuple[str, str]] = field(default_factory=list)
+    sessions: set[str] = field(default_factory=set)
+    num_refusals: int = 0  #: registrations to refuse, since another cluster's runner has the name
 
-    def register(self, name: str) -> Registered:
-        self.names.append(name)
+    def register(self, name: str, *, cluster: str, session: str) -> Registered:
+        self.names.append((name, cluster))
+        self.sessions.add(session)
+        if self.num_refusals:
+            self.num_refusals -= 1
+            raise NameTaken("another has it", status=409)
         return Registered(runner_id="run_1", lease_seconds=30)
 
     def sync(self, runner_id: str, *, seen: Sync) -> SyncReply:
         self.heard.append(seen)
+        self.sessions.add(seen.session)
         reply = self.replies.pop(0) if self.replies else SyncReply()
         if isinstance(reply, Exception):
             raise reply
@@ -72,8 +79,11 @@ class FakeCluster:
     nodes: list[Node] = field(default_factory=lambda: [NODE])
     homes: dict[str, list[str | None]] = field(default_factory=dict)
     dead_ranks: set[str] = field(default_factory=set)
+    still_seconds: dict[str, float] = field(default_factory=dict)  #: by node
+    holders: set[str] = field(default_factory=set)
     start_gate: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
+    bug: Exception | None = None  #: of what nobody thought
     reason: Reason = Reason.START_FAILED
     refusals: int = 0
     started: list[str] = field(default_factory=list)
@@ -87,17 +97,20 @@ class FakeCluster:
         ]
         ranks = {
             node.node_id: {
-                key: 0.0
+                key: self.still_seconds.get(node.node_id, 0.0)
                 for key, nodes in self.homes.items()
                 if node.node_id in nodes and key not in self.dead_ranks
             }
             for node in self.nodes
         }
-        return View(nodes=self.nodes, groups=groups, ranks=ranks)
+        holders = frozenset(self.holders)
+        return View(nodes=self.nodes, groups=groups, ranks=ranks, holders=holders)
 
     def start(self, assignment: Assignment) -> None:
         self.start_gate.wait(10)
         self.started.append(assignment.attempt_id)
+        if self.bug:
+            raise self.bug
         if self.failure:
             raise StartFailed(self.failure, reason=self.reason)
         self.homes[assignment.attempt_id] = ["n1"] * assignment.num_workers
@@ -129,6 +142,7 @@ def runner(api: FakeApi, cluster: FakeCluster, listener: Listener) -> Iterator[R
         cluster=cluster,
         service_url=listener.url,
         name="default",
+        cluster_id="rack-7",
     )
     yield runner
     cluster.start_gate.set()
@@ -144,7 +158,8 @@ def rounds_until(runner: Runner, is_true: Callable[[], bool]) -> None:
 
 def test_idle_cluster_is_all_free_and_polled_slowly(runner: Runner, api: FakeApi) -> None:
     runner.round("run_1")
-    assert api.heard == [Sync(nodes=[NODE], wait_seconds=10.0)]
+    (session,) = api.sessions
+    assert api.heard == [Sync(session=session, nodes=[NODE], wait_seconds=10.0)]
 
 
 def test_started_attempt_is_alive_from_the_first_sync_after_its_assignment(
@@ -287,8 +302,68 @@ def test_runner_outlasts_a_service_that_is_away_and_registers_again_when_unknown
     api.replies = [Away("down"), Away("down"), unknown, SyncReply(), _Enough()]
     with pytest.raises(_Enough):
         runner.run()
-    assert api.names == ["default", "default"]
+    assert api.names == [("default", "rack-7")] * 2
+    assert len(api.sessions) == 1
     assert len(api.heard) == 5
+
+
+def test_runner_that_was_replaced_ends_instead_of_taking_its_place_again(
+    runner: Runner, api: FakeApi
+) -> None:
+    api.replies = [SyncReply(), Replaced("another has registered", status=409)]
+    with pytest.raises(Replaced):
+        runner.run()
+    assert len(api.names) == 1
+
+
+def test_runner_waits_for_a_name_that_may_come_free(
+    runner: Runner, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roadless.worker.retry.FIRST_SECONDS", 0.001)
+    api.num_refusals = 3
+    api.replies = [SyncReply(), _Enough()]
+    with pytest.raises(_Enough):
+        runner.run()
+    assert len(api.names) == 4
+
+
+def test_runner_ends_when_its_name_does_not_come_free(
+    runner: Runner, api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roadless.worker.runner.runner._NAME_SECONDS", 0.0)
+    api.num_refusals = 100
+    with pytest.raises(NameTaken, match="another has it"):
+        runner.run()
+    assert api.heard == []
+
+
+def test_whatever_is_left_of_an_attempt_is_told(
+    runner: Runner, api: FakeApi, cluster: FakeCluster
+) -> None:
+    """Seats whose ranks are dead, and an actor whose group is gone: neither is whole."""
+    cluster.homes["att_1"], cluster.homes["att_2"] = ["n1"], ["n1"]
+    cluster.dead_ranks, cluster.holders = {"att_1"}, {"att_3"}
+    runner.round("run_1")
+    assert (api.heard[0].alive, api.heard[0].held) == (["att_2"], ["att_1", "att_2", "att_3"])
+
+
+def test_ranks_of_two_nodes_stand_still_only_together(
+    runner: Runner, api: FakeApi, cluster: FakeCluster
+) -> None:
+    cluster.nodes = [NODE, NODE.model_copy(update={"node_id": "n2"})]
+    cluster.homes["att_1"] = ["n1", "n2"]
+    cluster.still_seconds = {"n1": 40.0, "n2": 3.0}
+    runner.round("run_1")
+    assert api.heard[0].still_seconds == {"att_1": 3.0}
+
+
+def test_start_that_fails_as_nobody_thought_is_told_and_released(
+    runner: Runner, api: FakeApi, cluster: FakeCluster, listener: Listener
+) -> None:
+    cluster.bug = RuntimeError("never seen")
+    api.replies = [SyncReply(start=[assign()])]
+    rounds_until(runner, lambda: ["att_1"] in [seen.released for seen in api.heard])
+    assert listener.calls[0].body["message"] == "RuntimeError: never seen"
 
 
 # ---- as a process, on real Ray ----------------------------------------------------------------
