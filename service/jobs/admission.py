@@ -5,14 +5,14 @@ which reads both, does not have them.
 """
 
 from roadless.service.contract.job.budget import MAX_LIMIT, BudgetSpec
-from roadless.service.contract.job.data import RecordsData
+from roadless.service.contract.job.data import RecordsData, require_possible_files
 from roadless.service.contract.job.spec import JobSpec, data_of
 from roadless.service.errors import Invalid
 
 
 def require_admissible(spec: JobSpec) -> None:
     """Raise Invalid if the specification breaks one of these rules."""
-    _require_distinct_columns(spec)
+    _require_possible_data(spec)
     if spec.budget is not None:
         require_bounded(spec.budget)
     _require_whole_parts(spec)
@@ -26,13 +26,14 @@ def require_bounded(budget: BudgetSpec) -> None:
             raise Invalid.at(f"/budget/{name}", message)
 
 
-def _require_distinct_columns(spec: JobSpec) -> None:
+def _require_possible_data(spec: JobSpec) -> None:
     for pointer, data in data_of(spec).items():
-        if isinstance(data, RecordsData):
-            try:
+        try:
+            require_possible_files(data)
+            if isinstance(data, RecordsData):
                 data.require_distinct_columns()
-            except ValueError as error:
-                raise Invalid.at(pointer, str(error)) from error
+        except ValueError as error:
+            raise Invalid.at(pointer, str(error)) from error
 
 
 def _require_whole_parts(spec: JobSpec) -> None:

@@ -12,6 +12,12 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from roadless.service.contract.base import Spec, UnionOfUnions
 from roadless.service.contract.ids import DATASET_ID_PATTERN
+from roadless.service.contract.job.locations import (
+    SCHEMES,
+    require_path,
+    require_possible,
+    scheme_of,
+)
 from roadless.service.contract.job.tasks import Task
 from roadless.service.contract.secrets import SecretName
 
@@ -26,7 +32,6 @@ FORMATS_OF_TEXT: frozenset[str] = frozenset({"text", "bytes"})
 
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)")
-SCHEMES = ("s3", "gs", "http", "https")
 
 
 def _path_or_url(text: str) -> str:
@@ -378,6 +383,34 @@ def _tasks_of_rows(data: _RecordsData) -> frozenset[Task]:
     if data.num_classes is not None:
         return frozenset({"classification"})
     return _NUMBERS
+
+
+def require_possible_files(data: DataSpec) -> None:
+    """Raise ValueError if files that the data names cannot exist, on whatever node.
+
+    Asked of new jobs only: stored ones from before this rule must stay readable.
+    """
+    match data:
+        case FilesData():
+            for path in _paths(data.path) + _held_out_paths(data.eval):
+                require_possible(path)
+        case UploadedData():
+            for pattern in (data.files, *_held_out_paths(data.eval)):
+                if scheme_of(pattern):
+                    raise ValueError(f"expected a pattern over names of files, saw {pattern!r}")
+        case HuggingFaceData():
+            require_path(data.path)
+        case _:
+            return
+    require_path(data.tokenizer)
+
+
+def _paths(paths: Paths) -> tuple[str, ...]:
+    return (paths,) if isinstance(paths, str) else paths
+
+
+def _held_out_paths(held_out: HeldOutShare | HeldOutFiles) -> tuple[str, ...]:
+    return _paths(held_out.path) if isinstance(held_out, HeldOutFiles) else ()
 
 
 def label_of_data(data: DataSpec) -> str:

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import update
 
+from roadless.service.contract.ids import new_id
 from roadless.service.contract.job.spec import JobSpec
 from roadless.service.db.tables import JobRow
 
@@ -70,6 +71,38 @@ def test_columns_are_distinct_in_new_jobs_only(service, digits_spec):
     assert (pointer, "saw 'y' as both" in message) == ("/data", True)
     job_id = stored(service, digits_spec, data)
     assert service.job(job_id)["spec"]["data"]["columns"] == ["a", "y"]
+
+
+IMPOSSIBLE = [
+    {**CSV, "target": "y", "path": "https://files.example:0/a.csv"},
+    {**CSV, "target": "y", "path": ["/data/a", "https://files.example/*.csv"]},
+    {**CSV, "target": "y", "eval": {"path": "s3://bucket"}},
+    {"kind": "files", "format": "text", "path": "/data/a", "tokenizer": "x" * 256},
+    {"kind": "huggingface", "path": "./" + "x" * 256, "text": "t"},
+    {"kind": "dataset", "dataset_id": new_id("ds"), "text": "t", "files": "s3://bucket/a"},
+]
+
+
+@pytest.mark.parametrize("data", IMPOSSIBLE, ids=lambda data: str(data)[-40:])
+def test_data_that_no_node_can_read_is_refused_in_new_jobs_only(service, digits_spec, data):
+    is_text = "target" not in data
+    fields = {
+        "model": {"kind": "preset", "name": "gpt"} if is_text else MLP,
+        "task": "causal_lm" if is_text else "classification",
+    }
+    pointer, message = fault_of(service.post("/jobs", json={**digits_spec, **fields, "data": data}))
+    assert pointer == "/data"
+    assert message.startswith("expected ")
+    job_id = stored(service, digits_spec, {**fields, "data": data})
+    assert service.job(job_id)["spec"]["data"]["kind"] == data["kind"]
+
+
+def test_data_of_a_further_set_is_asked_the_same(service, digits_spec):
+    one = {"name": "other", "data": {**CSV, "target": "y", "path": "http://h:99999/a.csv"}}
+    spec = {**digits_spec, "evaluation": {"every_steps": 5, "sets": [one]}}
+    pointer, message = fault_of(service.post("/jobs", json=spec))
+    assert pointer == "/evaluation/sets/0/data"
+    assert "expected a port from 1 to 65535" in message
 
 
 def test_a_patch_asks_of_the_new_budget_what_a_new_job_is_asked(service, digits_spec):

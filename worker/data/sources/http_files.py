@@ -17,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from roadless.service.contract.job.locations import require_web_url
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources.addresses import is_listed, origin_of, resolve
 from roadless.worker.data.sources.source_file import Identity, SourceAway, SourceFile
@@ -27,6 +28,8 @@ _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _MAX_REDIRECTS = 5
 #: Seconds before each retry of a request that breaks off or gets a server error.
 _PAUSES_SECONDS = (0.2, 1.0, 5.0)
+#: Faults of a request that are there before it is sent.
+_NEVER_SENT = (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
 _GONE = frozenset({httpx.codes.NOT_FOUND, httpx.codes.GONE})
 
 Answer = TypeVar("Answer")
@@ -79,6 +82,8 @@ def _call_with_retry(call: Callable[[], Answer], *, url: str) -> Answer:
     for pause in (*_PAUSES_SECONDS, None):
         try:
             return call()
+        except _NEVER_SENT as error:
+            raise DataInvalid(f"expected {url} to be a URL, saw: {error}") from error
         except (httpx.TransportError, OSError) as error:
             if pause is None:
                 raise SourceAway(f"expected {url} to answer, saw: {error}") from error
@@ -152,8 +157,13 @@ def _request(
 
 
 def _redirected(url: str, location: str) -> str:
-    target = urljoin(url, location)
-    before, after = urlsplit(url).scheme, urlsplit(target).scheme
+    try:
+        target = urljoin(url, location)
+        before, after = urlsplit(url).scheme, urlsplit(target).scheme
+        if after in ("http", "https"):
+            require_web_url(target)
+    except ValueError as error:
+        raise DataUnreadable(f"expected {url} to lead to a URL, saw: {error}") from error
     if after not in ("http", "https") or (before == "https" and after == "http"):
         raise DataForbidden(f"expected {url} to lead to https, saw a redirect to {target}")
     return target

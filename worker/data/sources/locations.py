@@ -1,8 +1,8 @@
 """Finds the files of a specification's paths: the one ``match`` over where data can be."""
 
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
+from roadless.service.contract.job.locations import require_possible, scheme_of
 from roadless.worker.data.lazy_import import lazy_import
 from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources import http_files, local_files
@@ -35,8 +35,11 @@ def find_files(
 
 
 def _find(path: str, *, sources: DataSources, bearer: str | None) -> list[SourceFile]:
-    scheme = urlsplit(path).scheme if "://" in path else ""
-    match scheme:
+    try:
+        require_possible(path)
+    except ValueError as error:
+        raise DataInvalid(str(error)) from error
+    match scheme_of(path):
         case "":
             return local_files.find(path, sources=sources)
         case "s3" | "gs":
@@ -45,6 +48,4 @@ def _find(path: str, *, sources: DataSources, bearer: str | None) -> list[Source
             )
             return found
         case _:
-            if "*" in urlsplit(path).path:
-                raise DataInvalid(f"expected the URL of one file, saw a pattern: {path}")
             return [http_files.find(path, sources=sources, bearer=bearer)]

@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 import obstore
 from obstore.exceptions import (
     BaseError,
+    InvalidPathError,
     NotFoundError,
     PermissionDeniedError,
     PreconditionError,
@@ -148,6 +149,8 @@ def _translated(name: str) -> Iterator[None]:
         raise DataUnreadable(f"expected {name} to stay unchanged, saw it change") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise DataUnreadable(f"expected to read {name}, saw: {_first_line(error)}") from error
+    except (InvalidPathError, ValueError) as error:  # of the key, or of the bucket's name
+        raise DataInvalid(f"expected {name} to be an object, saw: {_first_line(error)}") from error
     except BaseError as error:
         if _REFUSED.search(str(error)):  # a refused list has no error class
             raise DataUnreadable(f"expected to list {name}, saw: {_first_line(error)}") from error

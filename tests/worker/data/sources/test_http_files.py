@@ -190,6 +190,30 @@ def test_a_url_has_no_patterns(node, site):
     assert "saw a pattern" in fault(node, f"{site.url}/*.csv", Reason.DATA_INVALID)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://h:0/a", "http://h:65536/a", "http://h:x/a", "http://:80/a", "http://[::1/a"),
+        *(f"http://{'x' * 64}/a", "http://a..b/a", "http://a b/c", "http://h/a\nb"),
+    ],
+)
+def test_a_url_that_no_server_can_have_is_final(node, url):
+    assert "expected " in fault(node, url, Reason.DATA_INVALID)
+
+
+@pytest.mark.parametrize("target", ["http://h:0/", "//a..b/c"])
+def test_a_redirect_to_no_url_is_final(node, site, target):
+    assert "to lead to a URL" in fault(node, f"{site.url}/to/{target}", Reason.DATA_UNREADABLE)
+
+
+@pytest.mark.parametrize("path", [" http://127.0.0.1/a", "ht\ntp://127.0.0.1/a", "x" * 256])
+def test_what_only_looks_like_a_url_is_a_path(node, site, path):
+    with pytest.raises(JobFailed) as caught:
+        load(node, path)
+    assert caught.value.reason in (Reason.DATA_FORBIDDEN, Reason.DATA_INVALID)
+    assert site.heard == []
+
+
 # ---- where from ---------------------------------------------------------------------------------
 
 

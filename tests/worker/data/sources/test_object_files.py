@@ -99,10 +99,23 @@ def test_large_objects_come_whole_in_blocks(node, bucket, tmp_path, monkeypatch)
 
 def test_what_the_operator_does_not_list_is_forbidden_and_not_looked_at(node, bucket):
     put(bucket, "secret/a.csv", rows(0, 9))
-    for key in ("secret/a.csv", "secret/*", "open/../secret/a.csv", "absent", "*", "openly/a.csv"):
+    for key in ("secret/a.csv", "secret/*", "absent", "*", "openly/a.csv"):
         said = fault(node, f"s3://{bucket}/{key}", Reason.DATA_FORBIDDEN)
         assert "ROADLESS_DATA_URLS" in said
         assert f"s3://{bucket}/open" in said
+
+
+@pytest.mark.parametrize("key", ["open/../secret/a.csv", "open/**/../../secret/*", "open//a.csv"])
+def test_a_key_that_no_store_can_have_is_final(node, bucket, key):
+    put(bucket, "secret/a.csv", rows(0, 9))
+    assert "a key whose parts are names" in fault(node, f"s3://{bucket}/{key}", Reason.DATA_INVALID)
+    with pytest.raises(JobFailed) as caught:  # whoever asks past the first check
+        object_files.find(f"s3://{bucket}/{key}", sources=node.sources)
+    assert caught.value.reason in (
+        Reason.DATA_FORBIDDEN,
+        Reason.DATA_INVALID,
+        Reason.DATA_NOT_FOUND,
+    )
 
 
 def test_objects_that_are_not_there_are_data_not_found(node, bucket):
