@@ -1,11 +1,13 @@
 """A job on two hosts outlives the link between them (promise P9), and returns to both."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import paced_models
 import pytest
-from stack import wait_for_end, wait_for_step, wait_until
+from stack import rank_pids, wait_for_end, wait_for_step, wait_until
 from two_hosts import can_make_hosts, two_hosts
 
 from roadless.service.contract.states import Phase
@@ -37,12 +39,30 @@ def num_ranks(client, job_id):
     return [int(event.message.split()[2]) for event in started]
 
 
+def listening(pids):
+    """Where each process listens, as it is seen in its own network namespace."""
+    script = "import psutil, sys; print(*{c.laddr.ip for c in psutil.Process(int(sys.argv[1]))" + (
+        ".net_connections() if c.status == 'LISTEN'})"
+    )
+    enter = ["nsenter", "--net"]
+    return [
+        set(
+            subprocess.check_output(
+                [*enter, "--target", str(pid), sys.executable, "-c", script, str(pid)], text=True
+            ).split()
+        )
+        for pid in pids
+    ]
+
+
 def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(paced_models.__file__).parent))  # for ranks
     with two_hosts(tmp_path / "home", cpus_a=1, cpus_b=1) as stack, stack.client() as client:
         job_id = client.submit(SPEC).id
         wait_for_step(client, job_id, 50)
         assert num_ranks(client, job_id) == [2]
+        heard_at = listening(rank_pids(client.job(job_id).attempt.id))
+        assert heard_at == [{stack.hosts.a.address}, {stack.hosts.b.address}]
 
         stack.hosts.cut()
         cut_at = time.monotonic()

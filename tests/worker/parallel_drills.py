@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from training_bench import Bench, make_brief
 
@@ -61,4 +62,11 @@ def _found(bench: Bench) -> dict[str, Any]:
             [file.name for file in staged.manifest.files] for staged in bench.reporter.published
         ],
         "threads": torch.get_num_threads(),
+        "listens_on": sorted(
+            {
+                connection.laddr.ip
+                for connection in psutil.Process().net_connections()
+                if connection.status == psutil.CONN_LISTEN
+            }
+        ),
     }

@@ -98,6 +98,17 @@ def interface_towards(address: str) -> str | None:
     return None
 
 
+def _listen(launch: RankLaunch) -> int:
+    """Open the rendezvous where the peers look for it; return the socket's file descriptor.
+
+    The store has no credential, and by itself (torch 2.13) it listens on every interface.
+    """
+    family, _, _, _, address = socket.getaddrinfo(
+        launch.master_addr, launch.master_port, type=socket.SOCK_STREAM
+    )[0]
+    return socket.create_server(address, family=family).detach()
+
+
 def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:
     """Open the process group; return the store of the rendezvous, for the ranks' own messages."""
     use_interface_towards(launch.master_addr)
@@ -110,6 +121,7 @@ def _meet(launch: RankLaunch, *, has_gpu: bool) -> Store:
         launch.world_size,
         is_master=launch.rank == 0,
         timeout=timeout,
+        master_listen_fd=_listen(launch) if launch.rank == 0 else None,
     )
     dist.init_process_group(
         backend="nccl" if has_gpu else "gloo",

@@ -110,6 +110,15 @@ def test_ranks_train_as_one_process_does(
     assert len(states) == 1
 
 
+def test_ranks_of_one_node_listen_to_nobody_else(run: Run) -> None:
+    """Neither the rendezvous nor what moves gradients asks who connects."""
+    assert [found["listens_on"] for found in run(1).found] == [[]]
+    for outcome in (run(2), run(4, parallelism={**FSDP, "replicas": 2})):
+        assert {address for found in outcome.found for address in found["listens_on"]} == {
+            "127.0.0.1"
+        }
+
+
 @pytest.mark.parametrize("optimizer", [SOAP, WRAPPED, CLOSURE], ids=lambda spec: spec["name"])
 def test_every_kind_of_optimizer_trains_in_shards(run: Run, optimizer: dict[str, Any]) -> None:
     changes = {"optimizer": optimizer}
