@@ -13,11 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from roadless.worker.data.sources.patterns import before_magic
+from roadless.worker.data.sources.patterns import MAX_LOOKED_AT, before_magic, too_many
 from roadless.worker.errors import DataInvalid
 
-#: Names that are read for one pattern: some seconds on a local disk.
-MAX_ENTRIES = 1_000_000
 #: Links on the way to one file, as in the kernel: links may lead in circles.
 MAX_LINKS = 40
 
@@ -56,7 +54,7 @@ class LocalPattern:
         """Yield everything but folders that matches, in no order.
 
         Raises DataForbidden where the pattern leads out of the allowed folders, whether or not
-        anything is there, and DataInvalid past MAX_ENTRIES.
+        anything is there, and DataInvalid past MAX_LOOKED_AT.
         """
         self._require_allowed(self._start or ".", shown=self._pattern)
         start = os.path.realpath(self._start or ".")
@@ -106,11 +104,8 @@ class LocalPattern:
 
     def _count(self) -> None:
         self._num_entries += 1
-        if self._num_entries > MAX_ENTRIES:
-            raise DataInvalid(
-                f"expected at most {MAX_ENTRIES} names to look at for {self._pattern}, saw more; "
-                "name a folder with fewer"
-            )
+        if self._num_entries > MAX_LOOKED_AT:
+            raise DataInvalid(too_many(self._pattern))
 
 
 def _parts(rest: str) -> list[str]:

@@ -31,11 +31,13 @@ from roadless.worker.data.progress import Tell
 from roadless.worker.data.sources.access import DATA_URLS_VARIABLE
 from roadless.worker.data.sources.addresses import is_listed
 from roadless.worker.data.sources.patterns import (
+    MAX_LOOKED_AT,
     before_magic,
     has_magic,
     matcher,
     only_reading,
     readings,
+    too_many,
 )
 from roadless.worker.data.sources.source_file import MAX_FILES, SourceAway, SourceFile
 from roadless.worker.errors import DataForbidden, DataInvalid, DataNotFound, DataUnreadable
@@ -103,9 +105,13 @@ def _listed(store: Any, key: str) -> list[Any]:
     if not has_magic(key):
         return [obstore.head(store, key)]
     found: list[Any] = []
+    num_seen = 0
     matches = [matcher(one) for one in readings(key)]
     for batch in obstore.list(store, prefix=before_magic(key) or None):
         found += [about for about in batch if any(one.fullmatch(about["path"]) for one in matches)]
+        num_seen += len(batch)
+        if num_seen > MAX_LOOKED_AT:
+            raise DataInvalid(too_many(key))
         if len(found) > MAX_FILES:
             raise DataInvalid(f"expected at most {MAX_FILES} objects for {key}, saw more")
     paths = sorted(str(about["path"]) for about in found)

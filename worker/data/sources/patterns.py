@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from roadless.worker.errors import DataInvalid
 
+#: Names that are looked at for one pattern: some seconds on a local disk.
+MAX_LOOKED_AT = 1_000_000
+
 
 def has_magic(pattern: str) -> bool:
     """Whether the path is a pattern."""
@@ -46,6 +49,14 @@ def only_reading(found: Iterable[Sequence[str]], *, pattern: str) -> Sequence[st
             "the files"
         )
     return matched[0] if matched else ()
+
+
+def too_many(pattern: str) -> str:
+    """Return what to say of a pattern past MAX_LOOKED_AT."""
+    return (
+        f"expected at most {MAX_LOOKED_AT} names to look at for {pattern}, saw more; name a folder "
+        "with fewer"
+    )
 
 
 def matcher(pattern: str) -> re.Pattern[str]:

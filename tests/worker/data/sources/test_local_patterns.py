@@ -189,10 +189,10 @@ def test_links_within_the_root_are_followed_and_in_circles_not_for_ever(node):
 
 
 def test_the_names_that_are_looked_at_are_bounded(node, monkeypatch):
-    monkeypatch.setattr(local_patterns, "MAX_ENTRIES", 100)
+    monkeypatch.setattr(local_patterns, "MAX_LOOKED_AT", 100)
     (node.root / "loop").symlink_to(".")
     (node.root / "pool").symlink_to(".")
-    with pytest.raises(JobFailed, match="at most 100 names to look at") as caught:
+    with pytest.raises(JobFailed, match="names to look at for") as caught:
         names(f"{node.root}/**/*.csv", node)
     assert caught.value.reason is Reason.DATA_INVALID
     assert str(node.root) in str(caught.value)

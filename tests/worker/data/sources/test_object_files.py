@@ -155,6 +155,13 @@ def test_too_many_objects_are_refused(node, bucket, monkeypatch):
     assert "at most 2 objects" in fault(node, f"s3://{bucket}/open/*", Reason.DATA_INVALID)
 
 
+def test_a_pattern_that_looks_at_too_many_objects_is_refused(node, bucket, monkeypatch):
+    monkeypatch.setattr(object_files, "MAX_LOOKED_AT", 2)
+    for number in range(3):
+        put(bucket, f"open/{number}.csv", rows(0, 3))
+    assert "names to look at" in fault(node, f"s3://{bucket}/open/0*", Reason.DATA_INVALID)
+
+
 def test_a_store_that_is_away_is_no_fault_of_the_job(node, bucket, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setitem(object_files._RETRIES, "max_retries", 0)
