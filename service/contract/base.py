@@ -5,12 +5,16 @@ from a newer peer and is read without it, so that service and workers can be upg
 other.
 """
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
 #: Characters of a message in a job's history; longer ones are cut, or refused from a worker.
 MAX_MESSAGE_LENGTH = 10_000
+#: What no text may hold: NUL, which PostgreSQL cannot store, and half of a surrogate pair, which
+#: UTF-8 cannot express. No database gets either, so that all of them hold the same.
+UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 
 class Spec(BaseModel):

@@ -15,16 +15,25 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from roadless.service.contract.base import UNSTORABLE
 from roadless.service.contract.resources import ProblemError
 from roadless.service.errors import Invalid
-from roadless.service.http.faults import MAX_FAULTS, of_validation, part_of_pointer, refusal
+from roadless.service.http.faults import (
+    MAX_FAULTS,
+    of_validation,
+    part_of_pointer,
+    refusal,
+    unstorable,
+)
 
 #: Bodies of users that are parsed at the same time; parsing keeps other threads from running.
 PARSING_THREADS = 2
 #: Faults of which the first are still listed: they are all made before one can be read.
 MAX_FAULTS_MADE = 10_000
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+#: How JSON writes NUL; behind an odd number of further backslashes it is another text.
+_NUL = b"\\u0000"
+_NUL_ALONE = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+_REPLACEMENT = rb"\1\\ufffd"
 
 #: Where a value is: in which place, and under which key. Pointers of all would be long.
 _Place = tuple["_Place", str | int] | None
@@ -36,8 +45,9 @@ class BodyParser:
 
     Args:
         kind: the type that it has.
-        is_strict: numbers must be finite and keys unique, too. Our own processes, which may be of
-            another version, send numbers that are not finite as text.
+        is_strict: numbers must be finite and keys unique, too, and NUL is refused. Our own
+            processes, which may be of another version, send numbers that are not finite as text,
+            and quote what they could not read.
     """
 
     kind: Any
@@ -46,8 +56,10 @@ class BodyParser:
 
     def parse(self, content: bytes) -> Any:
         """Return the value; raises Invalid."""
+        content = content if self.is_strict else without_nul(content)
         body, repeated = _read(content)
-        faults = [] if _is_plain(body) else body_faults(body, is_strict=self.is_strict)
+        is_plain = _NUL not in content and _is_plain(body)
+        faults = [] if is_plain else body_faults(body, is_strict=self.is_strict)
         if self.is_strict:
             faults += [_repeated(name) for name in repeated[:MAX_FAULTS]]
         if faults:
@@ -64,6 +76,14 @@ class BodyParser:
             found = error.errors(include_url=False)[:MAX_FAULTS]
         placed = [{**one, "loc": ("body", *one["loc"])} for one in found]
         raise refusal(of_validation(placed, body, self.kind), num_faults=num_faults)
+
+
+def without_nul(content: bytes) -> bytes:
+    """JSON with U+FFFD in the place of NUL, which databases do not store.
+
+    For messages of our own processes: they may quote any file, and the rest of them must arrive.
+    """
+    return _NUL_ALONE.sub(_REPLACEMENT, content) if _NUL in content else content
 
 
 def _hopeless(num_faults: int) -> Invalid:
@@ -118,7 +138,7 @@ def body_faults(body: Any, *, is_strict: bool) -> list[ProblemError]:
             faults.append(ProblemError(pointer=_sayable(_pointer(place)), message=message))
         left += reversed(list(_inner(place, value)))
         if isinstance(value, dict):
-            left += [((place, key), key) for key in value if _SURROGATE.search(key)]
+            left += [((place, key), key) for key in value if UNSTORABLE.search(key)]
     return faults
 
 
@@ -142,8 +162,8 @@ def _pointer(place: _Place) -> str:
 
 
 def _fault(value: Any, *, is_strict: bool) -> str | None:
-    if isinstance(value, str) and (found := _SURROGATE.search(value)):
-        return f"expected text that UTF-8 can express, saw the lone surrogate {found[0]!a}"
+    if isinstance(value, str) and (found := UNSTORABLE.search(value)):
+        return unstorable(found[0])
     if is_strict and isinstance(value, float) and not math.isfinite(value):
         return f"expected a finite number, saw {value}"
     return None

@@ -80,6 +80,13 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{message}; saw {short(error.get('input'))}"
 
 
+def unstorable(character: str) -> str:
+    """The message for a character that no text may hold."""
+    if character == "\0":
+        return "expected text without NUL, which databases do not store, saw '\\x00'"
+    return f"expected text that UTF-8 can express, saw the lone surrogate {character!a}"
+
+
 def short(value: Any) -> str:
     """``repr`` of a value, cut."""
     text = _REPR.repr(value)

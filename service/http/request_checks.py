@@ -1,4 +1,5 @@
-"""What holds for every request of users: known query parameters, and no body that nobody reads.
+"""What holds for every request: no NUL in its path; and of users known query parameters, and no
+body that nobody reads.
 
 Frameworks let these pass, though they ask for something else than is done.
 """
@@ -11,20 +12,32 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from roadless.service.contract.base import UNSTORABLE
 from roadless.service.contract.resources import ProblemError
-from roadless.service.http.faults import MAX_FAULTS, refusal
+from roadless.service.http.faults import MAX_FAULTS, refusal, unstorable
 from roadless.service.http.middleware import is_users
 
 
 async def check_request(request: Request) -> None:
-    """Raise Invalid, with a pointer, for a query or body that no route takes."""
-    if not is_users(request.url.path):
-        return  # messages of our own processes come from other versions too
+    """Raise Invalid, with a pointer, for a path, query or body that no route takes."""
+    faults = list(_path_faults(request))
+    if is_users(request.url.path):  # messages of our own processes come from other versions too
+        faults += await _users_faults(request)
+    if faults:
+        raise refusal(faults, num_faults=len(faults))
+
+
+def _path_faults(request: Request) -> Iterator[ProblemError]:
+    for name, value in request.path_params.items():
+        if found := UNSTORABLE.search(str(value)):
+            yield ProblemError(pointer=f"path:{name}", message=unstorable(found[0]))
+
+
+async def _users_faults(request: Request) -> list[ProblemError]:
     faults = list(islice(_query_faults(request), MAX_FAULTS))
     if request.method == "POST" and not _takes_body(request):
         faults += _superfluous(await request.body())
-    if faults:
-        raise refusal(faults, num_faults=len(faults))
+    return faults
 
 
 def _takes_body(request: Request) -> bool:
@@ -50,8 +63,9 @@ def _query_faults(request: Request) -> Iterator[ProblemError]:
     for pair in filter(None, request.scope["query_string"].split(b"&")):
         name, _, value = pair.replace(b"+", b" ").partition(b"=")
         text, is_text = _decoded(name)
+        content, is_content_text = _decoded(value)
         pointer = f"query:{text}"
-        if not (is_text and _decoded(value)[1]):
+        if not (is_text and is_content_text):
             yield ProblemError(pointer=pointer, message=f"expected UTF-8, saw {_shown(pair)}")
         elif text not in known:
             allowed = ", ".join(sorted(known)) or "no parameters"
@@ -59,6 +73,8 @@ def _query_faults(request: Request) -> Iterator[ProblemError]:
             yield ProblemError(pointer=pointer, message=message)
         elif text in seen:
             yield ProblemError(pointer=pointer, message=f"expected {text} once, saw it again")
+        elif found := UNSTORABLE.search(content):
+            yield ProblemError(pointer=pointer, message=unstorable(found[0]))
         seen.add(text)
 
 

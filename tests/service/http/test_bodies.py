@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roadless.service.http.bodies import MAX_FAULTS_MADE, BodyParser, body_faults
+from roadless.service.http.bodies import MAX_FAULTS_MADE, BodyParser, body_faults, without_nul
 from roadless.service.http.faults import MAX_FAULTS
 from roadless.service.http.middleware import MAX_USERS_BODY_BYTES
 from roadless.service.http.problems import MAX_MESSAGE_LENGTH, MAX_POINTER_LENGTH
@@ -182,12 +182,30 @@ VALUES = st.recursive(
 )
 
 
+def texts_in(value):
+    if isinstance(value, str):
+        yield value
+    for inner in [*value, *value.values()] if isinstance(value, dict) else ():
+        yield from texts_in(inner)
+    for inner in value if isinstance(value, list) else ():
+        yield from texts_in(inner)
+
+
+@given(VALUES)
+def test_nul_is_replaced_and_nothing_else_is(body):
+    sent = json.loads(without_nul(json.dumps(body).encode()))
+    expected = json.dumps(body).replace("\\\\", "\x01").replace("\\u0000", "\\ufffd")
+    assert json.dumps(sent) == json.dumps(json.loads(expected.replace("\x01", "\\\\")))
+
+
 @given(VALUES)
 def test_what_passes_can_be_stored_and_what_does_not_is_pointed_at(body):
     found = body_faults(body, is_strict=True)
     try:
-        json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
+        said = json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except ValueError:
+        said = None
+    if said is None or "\0" in "".join(texts_in(body)):
         assert found
         json.dumps([fault.pointer + fault.message for fault in found], ensure_ascii=False).encode()
     else:

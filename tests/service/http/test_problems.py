@@ -186,7 +186,7 @@ def reject(word):
         ("DELETE", "/v1/jobs", 405),
         ("GET", "/v1/jobs/", 404),
         ("GET", "/v1/jobs/job_x", 404),
-        ("GET", "/v1/jobs/%00", 404),
+        ("GET", "/v1/jobs/%00", 422),
         ("GET", "/v1/checkpoints/ckpt_x", 404),
         ("POST", "/v1/jobs/job_x/stop", 404),
         ("GET", "/v1/jobs?limit=x", 422),
