@@ -9,6 +9,7 @@
         BlobMissing                   404  the file was deleted
       Conflict                        409  the state does not allow it
         Fenced                        409  a newer attempt has taken over, or this one has ended
+        EventsMissing                 409  events of a rank before these were never applied
         KeyInUse                      409  the first request with this key is still running
       PreconditionFailed              412  the job has changed since it was read
       RequestTimeout                  408  the body took too long to arrive
@@ -37,6 +38,8 @@ class ServiceError(Exception):
     code = "internal"
     title = "Internal error"
     headers: Mapping[str, str] = {}
+    #: What a program needs to know beyond the standard members of a problem.
+    extensions: Mapping[str, Any] = {}
 
     #: What a program needs to know beyond the standard members of a problem.
     extensions: Mapping[str, Any] = {}
@@ -113,6 +116,20 @@ class Fenced(Conflict):
     """The attempt has ended or was replaced; its ranks must leave."""
 
     code, title = "fenced", "Attempt has ended"
+
+
+class EventsMissing(Conflict):
+    """Events are missing between those applied and those that arrived.
+
+    ``applied_seq``: the last one applied. It may be one that was acknowledged long ago: a database
+    that was restored lacks its last seconds.
+    """
+
+    code, title = "events_missing", "Events missing"
+
+    def __init__(self, *, applied_seq: int, seen: list[int]) -> None:
+        super().__init__(f"expected event {applied_seq + 1} and those after it, saw {seen[:20]}")
+        self.extensions = {"applied_seq": applied_seq}
 
 
 class KeyInUse(Conflict):

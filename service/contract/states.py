@@ -174,6 +174,7 @@ class Reason(StrEnum):
     # the machines' fault, or unknown: retried
     RANK_DIED = "rank_died"
     RANK_HUNG = "rank_hung"
+    UNHEARD = "unheard"
     WORKER_ERROR = "worker_error"
     LEASE_EXPIRED = "lease_expired"
     START_TIMEOUT = "start_timeout"
@@ -191,6 +192,7 @@ RETRYABLE = frozenset(
     {
         Reason.RANK_DIED,
         Reason.RANK_HUNG,
+        Reason.UNHEARD,
         Reason.WORKER_ERROR,
         Reason.LEASE_EXPIRED,
         Reason.START_TIMEOUT,

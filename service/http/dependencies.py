@@ -31,6 +31,7 @@ class AppState(State):
     wheel_blobs: BlobStore
     wakeups: Wakeups
     report_limiter: anyio.CapacityLimiter
+    blob_limiter: anyio.CapacityLimiter
     storing_limiter: anyio.CapacityLimiter
     parts: dict[type[Any], Any]
     parsing_limiter: anyio.CapacityLimiter
@@ -81,6 +82,10 @@ async def _report_limiter(request: Request) -> anyio.CapacityLimiter:
     return state_of(request).report_limiter
 
 
+async def _blob_limiter(request: Request) -> anyio.CapacityLimiter:
+    return state_of(request).blob_limiter
+
+
 async def _storing_limiter(request: Request) -> anyio.CapacityLimiter:
     return state_of(request).storing_limiter
 
@@ -93,5 +98,7 @@ WheelBlobs = Annotated[BlobStore, Depends(_wheel_blobs)]
 Bell = Annotated[Wakeups, Depends(_wakeups)]
 #: Threads reserved for reports and syncs, so that slow user requests never starve a heartbeat.
 ReportLimiter = Annotated[anyio.CapacityLimiter, Depends(_report_limiter)]
+#: Threads of reports that ask the blob store something, which may be slow or away.
+BlobLimiter = Annotated[anyio.CapacityLimiter, Depends(_blob_limiter)]
 #: Threads that check and store whole files.
 StoringLimiter = Annotated[anyio.CapacityLimiter, Depends(_storing_limiter)]

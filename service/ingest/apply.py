@@ -34,7 +34,7 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import REACHED, Desired, Phase, Reason, Signal
 from roadless.service.db.tables import AttemptRow, JobRow
-from roadless.service.errors import Conflict, Invalid
+from roadless.service.errors import Conflict, EventsMissing, Invalid
 from roadless.service.evaluations import store as evaluations
 from roadless.service.events import store as history
 from roadless.service.ingest.ending import Models, missing_model, reason_of
@@ -69,7 +69,7 @@ def apply_report(
 ) -> tuple[ReportReply, list[str]]:
     """Apply what is new in the report; return the answer and the blob folders to remove.
 
-    Raises Fenced when the attempt is over, and Conflict when events are missing in between.
+    Raises Fenced when the attempt is over, and EventsMissing for a gap before the report.
     """
     session, now = transition.session, transition.now
     job, attempt = lock_open_attempt(session, token)
@@ -78,7 +78,7 @@ def apply_report(
     ingest = Ingest(transition, job, attempt, dropped=[])
     cursor = attempts.applied_seq(session, attempt.id, report.rank)
     fresh = [event for event in report.events if event.seq > cursor.applied_seq]
-    _require_gapless(fresh, cursor.applied_seq)
+    _require_gapless([event.seq for event in fresh], cursor.applied_seq)
     _apply_steps(ingest, [event for event in fresh if isinstance(event, StepMetrics)])
     _apply_usage(ingest, [event for event in fresh if isinstance(event, Usage)], report.rank)
     for event in fresh:
@@ -112,10 +112,11 @@ def lock_open_attempt(session: Session, token: str) -> tuple[JobRow, AttemptRow]
     return rows[attempt.job_id], attempt
 
 
-def _require_gapless(fresh: Sequence[Event], applied: int) -> None:
-    expected = range(applied + 1, applied + 1 + len(fresh))
-    seen = [event.seq for event in fresh]
-    if seen != list(expected):
+def _require_gapless(seen: Sequence[int], applied: int) -> None:
+    expected = range(applied + 1, applied + 1 + len(seen))
+    if seen and seen[0] > expected.start:
+        raise EventsMissing(applied_seq=applied, seen=list(seen))
+    if list(seen) != list(expected):
         raise Conflict(f"expected events {expected.start}..{expected.stop - 1}, saw {seen[:20]}")
 
 
@@ -250,6 +251,9 @@ def _apply_checkpoint(ingest: Ingest, event: CheckpointSaved) -> None:
     if kind is CheckpointKind.RESUME:
         job.losses_in_a_row = 0
     job.evaluations_served = max(job.evaluations_served, event.evaluations_served)
+    # A restored database may have forgotten a request that its ranks have served: the next one
+    # must count above it.
+    job.evaluations_requested = max(job.evaluations_requested, event.evaluations_served)
     policy = CheckpointsSpec.model_validate(job.spec["checkpoints"])
     removed = checkpoints.drop_superfluous(
         session, job.id, kind=kind, policy=policy, now=ingest.now

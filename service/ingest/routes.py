@@ -1,10 +1,12 @@
 """/internal/v1/attempts: the specification down, reports and endings up."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import anyio
-from fastapi import APIRouter
+import anyio.to_thread
+from fastapi import APIRouter, BackgroundTasks
 
 from roadless.service.attempts import store as attempts
 from roadless.service.attempts.access import AttemptToken, Leases, open_attempt
@@ -26,21 +28,41 @@ from roadless.service.contract.states import Desired
 from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow
 from roadless.service.errors import Invalid
-from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db, ReportLimiter
+from roadless.service.http.dependencies import (
+    AppSettings,
+    Bell,
+    BlobLimiter,
+    Blobs,
+    Db,
+    ReportLimiter,
+)
+from roadless.service.http.routing import GuardedRoute
 from roadless.service.ingest.apply import apply_report, lock_open_attempt
 from roadless.service.jobs import store as jobs
 from roadless.service.jobs.references import initial_manifest
 from roadless.service.jobs.transitions import Deadlines, Transition, end_attempt
 from roadless.service.secrets.actions import hand_over
+from roadless.service.secrets.cipher import Cipher
 from roadless.service.secrets.incoming import SecretCipher
 from roadless.service.storage.blobs import BlobStore
 
-router = APIRouter(prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"])
+#: Reports that may ask the blob store at once; while it hangs, reports without files pass by.
+BLOB_THREADS = 8
+
+router = APIRouter(
+    route_class=GuardedRoute, prefix="/internal/v1/attempts/{attempt_id}", tags=["ranks"]
+)
 
 
 @router.get("")
-def get_brief(token: AttemptToken, db: Db, cipher: SecretCipher) -> AttemptBrief:
+async def get_brief(
+    token: AttemptToken, db: Db, cipher: SecretCipher, limiter: ReportLimiter
+) -> AttemptBrief:
     """What a rank needs to build itself."""
+    return await anyio.to_thread.run_sync(_brief, db, token, cipher, limiter=limiter)
+
+
+def _brief(db: Database, token: str, cipher: Cipher) -> AttemptBrief:
     with db.read() as session:
         attempt = open_attempt(session, token)
         job = jobs.get(session, attempt.job_id, attempt.project)
@@ -82,36 +104,43 @@ async def post_report(
     db: Db,
     blobs: Blobs,
     limiter: ReportLimiter,
+    blob_limiter: BlobLimiter,
     settings: AppSettings,
     leases: Leases,
     bell: Bell,
+    after: BackgroundTasks,
 ) -> ReportReply:
     """Apply a rank's events and return what it must do."""
+    saved = [event.manifest for event in report.events if isinstance(event, CheckpointSaved)]
+    if saved:
+        check = partial(_require_files, db, blobs, token, saved)
+        await anyio.to_thread.run_sync(check, limiter=blob_limiter)
     deadlines = Deadlines.from_settings(settings)
 
-    def work() -> ReportReply:
-        _require_files(db, blobs, token, report)
+    def work() -> tuple[ReportReply, list[str]]:
         with db.write() as session:
             transition = Transition(session, utc_now(), deadlines)
-            reply, dropped = apply_report(transition, report, token=token, lease=leases.policy)
-        delete_files(dropped, blobs=blobs)
-        return reply
+            return apply_report(transition, report, token=token, lease=leases.policy)
 
-    reply = await anyio.to_thread.run_sync(work, limiter=limiter)
+    reply, dropped = await anyio.to_thread.run_sync(work, limiter=limiter)
+    if dropped:
+        after.add_task(_delete, dropped, blobs, blob_limiter)
     if any(event.kind in ("finished", "failed") for event in report.events):
         bell.ring()
     return reply
 
 
-def _require_files(db: Database, blobs: BlobStore, token: str, report: Report) -> None:
+async def _delete(folders: list[str], blobs: BlobStore, limiter: anyio.CapacityLimiter) -> None:
+    delete = partial(delete_files, folders, blobs=blobs)
+    await anyio.to_thread.run_sync(delete, limiter=limiter)
+
+
+def _require_files(db: Database, blobs: BlobStore, token: str, saved: Sequence[Manifest]) -> None:
     """Every file must be stored before its row is; checked outside the transaction."""
-    saved = [event for event in report.events if isinstance(event, CheckpointSaved)]
-    if not saved:
-        return
     with db.read() as session:
         attempt = open_attempt(session, token)
-    for event in saved:
-        _require_complete(blobs, attempt, event.manifest)
+    for manifest in saved:
+        _require_complete(blobs, attempt, manifest)
 
 
 def _require_complete(blobs: BlobStore, attempt: AttemptRow, manifest: Manifest) -> None:

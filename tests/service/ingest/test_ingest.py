@@ -163,8 +163,20 @@ def test_a_gap_is_refused_and_names_what_is_missing(service, digits_spec):
     _, rank = service.running(digits_spec)
     answer = rank.send([{**step_event(9), "seq": 9}])
     assert answer.status_code == 409
-    assert answer.json()["type"].endswith(":conflict"), "not fenced: the rank goes on"
-    assert answer.json()["detail"] == "expected events 2..2, saw [9]"
+    problem = answer.json()
+    assert problem["type"].endswith(":events_missing"), "not fenced: the rank goes on"
+    assert problem["detail"] == "expected event 2 and those after it, saw [9]"
+    assert problem["applied_seq"] == 1
+
+
+def test_a_request_that_a_restored_database_forgot_is_not_counted_again(stage, digits_spec):
+    """The ranks have served two; of a third the service must tell them, under a number above."""
+    job_id = stage.submit(digits_spec)
+    assignment = stage.claim(stage.register())
+    served = {**checkpoint_event(assignment, 1, kind="eval"), "evaluations_served": 2}
+    reply = stage.report(assignment.token, *numbered(step_event(1), served))
+    assert reply.evaluations_requested == 2
+    assert stage.job(job_id).evaluations_served == 2
 
 
 @pytest.mark.parametrize("order", [(3, 2), (2, 2), (2, 4)])
