@@ -47,8 +47,8 @@ class Stack:
         self.service = self.start_service()
         self.runner = self.start_runner()
 
-    def start_service(self) -> subprocess.Popen[bytes]:
-        self.service = self._start("roadless.service.main")
+    def start_service(self, **settings: str) -> subprocess.Popen[bytes]:
+        self.service = self._start("roadless.service.main", **settings)
         wait_until(self._is_ready)
         return self.service
 
@@ -68,10 +68,11 @@ class Stack:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
 
-    def _start(self, module: str) -> subprocess.Popen[bytes]:
+    def _start(self, module: str, **settings: str) -> subprocess.Popen[bytes]:
+        environment = {**self._environment, **settings}
         with (self.home / f"{module}.log").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", module], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", module], env=environment, stdout=log, stderr=log
             )
 
     def _is_ready(self) -> bool:

@@ -1,13 +1,16 @@
 """One system for all integration tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import paced_models
 import pytest
-from stack import Stack
+from drilled_job import spec_of
+from stack import Stack, curve_of, wait_for_end
 
 from roadless.service.client.client import Client
+from roadless.service.contract.states import Phase
 from roadless.worker.runner.ray_cluster import Head, start_head
 
 
@@ -31,3 +34,19 @@ def stack(ray_head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def client(stack: Stack) -> Iterator[Client]:
     with stack.client() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def reference(stack: Stack) -> Callable[[int], tuple[Any, ...]]:
+    """Curves of runs of the drilled job that nobody disturbs, by number of ranks."""
+    curves: dict[int, tuple[Any, ...]] = {}
+
+    def curve(num_workers: int) -> tuple[Any, ...]:
+        if num_workers not in curves:
+            with stack.client() as client:
+                job_id = client.submit(spec_of(num_workers)).id
+                assert wait_for_end(client, job_id).phase is Phase.SUCCEEDED
+                curves[num_workers] = curve_of(client, job_id)
+        return curves[num_workers]
+
+    return curve

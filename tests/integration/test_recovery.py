@@ -5,44 +5,10 @@ import signal
 import time
 
 import pytest
+from drilled_job import spec_of
 from stack import curve_of, rank_pids, wait_for_end, wait_for_step, wait_until
 
 from roadless.service.contract.states import Phase
-
-STEPS = 160
-SLOW_ENOUGH_TO_KILL = {"kind": "preset", "name": "convnet", "width": 48}
-
-
-def spec_of(num_workers: int, **changes):
-    return {
-        "name": f"drill with {num_workers}",
-        "model": SLOW_ENOUGH_TO_KILL,
-        "data": {"kind": "builtin", "name": "digits"},
-        "task": "classification",
-        "optimizer": {"name": "adamw_schedulefree", "lr": 0.01, "warmup_steps": 20},
-        "training": {"batch_size": 48, "seed": 3},
-        "parallelism": {"num_workers": num_workers},
-        "budget": {"max_steps": STEPS},
-        "evaluation": {"every_steps": 40, "batch_size": 128, "batchnorm_batches": 2},
-        "checkpoints": {"state_every_steps": 30},
-        **changes,
-    }
-
-
-@pytest.fixture(scope="session")
-def reference(stack):
-    """Curves of runs that nobody disturbs, by number of ranks."""
-    curves = {}
-
-    def curve(num_workers):
-        if num_workers not in curves:
-            with stack.client() as client:
-                job_id = client.submit(spec_of(num_workers)).id
-                assert wait_for_end(client, job_id).phase is Phase.SUCCEEDED
-                curves[num_workers] = curve_of(client, job_id)
-        return curves[num_workers]
-
-    return curve
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
