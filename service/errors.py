@@ -38,11 +38,10 @@ class ServiceError(Exception):
     code = "internal"
     title = "Internal error"
     headers: Mapping[str, str] = {}
-    #: What a program needs to know beyond the standard members of a problem.
-    extensions: Mapping[str, Any] = {}
 
     #: What a program needs to know beyond the standard members of a problem.
     extensions: Mapping[str, Any] = {}
+
     def __init__(self, detail: str, *, errors: tuple[ProblemError, ...] = ()) -> None:
         super().__init__(detail)
         self.detail = detail
@@ -153,14 +152,14 @@ class PreconditionRequired(ServiceError):
 class TooLarge(ServiceError):
     """More bytes than this endpoint takes."""
 
+    status, code, title = 413, "too_large", "Content too large"
+
+
 class RequestTimeout(ServiceError):
     """The client has stopped sending its body, or sends it too slowly."""
 
     status, code, title = 408, "request_timeout", "Request timed out"
     headers = {"Connection": "close"}
-
-
-    status, code, title = 413, "too_large", "Content too large"
 
 
 class UnsupportedEncoding(ServiceError):
