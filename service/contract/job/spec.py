@@ -6,7 +6,7 @@ a class beside the others and a ``case`` where the worker builds it.
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 from roadless.service.contract.base import Spec
 from roadless.service.contract.job.budget import MAX_LIMIT, BudgetSpec, check_metrics
@@ -54,6 +54,9 @@ class RetrySpec(Spec):
 
 class JobSpec(Spec):
     """A job as a user submits it. Only model, data, task and optimizer have no default."""
+
+    #: Most fields are judged beside others: what was left out must fit them too.
+    model_config = ConfigDict(validate_default=True)
 
     spec_version: Literal[1] = SPEC_VERSION
     name: str = Field("job", min_length=1, max_length=100)
