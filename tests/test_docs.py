@@ -123,7 +123,7 @@ def test_every_setting_of_the_runner_is_described_with_its_default():
     assert rows.keys() == variables
     described = {shown.strip("`").replace("~", str(Path.home())) for shown in rows.values()}
     expanded = {default.replace("~", str(Path.home())) for default in defaults}
-    assert described - {"none", "0"} == expanded - {"None", "()", "False"}
+    assert described - {"none", "0", "1"} == expanded - {"None", "()", "False", "True"}
 
 
 def test_every_field_of_a_job_is_described_as_the_contract_has_it():

@@ -11,6 +11,8 @@ from typing import Any, Literal, Self
 
 #: Folder beside those of attempts, for the environments of uploaded wheels.
 ENVIRONMENTS = "environments"
+#: Folder beside those of attempts: what has begun on each node that has this scratch folder.
+CLAIMS = "claims"
 
 #: How ranks are started: forked from a warm process, or spawned with their own imports.
 LaunchMethod = Literal["fork", "spawn"]
@@ -72,6 +74,8 @@ class RankLaunch:
     threads: int  #: torch threads, at least 1
     gpu_ids: tuple[str, ...] = ()  #: empty: the rank computes on the CPU
     scratch: str  #: the attempt's own folder on this node
+    #: Where the rank claims itself (``worker/agent/claims.py``); its agent fills it in.
+    claims: str = ""
     data_sources: DataSources = DataSources()
     model_sources: ModelSources = ModelSources()
     method: LaunchMethod = "fork"

@@ -43,8 +43,9 @@ class ForkLauncher:
         on_exit: Callable[[Exited], None],
         entry: str = RANK_ENTRY,
         preload: tuple[str, ...] = PRELOAD,
+        log_name: str = "forkserver.log",
     ) -> None:
-        self._log_path = scratch / "forkserver.log"
+        self._log_path = scratch / log_name
         self._on_exit = on_exit
         self._command = [
             *(sys.executable, "-u", "-m", "roadless.worker.agent.fork_server"),

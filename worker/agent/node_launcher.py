@@ -25,8 +25,11 @@ class NodeLauncher:
         on_exit: Callable[[Exited], None],
         entry: str = RANK_ENTRY,
         preload: tuple[str, ...] = PRELOAD,
+        log_name: str = "forkserver.log",
     ) -> None:
-        self._forking = ForkLauncher(scratch=scratch, on_exit=on_exit, entry=entry, preload=preload)
+        self._forking = ForkLauncher(
+            scratch=scratch, on_exit=on_exit, entry=entry, preload=preload, log_name=log_name
+        )
         self._spawning = SpawnLauncher(on_exit=on_exit, entry=entry, preload=preload)
         self._with_wheel = SpawnLauncher(on_exit=on_exit, entry=WHEEL_ENTRY, preload=())
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from roadless.worker.agent.claims import claim_rank
 from roadless.worker.processes import die_with_parent
 from roadless.worker.rank_launch import RankLaunch
 
@@ -34,6 +35,8 @@ def run_rank(launch: RankLaunch, *, parent_pid: int, begin: Callable[[], Entry])
     try:
         die_with_parent(parent_pid)
         take_over(launch)
+        if launch.claims:
+            claim_rank(Path(launch.claims), launch.rank)
         begin()(launch)
         code = os.EX_OK
     except BaseException:

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from roadless.service.contract.reports.cluster import Assignment, Node
 from roadless.service.contract.states import Reason
+from roadless.worker.agent.launcher import LaunchError
 from roadless.worker.model.sources import ALLOW_WHEELS_VARIABLE
 from roadless.worker.rank_launch import (
     DataSources,
@@ -158,6 +159,8 @@ class Gangs:
             seats = _take_seats(assignment)
             if not self._is_running(assignment.attempt_id, {seat.node_id for seat in seats}):
                 self._agents.launch(assignment.attempt_id, self._launches(assignment, seats))
+        except LaunchError as error:
+            raise StartFailed(str(error)) from error
         except (RayError, GetTimeoutError, KeyError) as error:
             raise StartFailed(f"{type(error).__name__}: {error}") from error
 

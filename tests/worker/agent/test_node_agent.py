@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from worker_drills import STAND_IN, Listener, is_alive, make_launch, read_note, wait_until
 
 from roadless.worker.agent.fork_launcher import ForkLauncher
 from roadless.worker.agent.launcher import Exited, LaunchError
-from roadless.worker.agent.node_agent import NodeAgent
+from roadless.worker.agent.node_agent import Killed, NodeAgent
 from roadless.worker.rank_launch import RankLaunch
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("stand_in_path")
 @pytest.fixture
 def agent(tmp_path: Path) -> Iterator[NodeAgent]:
     make_launcher = partial(ForkLauncher, entry=STAND_IN, preload=())
-    agent = NodeAgent(scratch=str(tmp_path), make_launcher=make_launcher)
+    agent = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=make_launcher)
     agent.ready(20)
     yield agent
     agent.close()
@@ -44,14 +45,14 @@ def test_killed_attempt_is_gone_when_kill_returns_and_never_starts_again(
 ) -> None:
     agent.launch("att_1", [make_launch("att_1"), make_launch("att_1", rank=1)])
     pids = [read_note(tmp_path / "att_1", rank)["pid"] for rank in (0, 1)]
-    assert agent.kill("att_1")
+    assert agent.kill("att_1") == Killed(is_gone=True, is_barred=True)
     assert not any(map(is_alive, pids))
     agent.launch("att_1", [make_launch("att_1")])
     assert list(agent.attempts()) == []
 
 
 def test_launch_that_comes_after_the_kill_starts_nothing(agent: NodeAgent) -> None:
-    assert agent.kill("att_1")
+    assert agent.kill("att_1") == Killed(is_gone=True, is_barred=True)
     agent.launch("att_1", [make_launch("att_1")])
     assert list(agent.attempts()) == []
 
@@ -113,7 +114,7 @@ def test_lost_fork_server_ends_its_attempts_with_a_report(
         launchers.append(ForkLauncher(scratch=scratch, on_exit=on_exit, entry=STAND_IN, preload=()))
         return launchers[0]
 
-    agent = NodeAgent(scratch=str(tmp_path), make_launcher=make_launcher)
+    agent = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=make_launcher)
     try:
         agent.launch("att_1", [make_launch("att_1", service_url=listener.url)])
         read_note(tmp_path / "att_1")
@@ -146,7 +147,7 @@ class _BrokenLauncher:
 
 
 def test_attempt_that_could_not_be_launched_is_not_counted_as_running(tmp_path: Path) -> None:
-    agent = NodeAgent(scratch=str(tmp_path), make_launcher=_BrokenLauncher)
+    agent = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=_BrokenLauncher)
     with pytest.raises(LaunchError, match="does not come up"):
         agent.launch("att_1", [make_launch("att_1")])
     assert list(agent.attempts()) == []
@@ -158,9 +159,9 @@ def test_kill_says_so_when_a_rank_does_not_die(
     monkeypatch.setattr("roadless.worker.agent.node_agent._KILL_SECONDS", 0.05)
     launcher = _BrokenLauncher(scratch=tmp_path, on_exit=lambda _: None)
     launcher.is_broken = False
-    agent = NodeAgent(scratch=str(tmp_path), make_launcher=lambda **_: launcher)
+    agent = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=lambda **_: launcher)
     agent.launch("att_1", [make_launch("att_1")])
-    assert not agent.kill("att_1")
+    assert not agent.kill("att_1").is_gone
     assert list(agent.attempts()) == ["att_1"]
 
 
@@ -168,7 +169,7 @@ def test_only_the_newest_folders_of_ended_attempts_stay(tmp_path: Path) -> None:
     """And those of wheels, which have a bound of their own."""
     launcher = _BrokenLauncher(scratch=tmp_path, on_exit=lambda _: None)
     launcher.is_broken = False
-    agent = NodeAgent(scratch=str(tmp_path), make_launcher=lambda **_: launcher)
+    agent = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=lambda **_: launcher)
     for number in range(60):
         (tmp_path / f"att_{number:02}").mkdir()
         os.utime(tmp_path / f"att_{number:02}", (number, number))
@@ -176,7 +177,8 @@ def test_only_the_newest_folders_of_ended_attempts_stay(tmp_path: Path) -> None:
     os.utime(tmp_path / "environments", (0, 0))
     agent.launch("att_99", [make_launch("att_99", attempt_id="att_99")])
     left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [*(f"att_{number:02}" for number in range(10, 60)), "environments"]
+    kept = [f"att_{number:02}" for number in range(10, 60)]
+    assert left == [*kept, "claims", "environments"]
 
 
 def test_an_attempt_whose_ranks_are_all_frozen_stands_still_until_they_thaw(
@@ -194,6 +196,75 @@ def test_an_attempt_whose_ranks_are_all_frozen_stands_still_until_they_thaw(
     wait_until(lambda: agent.attempts()["att_1"] > 1.0)
     os.kill(pids[1], signal.SIGCONT)
     wait_until(lambda: agent.attempts()["att_1"] < 0.5)
+
+
+# ---- two of one node -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(agent: NodeAgent, tmp_path: Path) -> Iterator[NodeAgent]:
+    make_launcher = partial(ForkLauncher, entry=STAND_IN, preload=())
+    other = NodeAgent(node_id="n1", scratch=str(tmp_path), make_launcher=make_launcher)
+    other.ready(20)
+    yield other
+    other.close()
+
+
+def test_each_agent_of_a_node_sees_and_kills_the_ranks_of_the_other(
+    agent: NodeAgent, other: NodeAgent, tmp_path: Path
+) -> None:
+    agent.launch("att_1", [make_launch("att_1")])
+    pid = read_note(tmp_path / "att_1")["pid"]
+    assert list(other.state().still_seconds) == ["att_1"]
+    assert other.kill("att_1") == Killed(is_gone=True, is_barred=True)
+    assert not is_alive(pid)
+    wait_until(lambda: list(agent.attempts()) == [])
+
+
+def test_an_attempt_that_one_agent_has_or_had_is_not_launched_by_the_other(
+    agent: NodeAgent, other: NodeAgent, tmp_path: Path
+) -> None:
+    agent.launch("att_1", [make_launch("att_1")])
+    pid = read_note(tmp_path / "att_1")["pid"]
+    (tmp_path / "att_1" / "started-0.json").unlink()
+    other.launch("att_1", [make_launch("att_1")])
+    agent.kill("att_1")
+    other.launch("att_1", [make_launch("att_1")])
+    other.launch("att_2", [make_launch("att_2", attempt_id="att_2")])
+    read_note(tmp_path / "att_2")
+    assert not (tmp_path / "att_1" / "started-0.json").exists()
+    assert not is_alive(pid)
+
+
+def test_an_agent_does_not_start_ranks_again_that_began_under_a_dead_one(
+    agent: NodeAgent, other: NodeAgent, tmp_path: Path
+) -> None:
+    agent.launch("att_1", [make_launch("att_1")])
+    read_note(tmp_path / "att_1")
+    agent.close()
+    with pytest.raises(LaunchError, match="those of att_1 have been started on this node before"):
+        other.launch("att_1", [make_launch("att_1")])
+    assert list(other.attempts()) == []
+
+
+def test_a_launch_that_is_late_in_a_fork_server_begins_nothing_after_a_kill(
+    agent: NodeAgent, other: NodeAgent, tmp_path: Path, listener: Listener
+) -> None:
+    """The other agent has said that nothing is left, and the seats may be given away."""
+    server = psutil.Process(agent_server(agent))
+    server.suspend()
+    agent.launch("att_1", [make_launch("att_1", service_url=listener.url)])
+    assert other.kill("att_1") == Killed(is_gone=True, is_barred=True)
+    server.resume()
+    wait_until(lambda: agent._book.running == {})
+    assert not (tmp_path / "att_1" / "started-0.json").exists()
+
+
+def agent_server(agent: NodeAgent) -> int:
+    launcher = agent._launcher
+    assert isinstance(launcher, ForkLauncher)
+    assert launcher.server_pid is not None
+    return launcher.server_pid
 
 
 def test_free_port_can_be_listened_on(agent: NodeAgent) -> None:

@@ -1,7 +1,6 @@
 """Gangs on a real Ray cluster: what starts is found again by anybody, and leaves nothing behind."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,10 +64,6 @@ def assign(*, workers: int = 1, cpus: int = 1, gpus: int = 0, what: str = "stay"
         cpus_per_worker=cpus,
         gpus_per_worker=gpus,
     )
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def left_of(attempt_id: str) -> list[str]:
@@ -206,23 +201,6 @@ gangs.release({assignment.attempt_id!r})
     subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=60)
     assert left_of(assignment.attempt_id) == []
     assert not any(map(is_alive, pids))
-
-
-def test_killed_agent_takes_its_ranks_with_it_and_comes_back(gangs: Gangs, scratch: Path) -> None:
-    assignment = assign()
-    gangs.start(assignment)
-    rank_pid = read_note(scratch / assignment.attempt_id)["pid"]
-    agent_pid = parent_of(parent_of(rank_pid))
-    os.kill(agent_pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(rank_pid), seconds=2)
-    wait_until(lambda: list(gangs.look().ranks.values()) == [{}], seconds=30)
-    assert [group.attempt_id for group in gangs.look().groups] == [assignment.attempt_id]
-    gangs.release(assignment.attempt_id)
-    assert left_of(assignment.attempt_id) == []
-    again = assign()
-    gangs.start(again)
-    assert is_alive(read_note(scratch / again.attempt_id)["pid"])
-    gangs.release(again.attempt_id)
 
 
 def test_ranks_of_two_nodes_are_numbered_node_by_node(

@@ -1,0 +1,123 @@
+"""Claims: nothing begins twice on a node, and whoever looks knows what lives."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from worker_drills import is_alive, wait_until
+
+from roadless.worker.agent import claims
+
+_HEAD = """
+import os, subprocess, sys, time
+from pathlib import Path
+from roadless.worker.agent import claims
+folder = Path(sys.argv[1])
+"""
+STAY = "claims.claim_rank(folder, 0); print(flush=True); time.sleep(600)"
+EXEC = """
+claims.claim_rank(folder, 0)
+if len(sys.argv) == 2:
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+print(flush=True)
+time.sleep(600)
+"""
+FORK = """
+claims.claim_rank(folder, 0)
+if os.fork():
+    os._exit(0)
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "att_1").mkdir()
+    return tmp_path / "att_1"
+
+
+@contextmanager
+def running(program: str, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A process in a session of its own that has come to its first line."""
+    command = [sys.executable, "-c", _HEAD + program, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def test_a_rank_begins_once_whether_the_first_lives_or_not(folder: Path) -> None:
+    assert not claims.have_begun(folder, [0])
+    with running(STAY, folder) as rank:
+        first_line(rank)
+        with pytest.raises(claims.NotClaimed, match=f"saw one after {rank.pid}"):
+            claims.claim_rank(folder, 0)
+        assert (claims.is_live(folder), claims.live_pids(folder)) == (True, [rank.pid])
+    with pytest.raises(claims.NotClaimed):
+        claims.claim_rank(folder, 0)
+    assert (claims.is_live(folder), claims.live_pids(folder)) == (False, [])
+    assert (claims.have_begun(folder, [0]), claims.have_begun(folder, [1])) == (True, False)
+
+
+def test_a_rank_keeps_its_claim_when_it_becomes_another_program(folder: Path) -> None:
+    with running(EXEC, folder) as rank:
+        first_line(rank)
+        assert claims.live_pids(folder) == [rank.pid]
+
+
+def test_a_rank_lives_as_long_as_what_it_has_forked(folder: Path) -> None:
+    with running(FORK, folder) as rank:
+        child = int(first_line(rank))
+        rank.wait()
+        assert claims.is_live(folder)
+        os.kill(child, signal.SIGKILL)
+        wait_until(lambda: not claims.is_live(folder))
+
+
+def test_no_rank_begins_once_its_attempt_is_over(folder: Path) -> None:
+    claims.mark_over(folder)
+    with pytest.raises(claims.NotClaimed, match="over"):
+        claims.claim_rank(folder, 0)
+
+
+def test_a_kill_finds_what_has_the_claim(folder: Path) -> None:
+    with running(STAY, folder) as rank:
+        first_line(rank)
+        claims.kill(folder)
+        assert rank.wait(10) == -signal.SIGKILL
+
+
+def test_a_kill_spares_a_process_that_only_has_the_number_of_a_rank(folder: Path) -> None:
+    """A claim may be older than the process that its number is now of."""
+    with running(STAY, folder) as rank, running("print(flush=True); time.sleep(600)", folder) as it:
+        first_line(rank)
+        first_line(it)
+        (folder / "rank-0.claim").write_text(str(it.pid))
+        claims.kill(folder)
+        assert claims.is_live(folder)
+        assert is_alive(it.pid)
+
+
+def test_one_agent_at_a_time_has_an_attempt(folder: Path) -> None:
+    with running(
+        "fd = claims.claim_attempt(folder); print(flush=True); time.sleep(9)", folder
+    ) as it:
+        first_line(it)
+        with pytest.raises(claims.NotClaimed, match=f"agent {it.pid} has it"):
+            claims.claim_attempt(folder)
+        assert claims.is_live(folder)
+    os.close(claims.claim_attempt(folder))
+    assert not claims.is_live(folder)
