@@ -13,7 +13,7 @@ BIOME := $(CURDIR)/$(BIN)/node $(CURDIR)/$(JAVASCRIPT)/node_modules/@biomejs/bio
 # Processes that share the tests; those of the whole system stay together in one of them.
 TEST_PROCESSES ?= 3
 
-.PHONY: help setup demo test check format up bench bench-start bench-recovery bench-optim bench-soap bench-runtime theory evidence findings pins clean
+.PHONY: help setup demo test drills check format up bench bench-start bench-recovery bench-optim bench-soap bench-runtime theory evidence findings pins clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ demo: setup ## train two real jobs over HTTP and check what was downloaded (abou
 test: setup ## run the tests
 	@deploy/test-tools.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder
+
+# Apart from the tests, since they take about an hour; as root also those that fill small file systems.
+drills: setup ## do to the running product what must not harm it; DRILLS="-k kills" for some
+	OMP_NUM_THREADS=1 $(BIN)/pytest -o norecursedirs=.* --timeout=900 tests/drills $(DRILLS)
 
 check: setup ## check format, lint, types, import rules; the dashboard's JavaScript and style sheet
 	$(BIN)/ruff format --check .
