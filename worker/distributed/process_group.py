@@ -18,6 +18,8 @@ from roadless.worker.rank_launch import RankLaunch
 _TRY_AGAIN_SECONDS: Final = 0.005
 #: After this it may: rank 0 is slow, or its host cannot be reached.
 PATIENCE_SECONDS: Final = 10.0
+#: Where ranks of one node meet.
+LOOPBACK: Final = "127.0.0.1"
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 #: How long a collective waits for a peer: longer than any ``hang_seconds``, so that the watchdog,
 #: which can say where a rank hangs, comes first. Agents kill the peers of a dead rank long before.
@@ -73,11 +75,15 @@ def wait_for_listener(address: str, port: int) -> bool:
 
 
 def use_interface_towards(address: str) -> None:
-    """Make gloo and NCCL use the interface to ``address``, unless an operator chose another."""
+    """Make gloo and NCCL listen on the interface to ``address``.
+
+    Between nodes an operator may choose another one; ranks of one node need none but loopback.
+    """
     name = interface_towards(address)
+    is_loopback = name == interface_towards(LOOPBACK)
     for variable in _VARIABLES:
-        if name is not None:
-            os.environ.setdefault(variable, name)
+        if name is not None and (is_loopback or variable not in os.environ):
+            os.environ[variable] = name
 
 
 def interface_towards(address: str) -> str | None:

@@ -1,13 +1,22 @@
 """A rank without peers; ranks with peers are in tests/worker/rank."""
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from worker_drills import make_launch
 
-from roadless.worker.distributed.process_group import Cluster, join
+from roadless.worker.distributed.process_group import (
+    LOOPBACK,
+    Cluster,
+    interface_towards,
+    join,
+    use_interface_towards,
+)
 
 
 @pytest.fixture
@@ -35,3 +44,41 @@ def test_a_sum_over_one_rank_is_the_value() -> None:
 def test_rank_0_leads() -> None:
     leads = [Cluster(rank, 3, torch.device("cpu")).is_lead for rank in range(3)]
     assert leads == [True, False, False]
+
+
+VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+def own_address() -> str | None:
+    """One of this machine that is not loopback's, if it has any."""
+    for addresses in psutil.net_if_addrs().values():
+        for found in addresses:
+            if found.family is socket.AF_INET and not found.address.startswith("127."):
+                return found.address
+    return None
+
+
+def test_ranks_of_one_node_use_loopback_whatever_connects_the_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "eth9")
+    use_interface_towards(LOOPBACK)
+    assert {os.environ[name] for name in VARIABLES} == {interface_towards(LOOPBACK)}
+
+
+@pytest.mark.skipif(own_address() is None, reason="this machine has no network but loopback")
+@pytest.mark.parametrize("chosen", [None, "eth9"])
+def test_ranks_of_several_nodes_use_the_interface_between_them_or_the_operators(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None
+) -> None:
+    address = own_address()
+    assert address is not None
+    for name in VARIABLES:
+        monkeypatch.setenv(name, chosen or "")
+        if chosen is None:
+            monkeypatch.delenv(name)
+    use_interface_towards(address)
+    expected = chosen or interface_towards(address)
+    assert {os.environ.get(name) for name in VARIABLES} == {expected}
+    assert expected != interface_towards(LOOPBACK)
