@@ -40,6 +40,7 @@ class RunnerSettings:
     allowed_entry_points: tuple[str, ...]  #: ROADLESS_ALLOWED_ENTRY_POINTS: comma-separated
     allow_wheels: bool  #: ROADLESS_ALLOW_WHEELS: 1 or 0: code that users upload
     launcher: LaunchMethod  #: ROADLESS_LAUNCHER: fork or spawn
+    standby_agent: bool  #: ROADLESS_STANDBY_AGENT: 1 or 0: a second agent on each node
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
@@ -63,6 +64,7 @@ class RunnerSettings:
             allowed_entry_points=_entry_points(environ.get("ROADLESS_ALLOWED_ENTRY_POINTS", "")),
             allow_wheels=_flag(environ, "ROADLESS_ALLOW_WHEELS"),
             launcher=_launcher(environ.get("ROADLESS_LAUNCHER", "fork")),
+            standby_agent=_flag(environ, "ROADLESS_STANDBY_AGENT", default="1"),
         )
 
     @property
@@ -112,13 +114,16 @@ def _read_token(path: Path) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         return ""
-    except OSError as error:
-        raise SettingsError(f"expected a readable ROADLESS_RUNNER_TOKEN_FILE: {error}") from error
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"expected ROADLESS_RUNNER_TOKEN_FILE to be a file with a token, saw {path}: {error}"
+        ) from error
 
 
 def _http_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise SettingsError(f"expected ROADLESS_URL to start with http:// or https://, saw {url!r}")
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("http", "https") or rest.strip("/") == "":
+        raise SettingsError(f"expected ROADLESS_URL to be an http:// or https:// URL, saw {url!r}")
     return url.rstrip("/")
 
 
@@ -159,8 +164,8 @@ def _positive(environ: Mapping[str, str], name: str, *, default: int) -> int:
     return int(value)
 
 
-def _flag(environ: Mapping[str, str], name: str) -> bool:
-    value = environ.get(name, "0")
+def _flag(environ: Mapping[str, str], name: str, *, default: str = "0") -> bool:
+    value = environ.get(name, default)
     if value not in ("0", "1"):
         raise SettingsError(f"expected {name} to be 0 or 1, saw {value!r}")
     return value == "1"

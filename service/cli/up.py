@@ -6,6 +6,7 @@ the ranks with it: it is replaced, along with the runner, which knows the old on
 on from their last training state. However this process ends, they all end with it.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -174,12 +175,21 @@ def _with_free_port(plan: Plan) -> Plan:
         try:
             probe.bind((plan.host, plan.port))
         except OSError as error:
-            raise UpError(
-                f"expected port {plan.port} to be free: {error.strerror}; stop what "
-                f"listens there{_who_answers(plan)}, or choose another with --port or ROADLESS_PORT"
-            ) from error
+            raise UpError(_why_not_bound(plan, error)) from error
         port = probe.getsockname()[1]
     return replace(plan, port=port)
+
+
+def _why_not_bound(plan: Plan, error: OSError) -> str:
+    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+        return (
+            f"expected ROADLESS_HOST to be an address of this machine, saw {plan.host}: "
+            f"{error.strerror}"
+        )
+    return (
+        f"expected port {plan.port} to be free: {error.strerror}; stop what listens there"
+        f"{_who_answers(plan)}, or choose another with --port or ROADLESS_PORT"
+    )
 
 
 def _who_answers(plan: Plan) -> str:

@@ -23,6 +23,7 @@ def test_defaults_are_those_of_one_machine() -> None:
     assert not settings.allow_unauthenticated_ray
     assert not settings.model_sources.allow_wheels
     assert settings.launcher == "fork"
+    assert settings.standby_agent
 
 
 def test_every_setting_is_read() -> None:
@@ -41,6 +42,7 @@ def test_every_setting_is_read() -> None:
             "ROADLESS_ALLOW_UNAUTHENTICATED_RAY": "1",
             "ROADLESS_ALLOW_WHEELS": "1",
             "ROADLESS_LAUNCHER": "spawn",
+            "ROADLESS_STANDBY_AGENT": "0",
         }
     )
     assert settings.service_url == "https://train.example"
@@ -58,6 +60,7 @@ def test_every_setting_is_read() -> None:
     assert settings.allow_unauthenticated_ray
     assert settings.model_sources.allow_wheels
     assert settings.launcher == "spawn"
+    assert not settings.standby_agent
     assert settings.wait_for_token() == "secret"
     assert "secret" not in repr(settings)
 

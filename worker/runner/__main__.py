@@ -7,12 +7,19 @@ import sys
 from typing import NoReturn
 
 import ray
+from ray.exceptions import RayError
 
 from roadless.worker.api import NameTaken, Replaced, RunnerApi
 from roadless.worker.processes import configure_logging
 from roadless.worker.runner.gang import Gangs
 from roadless.worker.runner.node_agents import NAMESPACE, Agents
-from roadless.worker.runner.ray_cluster import UnauthenticatedRay, require_authentication
+from roadless.worker.runner.ray_cluster import (
+    NoCluster,
+    UnauthenticatedRay,
+    no_cluster,
+    require_authentication,
+    require_listening,
+)
 from roadless.worker.runner.runner import _AGENTS_SECONDS, Runner
 from roadless.worker.settings import RunnerSettings, SettingsError
 
@@ -21,17 +28,13 @@ def _serve(settings: RunnerSettings) -> NoReturn:
     require_authentication(
         settings.ray_address, os.environ, is_waived=settings.allow_unauthenticated_ray
     )
+    require_listening(settings.ray_address)
     api = RunnerApi(settings.service_url, token=settings.wait_for_token())
-    ray.init(
-        settings.ray_address,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    _connect(settings.ray_address)
     # After ray.init, which installs its own handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gangs = Gangs(
-        agents=Agents(scratch=settings.scratch),
+        agents=Agents(scratch=settings.scratch, has_standby=settings.standby_agent),
         service_url=settings.service_url,
         data_sources=settings.data_sources,
         model_sources=settings.model_sources,
@@ -53,12 +56,19 @@ def _serve(settings: RunnerSettings) -> NoReturn:
         ray.shutdown()
 
 
+def _connect(address: str) -> None:
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        raise no_cluster(address, error) from error
+
+
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C; exit with one sentence when this is not possible."""
     configure_logging()
     try:
         _serve(RunnerSettings.from_environment(os.environ))
-    except (SettingsError, UnauthenticatedRay, NameTaken, Replaced) as error:
+    except (SettingsError, NoCluster, UnauthenticatedRay, NameTaken, Replaced) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(0)

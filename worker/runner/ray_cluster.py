@@ -27,6 +27,7 @@ _TEMP_ROOT = "/tmp"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_CONNECT_SECONDS = 10.0
 _OBJECT_STORE_BYTES = 100 * 2**20
 #: In a node's folder: what ``ray start`` says, such as ``raylet [exit code=-9]``.
 _LOG = "start.log"
@@ -50,6 +51,10 @@ _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 class RayStartError(Exception):
     """A Ray node did not start; the message carries the end of its log."""
+
+
+class NoCluster(Exception):
+    """There is no Ray cluster at the address."""
 
 
 class UnauthenticatedRay(Exception):
@@ -133,6 +138,23 @@ def require_authentication(
         f"expected RAY_AUTH_MODE=token for the Ray cluster at {address}, which is on another "
         "machine; set ROADLESS_ALLOW_UNAUTHENTICATED_RAY=1 to connect without"
     )
+
+
+def require_listening(address: str) -> None:
+    """Raise NoCluster unless something listens at ``host:port``; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if address in _LOCAL_NAMES or "://" in address or not port.isdecimal():
+        return  # Ray looks for it, or says what is wrong
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_cluster(address, error) from error
+
+
+def no_cluster(address: str, error: Exception) -> NoCluster:
+    """What a failure to connect means, in one line."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return NoCluster(f"expected a Ray cluster at RAY_ADDRESS, {address}; saw: {reason}")
 
 
 def stop_trees(pids: Iterable[int]) -> None:

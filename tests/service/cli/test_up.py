@@ -302,6 +302,13 @@ def a_child(folder: Path, code: str) -> Child:
     return Child("stubborn", command, log=folder / "log", environment=lambda: os.environ)
 
 
+@pytest.mark.parametrize("host", ["999.1.1.1", "192.0.2.77", "host.invalid"])
+def test_an_address_that_is_none_of_this_machine_is_told(tmp_path, host):
+    plan = up.Plan(home=tmp_path / "home", port=0, host=host, num_cpus=None)
+    with pytest.raises(up.UpError, match=f"expected ROADLESS_HOST .* saw {host}: "):
+        up.run(plan, say=lambda line: None)
+
+
 @pytest.mark.parametrize(("seconds", "is_urgent"), [(0.2, False), (600, True)])
 def test_a_process_that_does_not_hear_is_killed_in_time_or_once_that_is_urgent(
     tmp_path, seconds, is_urgent

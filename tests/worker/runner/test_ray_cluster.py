@@ -1,20 +1,25 @@
 """A private Ray: protected, and gone without a trace; a remote one without a token is refused."""
 
+import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from worker_drills import is_alive, wait_until
 
 from roadless.worker.runner.ray_cluster import (
     Head,
+    NoCluster,
     RayStartError,
     UnauthenticatedRay,
     require_authentication,
+    require_listening,
     start_head,
     stop_trees,
 )
@@ -57,6 +62,51 @@ def test_stopped_head_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def listening(root: int) -> set[str]:
+    """The addresses at which processes below this one listen, or take datagrams."""
+    tree = psutil.Process(root).children(recursive=True)
+    return {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in tree
+        for connection in process.net_connections()
+        if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE)
+    }
+
+
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_head_that_loses_a_part_ends_with_everything_it_has_started(
+    tmp_path: Path, part: str
+) -> None:
+    head = subprocess.Popen(
+        [sys.executable, "-m", "roadless.worker.head", "--home", str(tmp_path), "--num-cpus", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert head.stdout is not None
+    assert json.loads(head.stdout.readline())["RAY_ADDRESS"].startswith("127.0.0.1:")
+    assert listening(head.pid) == {"127.0.0.1"}
+    below = psutil.Process(head.pid).children(recursive=True)
+    next(process for process in below if process.name() == part).kill()
+    _, said = head.communicate(timeout=60)
+    assert head.returncode == 1
+    assert f"expected all of Ray's processes to run, saw: {part} [exit code=-9]" in said
+    assert [process for process in below if is_alive(process.pid)] == []
+
+
+def test_a_killed_head_leaves_no_process(tmp_path: Path) -> None:
+    head = subprocess.Popen(
+        [sys.executable, "-m", "roadless.worker.head", "--home", str(tmp_path), "--num-cpus", "1"],
+        stdout=subprocess.PIPE,
+    )
+    assert head.stdout is not None
+    head.stdout.readline()
+    below = psutil.Process(head.pid).children(recursive=True)
+    head.kill()
+    head.communicate()
+    wait_until(lambda: not any(is_alive(process.pid) for process in below))
+
+
 def test_head_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     with pytest.raises(RayStartError, match="must be nonnegative"):
         start_head(tmp_path, num_cpus=-1)
@@ -79,6 +129,14 @@ def test_tree_is_ended_though_its_members_refuse_and_sit_in_other_sessions() -> 
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "localhost:6379", "[::1]:6379"])
 def test_local_ray_needs_no_token(address: str) -> None:
     require_authentication(address, {})
+
+
+def test_an_address_where_nothing_listens_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        require_listening(address)
+    with pytest.raises(NoCluster, match=f"RAY_ADDRESS, {address}; saw: .*Connection refused"):
+        require_listening(address)
 
 
 def test_remote_ray_without_a_token_is_refused_unless_waived() -> None:
