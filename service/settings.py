@@ -1,15 +1,20 @@
 """Settings of the service, read once from the environment (prefix ``ROADLESS_``)."""
 
+import re
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 #: SQLite, in the home folder.
 DATABASE_FILE = "roadless.db"
 
 _BUCKET_URL = r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?$"
+
+
+class SettingsError(Exception):
+    """A setting is unusable; the message names the variable."""
 
 
 class Settings(BaseSettings):
@@ -105,3 +110,17 @@ class Settings(BaseSettings):
     def resolved_database_url(self) -> str:
         """The database in use: ``DATABASE_URL`` or SQLite in the home folder."""
         return self.database_url or f"sqlite:///{self.home_dir / DATABASE_FILE}"
+
+
+def read_settings() -> Settings:
+    """Read the settings from the environment; raise SettingsError for the first unusable one."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        fault = error.errors()[0]
+        if not fault["loc"]:  # it is about several, and names them
+            raise SettingsError(fault["msg"].removeprefix("Value error, ")) from None
+        name = str(fault["loc"][0])
+        variable = name if name.isupper() else f"ROADLESS_{name.upper()}"
+        what = re.sub(r"^\w+ should ", "", fault["msg"]).partition(", ")[0]
+        raise SettingsError(f"expected {variable} to {what}, saw {fault['input']!r}") from None
