@@ -103,9 +103,11 @@ def run(
         for job_id, step in zip(ids, BEGUN, strict=True):
             wait_for_step(client, job_id, step)
         pair = Pair(ids, (client.job(ids[0]), client.job(ids[1])))
+    began = time.monotonic()
     note = fault(pair)
+    taken = time.monotonic() - began
     outcome = Outcome(_recovered(up, pair), (_end(up, ids[0]), _end(up, ids[1])))
-    measured = f"{outcome.seconds:.1f} s, attempts {outcome.fences}"
+    measured = f"{taken:.1f} s, then {outcome.seconds:.1f} s, attempts {outcome.fences}"
     FIGURES.append((name, f"{measured}; {note}" if note else measured))
     reasons = [(job.reason, job.message) for job in outcome.ends]
     assert [job.phase for job in outcome.ends] == [Phase.SUCCEEDED] * 2, reasons
