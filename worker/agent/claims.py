@@ -57,7 +57,7 @@ def claim_attempt(folder: Path) -> int:
 
     Raises NotClaimed when another agent has it, and OSError, e.g. on a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(folder)
     with _closed_on_error(_open(folder / _AGENT)) as fd:
         if not _try_lock(fd):
             raise NotClaimed(f"expected a free attempt, saw that agent {_pid_of(fd)} has it")
@@ -68,7 +68,7 @@ def claim_attempt(folder: Path) -> int:
 def mark_over(folder: Path) -> None:
     """Let no rank of this folder's attempt begin any more; raises OSError, e.g. on a full disk."""
     mark = _mark(folder)
-    mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_private(mark.parent)
     os.close(_open(mark))
 
 
@@ -114,6 +114,13 @@ def _path(folder: Path, rank: int) -> Path:
 
 def _mark(folder: Path) -> Path:
     return folder.parent / OVER / folder.name
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder and what is missing above it, each for its owner alone."""
+    if not folder.parent.exists():
+        _make_private(folder.parent)
+    folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def _open(path: Path) -> int:

@@ -6,6 +6,7 @@ CUDA, no OpenMP region, no Ray. It knows nothing about jobs; it forks, kills and
 
     {"launch": {...}}           ->  {"forked": pid, "attempt_id", "rank"}
     {"kill": attempt_id}
+    {"ping": true}              ->  {"pong": true}
                                     {"warm": seconds, "threads": 1}
                                     {"exited": code, "attempt_id", "rank"}
 """
@@ -15,7 +16,7 @@ import gc
 import json
 import os
 import selectors
-import sys
+import signal
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -23,7 +24,13 @@ from typing import Any
 
 from roadless.worker.agent.child_processes import Children
 from roadless.worker.agent.launcher import Exited
-from roadless.worker.agent.rank_process import Entry, load_entry, redirect, run_rank
+from roadless.worker.agent.rank_process import (
+    Entry,
+    load_entry,
+    note_failure,
+    redirect,
+    run_rank,
+)
 from roadless.worker.processes import adopt_orphans, die_with_parent
 from roadless.worker.rank_launch import RankLaunch
 
@@ -69,22 +76,32 @@ class ForkServer:
                 self._launch(RankLaunch.from_json(fields))
             case {"kill": attempt_id}:
                 self._children.kill(attempt_id)
+            case {"ping": _}:
+                self.report({"pong": True})
 
     def _launch(self, launch: RankLaunch) -> None:
         server_pid = os.getpid()
         try:
             pid = os.fork()
+            if pid == 0:
+                run_rank(launch, parent_pid=server_pid, begin=self._leave)
+            pidfd = self._watch(launch, pid)
         except OSError as error:
-            print(f"cannot fork rank {launch.rank}: {error}", file=sys.stderr)  # noqa: T201  the log
+            note_failure(launch, error)
             self._report_exit(
                 Exited(attempt_id=launch.attempt_id, rank=launch.rank, code=os.EX_OSERR)
             )
             return
-        if pid == 0:
-            run_rank(launch, parent_pid=server_pid, begin=self._leave)
-        pidfd = self._children.add(launch, pid=pid, wait=partial(_wait, pid))
         self._selector.register(pidfd, selectors.EVENT_READ)
         self.report({"forked": pid, "attempt_id": launch.attempt_id, "rank": launch.rank})
+
+    def _watch(self, launch: RankLaunch, pid: int) -> int:
+        try:
+            return self._children.add(launch, pid=pid, wait=partial(_wait, pid))
+        except OSError:  # no descriptor left: a rank that nobody watches must not live
+            os.kill(pid, signal.SIGKILL)
+            _wait(pid)
+            raise
 
     def _reap(self, pidfd: int) -> None:
         self._selector.unregister(pidfd)

@@ -46,7 +46,7 @@ class LauncherFactory(Protocol):
     """Builds the launcher that reports every exit to the agent."""
 
     def __call__(self, *, scratch: Path, on_exit: Callable[[Exited], None]) -> Launcher:
-        """Build it; ``scratch``: an existing folder on this node."""
+        """Build it; ``scratch``: a folder on this node, made when it is needed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +96,6 @@ class NodeAgent:
 
     def __init__(self, *, node_id: str, scratch: str, make_launcher: LauncherFactory) -> None:
         self._scratch = Path(scratch).expanduser()
-        self._scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._claims = self._scratch / CLAIMS / node_id
         self._book = _Book()
         self._changed = threading.Condition()
@@ -231,7 +230,8 @@ class NodeAgent:
             if not any(map(claims.is_live, node.iterdir())):
                 shutil.rmtree(node, ignore_errors=True)
         for mark in _oldest((self._claims / claims.OVER).glob("*"), beyond=_MAX_OVER):
-            mark.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                mark.unlink()
 
     def _see_exit(self, exited: Exited) -> None:
         with self._changed:

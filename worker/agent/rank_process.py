@@ -10,6 +10,7 @@ import faulthandler
 import importlib
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -61,6 +62,16 @@ def open_log(launch: RankLaunch) -> int:
     """Open the rank's log for appending; create its folder if needed."""
     Path(launch.scratch).mkdir(parents=True, exist_ok=True, mode=0o700)
     return os.open(launch.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
+def note_failure(launch: RankLaunch, error: OSError) -> None:
+    """Write into the rank's log why it could not be started, since it cannot; else into ours."""
+    text = f"cannot start rank {launch.rank} of {launch.attempt_id}: {error}\n"
+    try:
+        with os.fdopen(open_log(launch), "a") as log:
+            log.write(text)
+    except OSError as second:
+        sys.stderr.write(f"{text}no log for it: {second}\n")
 
 
 def redirect(path: str, flags: int, *, to: tuple[int, ...]) -> None:

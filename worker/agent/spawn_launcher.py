@@ -20,7 +20,12 @@ from roadless.worker.agent.launcher import (
     LaunchError,
     rank_environment,
 )
-from roadless.worker.agent.rank_process import hand_over, open_log, spawn_command
+from roadless.worker.agent.rank_process import (
+    hand_over,
+    note_failure,
+    open_log,
+    spawn_command,
+)
 from roadless.worker.processes import wait_pidfd
 from roadless.worker.rank_launch import RankLaunch
 
@@ -112,7 +117,7 @@ class SpawnLauncher:
             pidfd = self._watch(launch, self._spawn(launch))
         except OSError as error:
             _log.error("cannot start rank %d of %s: %s", launch.rank, launch.attempt_id, error)
-            _note(launch, f"cannot start rank {launch.rank}: {error}")
+            note_failure(launch, error)
             code = os.EX_OSERR
             self._tell(Exited(attempt_id=launch.attempt_id, rank=launch.rank, code=code))
         else:
@@ -162,12 +167,3 @@ class SpawnLauncher:
                 self._reap(pidfd)
             else:
                 _log.error("a rank outlives its launcher")
-
-
-def _note(launch: RankLaunch, text: str) -> None:
-    """Write to the rank's log what it cannot write itself, if there is a log."""
-    try:
-        with os.fdopen(open_log(launch), "a") as log:
-            log.write(f"{text}\n")
-    except OSError:
-        _log.exception("no log for rank %d of %s", launch.rank, launch.attempt_id)

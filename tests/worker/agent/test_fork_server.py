@@ -1,7 +1,9 @@
 """The fork server and its client: start, end and secrets of ranks, as real processes."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 from worker_drills import STAND_IN, is_alive, make_launch, read_note, wait_until
 
+from roadless.worker.agent import fork_launcher
 from roadless.worker.agent.fork_launcher import ForkLauncher
+from roadless.worker.agent.fork_server import ForkServer
 from roadless.worker.agent.launcher import PRELOAD, Exited, LaunchError, rank_environment
 from roadless.worker.rank_launch import DataSources, ModelSources, RankLaunch, WheelFile
 
@@ -122,6 +126,116 @@ def test_preloaded_server_has_one_thread_and_no_ray(tmp_path: Path) -> None:
     assert "_raylet" not in maps
     assert "libtorch" in maps
     assert server.returncode == 0
+
+
+# ---- one that hangs ------------------------------------------------------------------------------
+
+
+def is_ready(launcher: ForkLauncher) -> bool:
+    try:
+        launcher.wait_ready(0.0)
+    except LaunchError:
+        return False
+    return True
+
+
+@pytest.fixture
+def quick_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fork_launcher, "_PING_SECONDS", 0.05)
+    monkeypatch.setattr(fork_launcher, "_LATE_SECONDS", 0.5)
+    monkeypatch.setattr(fork_launcher, "_SILENT_SECONDS", (2.0, 2.0))
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+def test_a_frozen_server_is_replaced_and_its_ranks_are_told(
+    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
+) -> None:
+    launcher.launch([make_launch(tmp_path)])
+    rank_pid, server_pid = read_note(tmp_path)["pid"], launcher.server_pid
+    assert server_pid is not None
+    os.kill(server_pid, signal.SIGSTOP)
+    wait_until(lambda: not is_ready(launcher))
+    wait_until(lambda: bool(exits))
+    assert exits == [Exited(attempt_id="att_1", rank=0, code=-signal.SIGKILL)]
+    assert not is_alive(rank_pid)
+    launcher.wait_ready(20)
+    launcher.launch([make_launch(tmp_path / "b", attempt_id="att_2")])
+    assert is_alive(read_note(tmp_path / "b")["pid"])
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+def test_a_frozen_server_that_has_more_to_read_than_its_pipe_holds_is_replaced(
+    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
+) -> None:
+    assert launcher.server_pid is not None
+    os.kill(launcher.server_pid, signal.SIGSTOP)
+    much = "x" * 2**18
+    launcher.launch([make_launch(tmp_path, rank=rank, token=much) for rank in range(8)])
+    wait_until(lambda: len(exits) == 8)
+    launcher.wait_ready(20)
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+def test_a_server_that_has_nothing_to_do_lives(launcher: ForkLauncher) -> None:
+    server_pid = launcher.server_pid
+    time.sleep(3)
+    assert launcher.server_pid == server_pid
+
+
+@pytest.mark.usefixtures("quick_to_judge")
+def test_a_server_that_hangs_in_an_import_is_killed_and_says_so(tmp_path: Path) -> None:
+    launcher = ForkLauncher(
+        scratch=tmp_path, on_exit=lambda _: None, entry=STAND_IN, preload=("signal:pause",)
+    )
+    try:
+        with pytest.raises(LaunchError, match="ended with -9"):
+            launcher.wait_ready(20)
+        with pytest.raises(LaunchError, match="ended with -9"):
+            launcher.launch([make_launch(tmp_path)])
+    finally:
+        launcher.close()
+
+
+# ---- one that lacks something --------------------------------------------------------------------
+
+
+def test_a_rank_that_cannot_be_forked_is_told_with_its_cause_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", no_fork)
+    launch = make_launch(tmp_path / "att_1")
+    requests, writer = os.pipe()
+    reader, reports = os.pipe()
+    with os.fdopen(writer, "wb") as file:
+        file.write(json.dumps({"launch": launch.to_json()}).encode() + b"\n")
+    ForkServer(entry=lambda _: None, requests_fd=requests, reports_fd=reports).serve()
+    os.close(reports)
+    with os.fdopen(reader) as file:
+        told = [json.loads(line) for line in file]
+    os.close(requests)
+    assert told == [{"exited": os.EX_OSERR, "attempt_id": "att_1", "rank": 0}]
+    assert "cannot start rank 0 of att_1: [Errno 11]" in launch.log_path.read_text()
+
+
+def test_a_server_without_file_descriptors_outlives_that(
+    launcher: ForkLauncher, tmp_path: Path, exits: list[Exited]
+) -> None:
+    launcher.launch([make_launch(tmp_path / "a")])
+    stays = read_note(tmp_path / "a")["pid"]
+    assert launcher.server_pid is not None
+    used = len(os.listdir(f"/proc/{launcher.server_pid}/fd"))
+    limits = resource.prlimit(launcher.server_pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(launcher.server_pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+    launcher.launch([make_launch(tmp_path / "b", attempt_id="att_2")])
+    wait_until(lambda: bool(exits))
+    assert exits == [Exited(attempt_id="att_2", rank=0, code=os.EX_OSERR)]
+    resource.prlimit(launcher.server_pid, resource.RLIMIT_NOFILE, limits)
+    launcher.launch([make_launch(tmp_path / "c", attempt_id="att_3")])
+    assert is_alive(read_note(tmp_path / "c")["pid"])
+    assert is_alive(stays)
 
 
 def test_fork_takes_milliseconds(launcher: ForkLauncher, tmp_path: Path) -> None:

@@ -223,13 +223,14 @@ def test_a_rank_that_cannot_start_is_told_with_its_cause_in_the_log(
     assert words in (tmp_path / "att_1" / "rank-0.log").read_text()
 
 
-def test_a_launcher_outlives_whoever_fails_to_hear_of_an_end(tmp_path: Path) -> None:
-    """The thread that tells is the parent of all ranks."""
+@pytest.mark.parametrize("kind", ["fork", "spawn"])
+def test_a_launcher_outlives_whoever_fails_to_hear_of_an_end(kind: str, tmp_path: Path) -> None:
+    """The thread that tells is the parent of all ranks, or of their fork server."""
 
     def fail(exited: Exited) -> None:
         raise RuntimeError("cannot start a thread")
 
-    launcher = make_launcher("spawn", tmp_path, on_exit=fail)
+    launcher = make_launcher(kind, tmp_path, on_exit=fail)
     try:
         launcher.launch([make_launch(tmp_path / "a"), make_launch(tmp_path / "b", "exit:0")])
         stays, ended = read_note(tmp_path / "a")["pid"], read_note(tmp_path / "b")["pid"]

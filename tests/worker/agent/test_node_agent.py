@@ -13,7 +13,7 @@ from worker_drills import STAND_IN, Listener, is_alive, make_launch, read_note, 
 
 from roadless.worker.agent.fork_launcher import ForkLauncher
 from roadless.worker.agent.launcher import Exited, LaunchError
-from roadless.worker.agent.node_agent import Killed, NodeAgent
+from roadless.worker.agent.node_agent import Killed, NodeAgent, NodeState
 from roadless.worker.rank_launch import RankLaunch
 
 pytestmark = pytest.mark.usefixtures("stand_in_path")
@@ -196,6 +196,24 @@ def test_an_attempt_whose_ranks_are_all_frozen_stands_still_until_they_thaw(
     wait_until(lambda: agent.attempts()["att_1"] > 1.0)
     os.kill(pids[1], signal.SIGCONT)
     wait_until(lambda: agent.attempts()["att_1"] < 0.5)
+
+
+def test_an_agent_outlives_a_scratch_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.write_text("in the way")
+    make_launcher = partial(ForkLauncher, entry=STAND_IN, preload=())
+    agent = NodeAgent(node_id="n1", scratch=str(scratch), make_launcher=make_launcher)
+    try:
+        with pytest.raises(LaunchError, match=r"expected room for .*scratch.*, saw .*directory"):
+            agent.launch("att_1", [make_launch("att_1")])
+        assert agent.state() == NodeState(is_warm=False, still_seconds={})
+        assert agent.kill("att_1") == Killed(is_gone=True, is_barred=False)
+        scratch.unlink()
+        wait_until(lambda: agent.state().is_warm, seconds=60)
+        agent.launch("att_2", [make_launch("att_2", attempt_id="att_2")])
+        assert is_alive(read_note(scratch / "att_2")["pid"])
+    finally:
+        agent.close()
 
 
 # ---- two of one node -----------------------------------------------------------------------------
