@@ -4,7 +4,6 @@ from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
-from fastapi.responses import StreamingResponse
 
 from roadless.service.attempts.access import AttemptToken, open_attempt
 from roadless.service.checkpoints import store
@@ -15,6 +14,7 @@ from roadless.service.db.session import Database
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http.dependencies import AppSettings, Blobs, Db, ReportLimiter, StoringLimiter
 from roadless.service.http.download import Download
+from roadless.service.http.openapi import BYTES_BODY, with_headers
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.storage.intake import Arrived, Intake, Target
 
@@ -56,9 +56,12 @@ async def _intake(blobs: Blobs, settings: AppSettings, limiter: StoringLimiter) 
 
 TheTarget = Annotated[Target, Depends(_target)]
 TheIntake = Annotated[Intake, Depends(_intake)]
+_ARRIVED = with_headers(
+    204, "Upload-Offset", "Upload-Complete", description="how much has arrived; of a part"
+)
 
 
-@router.put("", status_code=204)
+@router.put("", status_code=204, responses=_ARRIVED, openapi_extra=BYTES_BODY)
 async def upload(
     target: TheTarget,
     intake: TheIntake,
@@ -86,7 +89,7 @@ async def upload(
     response.headers.update(_told(arrived))
 
 
-@router.head("", status_code=204)
+@router.head("", status_code=204, responses=_ARRIVED)
 def look(target: TheTarget, intake: TheIntake, response: Response) -> None:
     """How much of a file has arrived, so that its upload resumes there."""
     response.headers.update(_told(intake.arrived(target)))
@@ -98,7 +101,7 @@ def _told(arrived: Arrived) -> dict[str, str]:
     return {"Upload-Offset": str(arrived.num_bytes), "Upload-Complete": complete}
 
 
-@router.get("", response_class=StreamingResponse)
+@router.get("", response_class=Download)
 def fetch(
     checkpoint_id: CheckpointId, name: Name, token: AttemptToken, db: Db, blobs: Blobs
 ) -> Download:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 
 from roadless.service.attempts.store import require_job
 from roadless.service.auth.dependencies import Project
@@ -22,8 +22,10 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import CheckpointRow
 from roadless.service.errors import Invalid, NotFound
 from roadless.service.http import conditions
+from roadless.service.http.conditions import IF_MATCH, IF_NONE_MATCH, RANGE
 from roadless.service.http.dependencies import Blobs, Db
-from roadless.service.http.download import Download, is_head
+from roadless.service.http.download import Archive, Download, is_head
+from roadless.service.http.openapi import BYTES_CONTENT, may_refuse, with_headers
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.storage.blobs import BlobStore
@@ -82,7 +84,7 @@ def pin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
         return checkpoint_resource(row, with_spec=True)
 
 
-@router.post("/v1/checkpoints/{checkpoint_id}/unpin")
+@router.post("/v1/checkpoints/{checkpoint_id}/unpin", responses=may_refuse(409))
 def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint:
     """Leave it to retention: with the job's next checkpoint of its kind, or within the hour."""
     with db.write() as session:
@@ -90,7 +92,7 @@ def unpin_checkpoint(checkpoint_id: str, project: Project, db: Db) -> Checkpoint
         return checkpoint_resource(row, with_spec=True)
 
 
-@router.delete("/v1/checkpoints/{checkpoint_id}", status_code=204)
+@router.delete("/v1/checkpoints/{checkpoint_id}", status_code=204, responses=may_refuse(409))
 def delete_checkpoint(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> None:
     """Delete it with its files; 409 while it is pinned, or a job resumes or starts from it."""
     with db.write() as session:
@@ -99,7 +101,13 @@ def delete_checkpoint(checkpoint_id: str, project: Project, db: Db, blobs: Blobs
     delete_files([name], blobs=blobs)
 
 
-@router.get("/v1/checkpoints/{checkpoint_id}/files/{name}", response_class=StreamingResponse)
+@router.get(
+    "/v1/checkpoints/{checkpoint_id}/files/{name}",
+    response_class=Download,
+    responses=with_headers(200, "Content-Disposition", description="all of it")
+    | with_headers(206, "Content-Disposition", description="the range", content=BYTES_CONTENT),
+    dependencies=[RANGE, IF_MATCH, IF_NONE_MATCH],
+)
 def get_file(
     checkpoint_id: str,
     name: str,
@@ -140,7 +148,11 @@ def _file_response(
     )
 
 
-@router.get("/v1/checkpoints/{checkpoint_id}/download", response_class=StreamingResponse)
+@router.get(
+    "/v1/checkpoints/{checkpoint_id}/download",
+    response_class=Archive,
+    responses=with_headers(200, "Content-Disposition", description="a tar archive"),
+)
 def download(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> Response:
     """All files and ``manifest.json`` as one tar archive."""
     row, manifest = _load(db, checkpoint_id, project)
@@ -152,12 +164,11 @@ def download(checkpoint_id: str, project: Project, db: Db, blobs: Blobs) -> Resp
             opened.callback(chunks.close)
             files.append((file.name, file.size, chunks))
         close = opened.pop_all().close
-    return Download(
+    return Archive(
         tar_stream(files, modified=row.created_at),
         size=tar_size(size for _, size, _ in files),
         close=close,
         headers={"Content-Disposition": f'attachment; filename="{checkpoint_id}.tar"'},
-        media_type="application/x-tar",
     )
 
 

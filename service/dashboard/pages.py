@@ -3,10 +3,10 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.templating import Jinja2Templates
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -53,8 +53,12 @@ _HEADERS = {
     )
 }
 
-router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
+router = APIRouter(route_class=GuardedRoute, tags=["dashboard"])
 _templates = Jinja2Templates(_HERE / "templates")
+
+_HTML: dict[str, Any] = {"content": {"text/html": {"schema": {"type": "string"}}}}
+_NOT_VALID: dict[int | str, Any] = {401: {"description": "the login again", **_HTML}}
+_TO_LOGIN: dict[int | str, Any] = {303: {"description": "to the login"}}
 
 #: Where to go after the login: one of our own pages and nowhere else.
 Next = Annotated[str, Query(pattern=f"^/(jobs/{_JOB_ID})?$")]
@@ -81,13 +85,13 @@ def _is_signed_in(request: Request, db: Db) -> bool:
 SignedIn = Annotated[bool, Depends(_is_signed_in)]
 
 
-@router.get("/login")
+@router.get("/login", response_class=HTMLResponse)
 def login_page(request: Request, settings: AppSettings, next: Next = "/") -> Response:
     """Ask for the token, and say where to find it."""
     return _login(request, settings.home_dir, next=next)
 
 
-@router.post("/login")
+@router.post("/login", status_code=303, response_class=RedirectResponse, responses=_NOT_VALID)
 @takes_up_to(MAX_LOGIN_BYTES)
 def login(
     request: Request,
@@ -113,7 +117,7 @@ def login(
     return answer
 
 
-@router.post("/logout")
+@router.post("/logout", status_code=303, response_class=RedirectResponse)
 def logout() -> Response:
     """Forget the token in this browser."""
     answer = RedirectResponse("/login", status_code=303)
@@ -121,7 +125,7 @@ def logout() -> Response:
     return answer
 
 
-@router.get("/")
+@router.get("/", response_class=HTMLResponse, responses=_TO_LOGIN)
 def jobs_page(request: Request, is_signed_in: SignedIn) -> Response:
     """The list of jobs."""
     if not is_signed_in:
@@ -129,7 +133,7 @@ def jobs_page(request: Request, is_signed_in: SignedIn) -> Response:
     return _page(request, "jobs.html")
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", response_class=HTMLResponse, responses=_TO_LOGIN)
 def job_page(job_id: str, request: Request, is_signed_in: SignedIn) -> Response:
     """One job: progress, curves, checkpoints, events, specification."""
     if not is_signed_in:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from sqlalchemy.orm import Session
 
 from roadless.service.attempts.access import AttemptToken, open_attempt
@@ -31,6 +31,7 @@ from roadless.service.db.tables import DatasetRow
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, DatasetBlobs, Db
 from roadless.service.http.download import Download
+from roadless.service.http.openapi import BYTES_BODY, may_refuse
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
@@ -51,7 +52,12 @@ Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$
 # ---- users --------------------------------------------------------------------------------------
 
 
-@router.post("", status_code=201, response_model=Dataset)
+@router.post(
+    "",
+    status_code=201,
+    response_model=Dataset,
+    responses={200: {"model": Dataset, "description": "the open one of this name"}},
+)
 def create_dataset(
     asked: NewDataset, project: Project, db: Db, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
@@ -116,7 +122,7 @@ def _file(found: list[DatasetFile], name: str) -> DatasetFile:
     return found[0]
 
 
-@router.put("/{dataset_id}/files/{name}")
+@router.put("/{dataset_id}/files/{name}", responses=may_refuse(409), openapi_extra=BYTES_BODY)
 async def put_part(
     dataset_id: DatasetId,
     name: FileName,
@@ -167,7 +173,7 @@ def _require_open(db: Database, dataset_id: str, project: str) -> None:
         actions.require_open(session, dataset_id, project)
 
 
-@router.post("/{dataset_id}/seal")
+@router.post("/{dataset_id}/seal", responses=may_refuse(409))
 def seal_dataset(dataset_id: DatasetId, project: Project, db: Db) -> Dataset:
     """Close it for files and open it for jobs. Again: no change."""
     with db.write() as session:
@@ -176,7 +182,7 @@ def seal_dataset(dataset_id: DatasetId, project: Project, db: Db) -> Dataset:
         return _with_files(row, store.files(session, dataset_id))
 
 
-@router.delete("/{dataset_id}", status_code=204)
+@router.delete("/{dataset_id}", status_code=204, responses=may_refuse(409))
 def delete_dataset(dataset_id: DatasetId, project: Project, db: Db, blobs: DatasetBlobs) -> None:
     """Delete it with its files; 409 while a job that has not ended uses it."""
     with db.write() as session:
@@ -194,7 +200,7 @@ def get_content(dataset_id: DatasetId, token: AttemptToken, db: Db) -> DatasetCo
     return DatasetContent(dataset_id=row.id, format=row.format, files=tuple(files))
 
 
-@rank_router.get("/{dataset_id}/files/{name}", response_class=StreamingResponse)
+@rank_router.get("/{dataset_id}/files/{name}", response_class=Download)
 def get_part(
     dataset_id: DatasetId,
     name: FileName,

@@ -6,12 +6,39 @@ passes on weak (nginx does), and a version or a hash is as good with the mark ``
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Header, Request
 
 from roadless.service.errors import PreconditionFailed
 
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
+
+_IfMatch = Annotated[
+    str | None, Header(alias="If-Match", description="tags, or *; 412 for any other version")
+]
+_IfNoneMatch = Annotated[
+    str | None, Header(alias="If-None-Match", description="tags, or *; 304 for these versions")
+]
+
+_Range = Annotated[str | None, Header(alias="Range", description="one range of bytes")]
+_IfRange = Annotated[str | None, Header(alias="If-Range", description="the tag of the version")]
+
+
+async def _if_match(_value: _IfMatch = None) -> None:
+    """For the description: headers are read from the request, as they may come in several lines."""
+
+
+async def _if_none_match(_value: _IfNoneMatch = None) -> None:
+    """As above."""
+
+
+async def _range(_range: _Range = None, _if_range: _IfRange = None) -> None:
+    """As above."""
+
+
+#: ``dependencies`` of routes that honour these headers.
+IF_MATCH, IF_NONE_MATCH, RANGE = Depends(_if_match), Depends(_if_none_match), Depends(_range)
 
 
 def listed(values: Sequence[str], etag: str) -> bool:

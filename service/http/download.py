@@ -22,14 +22,17 @@ class Download(StreamingResponse):
     Starlette (1.10) leaves the iterator of an answer that was cut off to the garbage collector, and
     its file open until then.
 
+    Its ``media_type`` is that of the class.
+
     Args:
         chunks: the bytes.
         size: how many there are.
         close: what closes their source; called once, on a thread.
         status_code: of the answer.
         headers: beside Content-Length.
-        media_type: of the content.
     """
+
+    media_type = "application/octet-stream"
 
     def __init__(
         self,
@@ -39,13 +42,11 @@ class Download(StreamingResponse):
         close: Callable[[], None],
         status_code: int = 200,
         headers: Mapping[str, str] | None = None,
-        media_type: str = "application/octet-stream",
     ) -> None:
         super().__init__(
             chunks,
             status_code=status_code,
             headers={"Content-Length": str(size), **(headers or {})},
-            media_type=media_type,
         )
         self._close = close
 
@@ -64,3 +65,9 @@ class Download(StreamingResponse):
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+class Archive(Download):
+    """A download of several files as one."""
+
+    media_type = "application/x-tar"

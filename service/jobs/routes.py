@@ -20,7 +20,9 @@ from roadless.service.db.session import Database
 from roadless.service.db.tables import JobRow
 from roadless.service.errors import PreconditionRequired
 from roadless.service.http import conditions
+from roadless.service.http.conditions import IF_MATCH, IF_NONE_MATCH
 from roadless.service.http.dependencies import AppSettings, Bell, Blobs, Db
+from roadless.service.http.openapi import may_refuse
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.idempotency.once import REPLAYED, IdempotencyKey, once
@@ -77,7 +79,7 @@ def list_jobs(
         )
 
 
-@router.get("/{job_id}", response_model=Job)
+@router.get("/{job_id}", response_model=Job, dependencies=[IF_MATCH, IF_NONE_MATCH])
 def get_job(job_id: str, project: Project, db: Db, request: Request) -> Response:
     """The job; 304 when its version is the one in If-None-Match."""
     with db.read() as session:
@@ -91,7 +93,7 @@ def get_job(job_id: str, project: Project, db: Db, request: Request) -> Response
     )
 
 
-@router.patch("/{job_id}", response_model=Job)
+@router.patch("/{job_id}", response_model=Job, responses=may_refuse(409, 412, 428))
 def patch_job(
     job_id: str,
     asked: JobPatch,
@@ -114,7 +116,7 @@ def patch_job(
     return _answer(changed, 200)
 
 
-@router.delete("/{job_id}", status_code=204)
+@router.delete("/{job_id}", status_code=204, responses=may_refuse(409), dependencies=[IF_MATCH])
 def delete_job(job_id: str, project: Project, db: Db, blobs: Blobs, request: Request) -> None:
     """Delete a job that has ended, with its curves, events and checkpoints."""
     with db.write() as session:
@@ -177,19 +179,22 @@ Requested = Annotated[JobAction, Depends(_job_action)]
 _SAVE, _OPEN_ENDED = Pause(), Extend()
 
 
-@router.post("/{job_id}/pause", status_code=202, response_model=Job)
+_ACTION: Any = {"status_code": 202, "response_model": Job, "dependencies": [IF_MATCH]}
+
+
+@router.post("/{job_id}/pause", **_ACTION)
 def pause_job(action: Requested, how: Annotated[Pause, Body()] = _SAVE) -> JSONResponse:
     """Save and leave, hold nothing, and wait to be resumed."""
     return action.apply(lambda to, job: actions.pause(to, job, how), body=how.model_dump_json())
 
 
-@router.post("/{job_id}/resume", status_code=202, response_model=Job)
+@router.post("/{job_id}/resume", **_ACTION)
 def resume_job(action: Requested) -> JSONResponse:
     """Resume a paused or stopped job from its newest training state."""
     return action.apply(actions.resume)
 
 
-@router.post("/{job_id}/extend", status_code=202, response_model=Job)
+@router.post("/{job_id}/extend", **_ACTION)
 def extend_job(action: Requested, asked: Annotated[Extend, Body()] = _OPEN_ENDED) -> JSONResponse:
     """Add to the budget, or make the job open-ended; a finished job continues."""
     return action.apply(
@@ -197,25 +202,25 @@ def extend_job(action: Requested, asked: Annotated[Extend, Body()] = _OPEN_ENDED
     )
 
 
-@router.post("/{job_id}/retry", status_code=202, response_model=Job)
+@router.post("/{job_id}/retry", **_ACTION)
 def retry_job(action: Requested) -> JSONResponse:
     """Try a failed job again from its newest training state."""
     return action.apply(actions.retry)
 
 
-@router.post("/{job_id}/stop", status_code=202, response_model=Job)
+@router.post("/{job_id}/stop", **_ACTION)
 def stop_job(action: Requested) -> JSONResponse:
     """Request a graceful end: a last evaluation, an eval checkpoint and the training state."""
     return action.apply(actions.stop)
 
 
-@router.post("/{job_id}/cancel", status_code=202, response_model=Job)
+@router.post("/{job_id}/cancel", **_ACTION)
 def cancel_job(action: Requested) -> JSONResponse:
     """End the job now; checkpoints and curves so far stay."""
     return action.apply(actions.cancel)
 
 
-@router.post("/{job_id}/evaluate", status_code=202, response_model=Job)
+@router.post("/{job_id}/evaluate", **_ACTION)
 def evaluate_job(action: Requested) -> JSONResponse:
     """Request an evaluation at x and a kept checkpoint now."""
     return action.apply(actions.request_evaluation)

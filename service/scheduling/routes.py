@@ -14,6 +14,7 @@ from roadless.service.clock import utc_now
 from roadless.service.contract.reports.cluster import Registered, RegisterRunner, Sync, SyncReply
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import AppSettings, Bell, Db, ReportLimiter
+from roadless.service.http.openapi import may_refuse
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.jobs.transitions import Deadlines
 from roadless.service.scheduling.registration import register
@@ -31,7 +32,7 @@ router = APIRouter(
 LOOK_AGAIN_SECONDS = 1.0
 
 
-@router.post("")
+@router.post("", responses=may_refuse(409))
 def register_runner(
     message: RegisterRunner, db: Db, settings: AppSettings, leases: Leases
 ) -> Registered:
@@ -48,7 +49,7 @@ def _register(db: Database, message: RegisterRunner, lease: LeasePolicy) -> str:
         return register(session, message, lease=lease, now=utc_now()).id
 
 
-@router.post("/{runner_id}/sync")
+@router.post("/{runner_id}/sync", responses=may_refuse(409))
 async def sync_runner(
     runner_id: str,
     message: Sync,

@@ -10,6 +10,7 @@ from roadless.service.contract.resources import Page
 from roadless.service.contract.secrets import NewSecret, Secret, SecretName, check_value
 from roadless.service.errors import Invalid
 from roadless.service.http.dependencies import Db
+from roadless.service.http.openapi import may_refuse
 from roadless.service.http.paging import Limit, page_of
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.secrets import actions, store
@@ -30,7 +31,7 @@ _BODY = {
 @router.put(
     "/{name}",
     status_code=204,
-    responses={201: {"description": "a new name"}},
+    responses={201: {"description": "a new name"}, **may_refuse(409)},
     openapi_extra={"requestBody": _BODY},
 )
 def put_secret(
@@ -66,7 +67,7 @@ def list_secrets(
     )
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, responses=may_refuse(404))
 def delete_secret(name: Name, project: Project, db: Db) -> None:
     """Delete a secret. Ranks that hold it keep it; an attempt that starts without it fails."""
     with db.write() as session:

@@ -11,6 +11,7 @@ from roadless.service.contract.theory.plan import LARGEST, SMALLEST, Plan, PlanR
 from roadless.service.db.session import Database
 from roadless.service.http.dependencies import Db
 from roadless.service.http.middleware import takes_up_to
+from roadless.service.http.openapi import may_refuse
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.theory import reading, views
 from roadless.service.theory.concurrency import TheoryLimit
@@ -36,7 +37,7 @@ Steps = Annotated[
 ]
 
 
-@router.get("/jobs/{job_id}/theory")
+@router.get("/jobs/{job_id}/theory", responses=may_refuse(409))
 async def job_theory(
     job_id: str,
     project: Project,

@@ -6,7 +6,6 @@ from typing import Annotated
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Header, Path, Request, Response
-from fastapi.responses import StreamingResponse
 
 from roadless.service.attempts.access import AttemptToken, open_attempt
 from roadless.service.auth.dependencies import Project
@@ -18,6 +17,7 @@ from roadless.service.db.session import Database
 from roadless.service.errors import NotFound
 from roadless.service.http.dependencies import AppSettings, Db, StoringLimiter, WheelBlobs
 from roadless.service.http.download import Download
+from roadless.service.http.openapi import BYTES_BODY, may_refuse
 from roadless.service.http.paging import After, Limit, page_of
 from roadless.service.http.routing import GuardedRoute
 from roadless.service.wheels import actions, store
@@ -39,7 +39,15 @@ Sha256 = Annotated[str, Header(alias="X-Content-SHA256", pattern="^[0-9a-f]{64}$
 # ---- users --------------------------------------------------------------------------------------
 
 
-@router.put("/{file_name}", status_code=201)
+@router.put(
+    "/{file_name}",
+    status_code=201,
+    responses={
+        200: {"model": Wheel, "description": "the same one, known"},
+        **may_refuse(403, 409),
+    },
+    openapi_extra=BYTES_BODY,
+)
 async def put_wheel(
     file_name: FileName,
     project: Project,
@@ -88,7 +96,7 @@ def get_wheel(wheel_id: WheelId, project: Project, db: Db) -> Wheel:
         return wheel_resource(store.get(session, wheel_id, project))
 
 
-@router.delete("/{wheel_id}", status_code=204)
+@router.delete("/{wheel_id}", status_code=204, responses=may_refuse(409))
 def delete_wheel(wheel_id: WheelId, project: Project, db: Db, blobs: WheelBlobs) -> None:
     """Delete it; 409 while a job that has not ended uses it."""
     with db.write() as session:
@@ -103,7 +111,7 @@ def delete_wheel(wheel_id: WheelId, project: Project, db: Db, blobs: WheelBlobs)
 # ---- ranks --------------------------------------------------------------------------------------
 
 
-@rank_router.get("", response_class=StreamingResponse)
+@rank_router.get("", response_class=Download, responses=may_refuse(404))
 def get_content(token: AttemptToken, db: Db, blobs: WheelBlobs) -> Download:
     """The wheel that the model of the attempt's own job comes from."""
     with db.read() as session:
