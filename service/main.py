@@ -16,8 +16,10 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from roadless.service import dashboard
+from roadless.service.attempts.access import require_attempt
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.auth.bootstrap import make_first_tokens
+from roadless.service.auth.dependencies import require_runner, require_user
 from roadless.service.checkpoints import rank_routes as checkpoint_rank_routes
 from roadless.service.checkpoints import routes as checkpoint_routes
 from roadless.service.clock import utc_now
@@ -28,7 +30,7 @@ from roadless.service.errors import Unavailable
 from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
-from roadless.service.http import health, problems
+from roadless.service.http import health, openapi, problems
 from roadless.service.http.bodies import PARSING_THREADS
 from roadless.service.http.dependencies import AppState
 from roadless.service.http.middleware import RequestGuard
@@ -95,6 +97,9 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     dashboard.mount(app)
+    openapi.install(
+        app, tokens={require_user: "user", require_runner: "runner", require_attempt: "attempt"}
+    )
     return app
 
 
