@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, create_engine, make_url, text
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    InterfaceError,
+    InvalidRequestError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -107,9 +114,15 @@ class Database:
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
         with nullcontext() if self.is_sqlite else self._outage.tried():
-            connection = self.engine.connect()
+            connection = self._connected()
         with connection:
             yield connection
+
+    def _connected(self) -> Connection:
+        try:
+            return self.engine.connect()
+        except InvalidRequestError as error:  # the pool's word for new ones that were lost at once
+            raise Unavailable("the database connection was lost; try again") from error
 
     def ping(self) -> None:
         """Raise Unavailable unless the database answers within PING_SECONDS."""

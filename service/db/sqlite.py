@@ -101,7 +101,7 @@ def make_shrinkable(engine: Engine) -> None:
         try:
             connection.execute(f"PRAGMA auto_vacuum={_INCREMENTAL}")
             connection.execute("VACUUM")
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             log.warning(
                 "the database could not be rewritten, the next start tries again: %s", error
             )

@@ -12,8 +12,8 @@ import pytest
 from cuttable import proxied
 from fastapi.testclient import TestClient
 from played import Service, step_event
-from sqlalchemy import text
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy import event, text
+from sqlalchemy.exc import DataError, DisconnectionError, IntegrityError
 
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.clock import utc_now
@@ -376,6 +376,21 @@ def failure_of(action):
     except Exception as error:
         return error
     return None
+
+
+@on_postgresql
+def test_connections_that_are_lost_as_soon_as_they_are_made_are_an_outage(database_url):
+    db = Database(database_url)
+
+    @event.listens_for(db.engine, "checkout")
+    def _lose(_connection, _record, _proxy):
+        raise DisconnectionError("lost")
+
+    with pytest.raises(Unavailable):
+        db.ping()
+    event.remove(db.engine, "checkout", _lose)
+    db.ping()
+    db.close()
 
 
 @on_postgresql
