@@ -6,8 +6,9 @@ Maps every failure of a call to one of three exceptions, so that no caller reads
       Away      the service or its database does not answer; try again
       Fenced    the attempt is over; exit
       Refused   the service understood and rejects the call; trying again does not help
-        NameTaken   of a runner: another cluster's has this name
-        Replaced    of a runner: another process has taken its place
+        EventsMissing  it lacks events of this rank before these
+        NameTaken      of a runner: another cluster's has this name
+        Replaced       of a runner: another process has taken its place
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from roadless.service.contract.reports.cluster import (
     AttemptBrief,
@@ -59,6 +60,14 @@ class Refused(ApiError):
         super().__init__(f"{status}: {detail}")
         self.detail = detail
         self.status = status
+
+
+class EventsMissing(Refused):
+    """The service lacks events. ``applied_seq``: the last that it has of this rank."""
+
+    def __init__(self, detail: str, *, status: int, applied_seq: int) -> None:
+        super().__init__(detail, status=status)
+        self.applied_seq = applied_seq
 
 
 class NameTaken(Refused):
@@ -326,16 +335,37 @@ def _checked(send: Callable[[], httpx.Response]) -> httpx.Response:
         return response
     if response.is_server_error or response.status_code in _AWAY_STATUSES:
         raise Away(f"the service answered {response.status_code}")
-    kind, detail = _problem(response)
-    if response.status_code == httpx.codes.CONFLICT and kind.endswith("fenced"):
-        raise Fenced(detail)
-    raise Refused(detail, status=response.status_code)
+    if _is_foreign(response):
+        seen = f"{response.status_code} {response.text[:200]!r}"
+        raise Away(f"expected an answer of the service, saw {seen} of something in between")
+    status, problem = response.status_code, _problem(response)
+    if status == httpx.codes.CONFLICT and problem.type.endswith("fenced"):
+        raise Fenced(problem.detail)
+    if status == httpx.codes.CONFLICT and problem.applied_seq is not None:
+        raise EventsMissing(problem.detail, status=status, applied_seq=problem.applied_seq)
+    raise Refused(problem.detail, status=status)
 
 
-def _problem(response: httpx.Response) -> tuple[str, str]:
-    """The type and detail of an RFC 9457 answer; a proxy in between may answer otherwise."""
+def _is_foreign(response: httpx.Response) -> bool:
+    """Whether a proxy answers in the place of the service, as some do with 404 while it is away.
+
+    A proxy's bound on bodies is a refusal: less at a time may pass.
+    """
+    kind = response.headers.get("Content-Type", "")
+    is_problem = kind.startswith("application/problem+json")
+    return not is_problem and response.status_code != httpx.codes.REQUEST_ENTITY_TOO_LARGE
+
+
+class _Problem(BaseModel):
+    """What matters here of an RFC 9457 answer; the answer to a HEAD has none."""
+
+    type: str = ""
+    detail: str = ""
+    applied_seq: int | None = None
+
+
+def _problem(response: httpx.Response) -> _Problem:
     try:
-        problem = response.json()
-        return str(problem["type"]), str(problem["detail"])
-    except (ValueError, TypeError, KeyError):
-        return "", response.text[:500]
+        return _Problem.model_validate_json(response.content)
+    except ValidationError:
+        return _Problem(detail=response.text[:500])

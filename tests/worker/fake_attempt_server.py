@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fake_attempt_service import FakeAttemptService
 
-from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.cluster import AttemptBrief, AttemptEnded
 from roadless.service.contract.reports.events import Report
-from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.api import Away, EventsMissing, Fenced, Refused
 
 
 class AttemptServer:
@@ -25,6 +25,10 @@ class AttemptServer:
         #: What has arrived of files that come in parts.
         self.parts: dict[tuple[str, str], bytes] = {}
         self.url = ""
+        #: How a file that is not there is refused.
+        self.status_of_missing = 404
+        #: What was said of the attempt's end beside the reports.
+        self.ended: list[AttemptEnded] = []
 
 
 @contextmanager
@@ -52,7 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._get)
 
     def do_POST(self) -> None:
-        self._answer(self._report)
+        self._answer(self._end if self.path.endswith("/ended") else self._report)
 
     def do_PUT(self) -> None:
         self._answer(self._upload)
@@ -70,12 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self.server_of.brief.model_dump_json().encode()
         checkpoint_id, name = self._file()
         if (checkpoint_id, name) not in service.files:
-            raise Refused("no such file", status=404)
+            raise Refused("no such file", status=self.server_of.status_of_missing)
         return service.files[checkpoint_id, name]
 
     def _report(self) -> bytes:
         report = Report.model_validate_json(self._body())
         return self.server_of.service.answer(report).model_dump_json().encode()
+
+    def _end(self) -> bytes:
+        self.server_of.ended.append(AttemptEnded.model_validate_json(self._body()))
+        return b""
 
     def _upload(self) -> bytes:
         body = self._body()
@@ -121,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers["Content-Length"]))
 
+    def _problem(self, **members: object) -> bytes:
+        self.told["Content-Type"] = "application/problem+json"
+        return json.dumps(members).encode()
+
     def _answer(self, handle: object) -> None:
         self.told: dict[str, str] = {}
         try:
@@ -128,10 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
         except Away:
             status, body = 503, b""
         except Fenced as error:
-            problem = {"type": "https://roadless.invalid/problems/fenced", "detail": str(error)}
-            status, body = 409, json.dumps(problem).encode()
+            status, body = 409, self._problem(type="fenced", detail=str(error))
+        except EventsMissing as error:
+            status, body = 409, self._problem(detail=error.detail, applied_seq=error.applied_seq)
         except Refused as error:
-            status, body = error.status, error.detail.encode()
+            status, body = error.status, self._problem(detail=error.detail)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for header, value in self.told.items():

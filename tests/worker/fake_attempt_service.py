@@ -26,7 +26,7 @@ from roadless.service.contract.reports.events import (
     StepMetrics,
 )
 from roadless.service.contract.states import Desired
-from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.api import Away, EventsMissing, Fenced, Refused
 from roadless.worker.reporting.staged_checkpoint import Staged
 
 #: lost: never arrives; noop: applied, but the answer is lost; twice: the network repeats it;
@@ -51,8 +51,10 @@ class FakeAttemptService:
         self.desired = Desired.RUN
         self.evaluations_requested = 0
         self.refuses: Callable[[Event], bool] = lambda event: False
+        #: How every report is refused; None: none is.
+        self.refusal: Refused | None = None
         self.detail = "expected something else"
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     @property
     def said(self) -> list[Event]:
@@ -70,7 +72,9 @@ class FakeAttemptService:
             raise Away("the request got lost")
         if fault == "broken":
             raise RuntimeError("a bug on the way")
-        with self._lock:
+        if self.refusal is not None:
+            raise self.refusal
+        with self.lock:
             reply = self._apply(report)
             if fault == "twice":
                 reply = self._apply(report)
@@ -104,7 +108,7 @@ class FakeAttemptService:
         known = self.applied[report.rank]
         fresh = [event for event in report.events if event.seq > len(known)]
         if [event.seq for event in fresh] != [len(known) + 1 + i for i in range(len(fresh))]:
-            raise Refused("events are missing in between", status=409)
+            raise EventsMissing("events are missing", status=409, applied_seq=len(known))
         if any(self.refuses(event) or self._lacks_files(event) for event in fresh):
             raise Refused(self.detail, status=422)
         known += fresh

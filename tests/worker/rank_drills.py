@@ -17,6 +17,7 @@ from training_bench import Bench, bits, make_brief
 
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.states import Desired
+from roadless.worker import retry
 from roadless.worker.data.base import Batch
 from roadless.worker.distributed.process_group import Cluster, join
 from roadless.worker.errors import NonFiniteLoss
@@ -42,6 +43,8 @@ def main(launch: RankLaunch) -> None:
 def _run_drill(launch: RankLaunch) -> None:
     if launch.job_id == "rank:impatient":
         rank_main.DRAIN_SECONDS = 0.3
+    if launch.job_id == "rank:hasty":
+        retry.LONGEST_SECONDS = 0.1
     if launch.job_id == "rank:freezing" and launch.rank == 1:
         _freeze_before_step(3, note=Path(launch.scratch) / "frozen.pid")
     rank_main.main(launch)

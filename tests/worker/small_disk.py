@@ -10,6 +10,7 @@ class SmallDisk:
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room  #: bytes that may still be written
+        self.gives_back = False  #: whether a file that is closed leaves room
         self.open_files: set[io.BytesIO] = set()
 
     @property
@@ -37,4 +38,6 @@ class _File(io.BytesIO):
 
     def close(self) -> None:
         self._disk.open_files.discard(self)
+        if self._disk.gives_back:
+            self._disk.room += len(self.getvalue())
         super().close()

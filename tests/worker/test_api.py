@@ -27,6 +27,7 @@ from roadless.service.contract.states import Desired, Reason
 from roadless.worker.api import (
     AttemptApi,
     Away,
+    EventsMissing,
     Fenced,
     NameTaken,
     Refused,
@@ -58,6 +59,7 @@ class Peer:
     url: str = ""
     status: int = 200
     content: bytes = b""
+    problem_type: str = "application/problem+json"
     cut_after: int | None = None
     told: list[dict[str, str]] = field(default_factory=list)
     bodies: list[tuple[str, bytes]] = field(default_factory=list)
@@ -79,6 +81,8 @@ def peer() -> Iterator[Peer]:
             self.send_response(peer.status)
             for header, value in (peer.told.pop(0) if peer.told else {}).items():
                 self.send_header(header, value)
+            if peer.status >= 400:
+                self.send_header("Content-Type", peer.problem_type)
             self.send_header("Content-Length", str(len(peer.content)))
             self.end_headers()
             if self.command != "HEAD":
@@ -336,10 +340,25 @@ def test_every_refusal_has_one_word(
         call(api, tmp_path / "file")
 
 
-def test_refusal_by_something_in_between_is_readable(peer: Peer, api: AttemptApi) -> None:
-    peer.status, peer.content = 403, b"<html>the proxy says no</html>"
-    with pytest.raises(Refused, match="403: <html>the proxy says no"):
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, Away), (403, Away), (404, Away), (413, Refused)]
+)
+def test_something_in_between_does_not_speak_for_the_service(
+    peer: Peer, api: AttemptApi, status: int, error: type[Exception]
+) -> None:
+    """Some proxies answer 404 while what is behind them restarts; less at a time may pass a 413."""
+    peer.status, peer.problem_type = status, "text/html"
+    peer.content = b"<html>the proxy says no</html>"
+    with pytest.raises(error, match=f"{status}.*<html>the proxy says no"):
         api.ended(ENDED)
+
+
+def test_what_the_service_lacks_is_known_from_its_answer(peer: Peer, api: AttemptApi) -> None:
+    peer.status = 409
+    peer.content = b'{"type": "urn:x:events_missing", "detail": "saw [9]", "applied_seq": 4}'
+    with pytest.raises(EventsMissing, match="409: saw") as raised:
+        api.report(0, [b"{}"])
+    assert raised.value.applied_seq == 4
 
 
 def test_nobody_listening_is_away() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from roadless.optim import load_kernels
 from roadless.service.contract.checkpoint.manifest import Manifest
-from roadless.service.contract.reports.cluster import AttemptBrief
+from roadless.service.contract.reports.cluster import AttemptBrief, AttemptEnded
 from roadless.service.contract.reports.events import (
     DATA_PREPARING,
     SET_FINGERPRINT,
@@ -24,7 +24,7 @@ from roadless.service.contract.reports.events import (
     Started,
 )
 from roadless.service.contract.states import Reason
-from roadless.worker.api import AttemptApi, Fenced
+from roadless.worker.api import ApiError, AttemptApi, Fenced
 from roadless.worker.checkpointing.state_saver import StateSaver
 from roadless.worker.checkpointing.training_state import Resumed
 from roadless.worker.distributed.process_group import Cluster, join
@@ -53,7 +53,8 @@ log = logging.getLogger(__name__)
 
 #: How long an ending rank keeps trying to deliver its last events.
 DRAIN_SECONDS = 3600.0
-#: How long a rank that hangs tries to report it, before it dies and its agent reports instead.
+#: How long a rank that hangs, or that nobody hears, tries to report it, before it dies and its
+#: agent reports instead.
 HANG_REPORT_SECONDS = 10.0
 
 
@@ -73,6 +74,7 @@ def main(launch: RankLaunch) -> None:
             rank=launch.rank,
             folder=Path(launch.scratch),
             redact=REDACTOR.redact_event,
+            on_unheard=partial(_leave_unheard, launch, api),
         )
         try:
             ending = _ending_of(launch, api, reporter, zygote)
@@ -123,6 +125,19 @@ def _give_up(launch: RankLaunch, reporter: Reporter, message: str) -> None:
     _leave(0 if delivered or reporter.heard.is_fenced else 1)
 
 
+def _leave_unheard(launch: RankLaunch, api: AttemptApi, message: str) -> None:
+    """Exit, since nobody hears what this rank computes; called by the thread that reports.
+
+    The attempt's end has no number among the events, so it may pass where they do not.
+    """
+    ended = AttemptEnded(reason=Reason.UNHEARD, message=_fit(f"rank {launch.rank}: {message}"))
+    try:
+        call_with_retry(lambda: api.ended(ended), seconds=HANG_REPORT_SECONDS)
+    except ApiError as error:
+        log.error("the service does not take the end of the attempt either: %s", error)
+    _leave(1)
+
+
 def _fit(text: str) -> str:
     """The text in a form for events: bounded, and without what UTF-8 cannot encode."""
     return REDACTOR.redact(text)[:MESSAGE_LENGTH].encode(errors="replace").decode()
@@ -134,6 +149,7 @@ def _run(
     brief = _fetch_brief(api)
     install_secrets(brief, data_cache=launch.data_sources.cache)
     reporter.set_desired_state(brief.desired)
+    reporter.set_patience(brief.spec.retry.hang_seconds)
     datasets = _datasets(launch, brief, api, reporter)
     _require_same_data(brief, datasets)
     cluster = join(launch)

@@ -5,13 +5,14 @@ Weights come from the specification or from one of our checkpoints, a state from
 
 import shutil
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 
 from torch import nn
 
 from roadless.service.contract.checkpoint.manifest import CheckpointFile, Manifest
 from roadless.service.contract.reports.cluster import AttemptBrief
-from roadless.worker.api import AttemptApi
+from roadless.worker.api import AttemptApi, Refused
 from roadless.worker.checkpointing.model_files import check_file, read_model
 from roadless.worker.checkpointing.training_state import Resumed, read_state
 from roadless.worker.data.base import Description
@@ -97,7 +98,15 @@ def _fetch_file(file: CheckpointFile, api: AttemptApi, folder: Path, *, checkpoi
     def fetch() -> None:
         api.download(folder / file.name, checkpoint_id=checkpoint_id, name=file.name)
 
-    call_with_retry(fetch, seconds=START_SECONDS)
+    try:
+        call_with_retry(fetch, seconds=START_SECONDS)
+    except Refused as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        # Deleted since, as for a database that was restored: an older state may still be there.
+        raise CheckpointUnreadable(
+            f"{file.name}: expected the file that was stored, saw none"
+        ) from error
     check_file(folder, file)
 
 

@@ -5,6 +5,7 @@ thread numbers, writes and sends them by the hundred, as the bytes that the spoo
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -26,8 +27,9 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import Desired
 from roadless.worker import retry
-from roadless.worker.api import Away, Fenced, Refused
+from roadless.worker.api import Away, EventsMissing, Fenced, Refused
 from roadless.worker.errors import MESSAGE_LENGTH
+from roadless.worker.reporting.refusals import Refusals
 from roadless.worker.reporting.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ log = logging.getLogger(__name__)
 GATHER_SECONDS = 0.5
 #: Step points in memory before they are written: batches cost less, and rarely delay a step.
 FRESH_POINTS = 256
+#: Step points and usage in memory while the disk has no room; beyond it they are lost.
+MEMORY_BYTES = 16 << 20
+#: Acknowledged events that are kept on disk: a database that was restored lacks its last ones.
+KEPT_BYTES = 64 << 20
+#: Events in one report; a single one may be larger.
+REPORT_BYTES = 1 << 20
 #: The longest silence of a rank that has nothing to report; also how soon it learns of a stop.
 HEARTBEAT_SECONDS = 1.0
 #: Unacknowledged bytes after which step points are thinned; everything else is always kept.
@@ -43,6 +51,8 @@ SPOOL_BYTES = 256 << 20
 #: Beyond the bound one step in this many is kept, and beyond twice the bound none.
 THINNED_TO_ONE_IN = 16
 
+#: The answers to an event that is refused for what it says: sent again, it would be again.
+_ABOUT_CONTENT = frozenset({413, 422})
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
@@ -51,11 +61,19 @@ def as_it_is(event: Event) -> Event:
     return event
 
 
+def ignore(message: str) -> None:
+    """Do nothing beside being silent."""
+
+
+class Unheard(Exception):
+    """The service will not take what this rank says, whatever it does."""
+
+
 class EventApi(Protocol):
     """The call that an outbox makes (``roadless.worker.api.AttemptApi``)."""
 
     def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
-        """Deliver events, each as JSON; raises Away, Fenced or Refused."""
+        """Deliver events, each as JSON; raises Away, Fenced, EventsMissing or Refused."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +90,18 @@ class Heard:
     is_fenced: bool = False
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """How many bytes of events wait on disk, wait in memory, and are kept once acknowledged."""
+
+    spool_bytes: int = SPOOL_BYTES
+    memory_bytes: int = MEMORY_BYTES
+    kept_bytes: int = KEPT_BYTES
+
+
+BOUNDS = Bounds()
+
+
 class Outbox:
     """One rank's events. ``say`` returns immediately and never raises.
 
@@ -85,16 +115,26 @@ class Outbox:
         *,
         rank: int,
         folder: Path,
-        spool_bytes: int = SPOOL_BYTES,
+        bounds: Bounds = BOUNDS,
         redact: Callable[[Event], Event] = as_it_is,
+        on_unheard: Callable[[str], None] = ignore,
     ) -> None:
-        """``redact``: removes secrets from an event before it is kept anywhere."""
+        """Start sending.
+
+        Args:
+            redact: removes secrets from an event before it is kept anywhere.
+            on_unheard: called by the sending thread, once, with a message, when the service takes
+                nothing of what this rank says; nothing more is sent then.
+        """
         self._api = api
         self._redact = redact
+        self._on_unheard = on_unheard
         self._rank = rank
-        self._spool = Spool(folder / f"spool-{rank}")
+        self._bounds = bounds
+        self._spool = Spool(folder / f"spool-{rank}", kept_bytes=bounds.kept_bytes)
+        self._refusals = Refusals(time.monotonic)
+        self._patience_seconds = math.inf
         self._dead_letters = folder / f"refused-{rank}.jsonl"
-        self._spool_bytes = spool_bytes
         #: Step points from the loop that the sending thread has yet to write: a step waits for
         #: neither JSON nor disk.
         self._fresh: deque[StepMetrics] = deque()
@@ -125,6 +165,10 @@ class Outbox:
         """Start from what the user wanted when this rank fetched its specification."""
         with self.changed:
             self.heard = replace(self.heard, desired=desired)
+
+    def set_patience(self, seconds: float) -> None:
+        """Give up once the service has refused everything for this long; being away is not that."""
+        self._patience_seconds = seconds
 
     def say(self, event: Event) -> None:
         """Queue an event. Beyond the bound, step points and usage are thinned."""
@@ -185,30 +229,35 @@ class Outbox:
         points = list(self._fresh)
         self._fresh.clear()
         lines = [self._line(point, seq=self._last_seq + n) for n, point in enumerate(points, 1)]
-        try:
-            self._spool.append(*lines)
-            self._last_seq += len(lines)
-        except OSError:  # as many as the disk takes
-            for point in points:
-                self._spool_one(point)
+        if self._keep(*lines, memory_bytes=self._bounds.memory_bytes) is None:
+            return
+        for point in points:  # as many as there is room for
+            self._spool_one(point)
 
     def _spool_one(self, event: Event) -> None:
-        line = self._line(event, seq=self._last_seq + 1)
+        is_step = isinstance(event, StepMetrics | Usage)
+        room = self._bounds.memory_bytes if is_step else math.inf
+        error = self._keep(self._line(event, seq=self._last_seq + 1), memory_bytes=room)
+        if error is not None:
+            self._lose_step(error)
+
+    def _keep(self, *lines: bytes, memory_bytes: float) -> OSError | None:
+        """Spool the lines, in memory if the disk fails; return its error if there is no room."""
         try:
-            self._spool.append(line)
+            self._spool.append(*lines)
         except OSError as error:
-            if isinstance(event, StepMetrics | Usage):
-                self._lose_step(error)
-                return
-            self._spool.append_in_memory(line)
-        self._last_seq += 1
+            if self._spool.memory_bytes + sum(map(len, lines)) > memory_bytes:
+                return error
+            self._spool.append_in_memory(*lines)
+        self._last_seq += len(lines)
+        return None
 
     def _line(self, event: Event, *, seq: int) -> bytes:
         numbered = self._redact(event).model_copy(update={"seq": seq})
         return numbered.model_dump_json().encode()
 
     def _lose_step(self, error: OSError) -> None:
-        """The disk is full: say so once, and continue without the step points it cannot hold."""
+        """There is no room left: say so once, and continue without the step points."""
         if self._has_lost_steps:
             return
         self._has_lost_steps = True
@@ -218,14 +267,14 @@ class Outbox:
     def _is_thinned_out(self) -> bool:
         self._steps_said += 1
         pending = self._spool.pending_bytes
-        if pending <= self._spool_bytes:
+        if pending <= self._bounds.spool_bytes:
             self._is_thinning = False
             return False
         if not self._is_thinning:
             self._is_thinning = True
             message = f"{pending} bytes wait for the service; step points are thinned from here on"
             self._append(Notice(code="metrics.thinned", message=message))
-        return pending > 2 * self._spool_bytes or self._steps_said % THINNED_TO_ONE_IN != 0
+        return pending > 2 * self._bounds.spool_bytes or self._steps_said % THINNED_TO_ONE_IN != 0
 
     # ---- sending -------------------------------------------------------------------------------
 
@@ -240,12 +289,32 @@ class Outbox:
                 pauses = retry.pauses()
             except Away as error:
                 log.warning("the service is away, %d events wait: %s", len(self._spool), error)
+                self._refusals.pause()
                 time.sleep(next(pauses))
             except Fenced:
                 self.become_fenced()
-            except Exception:
+            except Unheard as error:
+                self._give_up(str(error))
+            except Exception as error:
                 log.exception("reporting failed; trying again")
+                self._note_refusal(error)
                 time.sleep(retry.LONGEST_SECONDS)
+
+    def _note_refusal(self, error: Exception) -> None:
+        """Give up when nothing was accepted for too long, whatever keeps it from being."""
+        seconds = self._refusals.add()
+        if seconds >= self._patience_seconds:
+            self._give_up(
+                f"expected the service to accept a report within {self._patience_seconds:g} s, "
+                f"saw each fail for {seconds:.0f} s; the last: {error}"
+            )
+
+    def _give_up(self, message: str) -> None:
+        log.error("the service takes no more reports of this rank: %s", message)
+        with self.changed:
+            self._is_closing = True
+            self.changed.notify_all()
+        self._on_unheard(message)
 
     def _wait_for_something(self) -> None:
         """Wait for something urgent, a full report, a few gathered events, or the heartbeat."""
@@ -262,41 +331,52 @@ class Outbox:
     def _send_once(self) -> None:
         with self.changed:
             self._spool_fresh()
-            lines = self._spool.peek(MAX_EVENTS_PER_REPORT)
+            lines = self._spool.peek(MAX_EVENTS_PER_REPORT, max_bytes=REPORT_BYTES)
+        try:
+            self._send(lines)
+        except EventsMissing as error:
+            if self._agree_on(error.applied_seq) >= 0:
+                raise  # it has all that was before these
+
+    def _send(self, lines: Sequence[bytes]) -> None:
         try:
             self._hear(self._api.report(self._rank, lines))
+        except EventsMissing:
+            raise
         except Refused as error:
-            self._send_singly(lines, error)
+            if not lines or error.status not in _ABOUT_CONTENT:
+                raise
+            self._send_in_parts(lines, error)
 
-    def _send_singly(self, lines: Sequence[bytes], error: Refused) -> None:
+    def _send_in_parts(self, lines: Sequence[bytes], error: Refused) -> None:
         """One of these is refused: find it, set it aside, and send a notice in its place."""
-        if not lines:
-            raise error
-        for line in lines:
-            self._send_or_replace(line)
+        if len(lines) == 1:
+            self._replace(lines[0], error)
+            return
+        half = len(lines) // 2
+        self._send(lines[:half])
+        self._send(lines[half:])
 
-    def _send_or_replace(self, line: bytes) -> None:
-        try:
-            self._hear(self._api.report(self._rank, [line]))
-        except Refused as error:
-            event = _EVENT.validate_json(line)
-            self._is_usage_refused |= isinstance(event, Usage)
-            message = f"{event.kind}: {error}"[:MESSAGE_LENGTH]
-            notice = Notice(seq=event.seq, code="report.refused", message=message)
-            self._hear(self._api.report(self._rank, [notice.model_dump_json().encode()]))
-            self._set_aside(line)
+    def _replace(self, line: bytes, error: Refused) -> None:
+        event = _EVENT.validate_json(line)
+        self._is_usage_refused |= isinstance(event, Usage)
+        message = f"{event.kind}: {error}"[:MESSAGE_LENGTH]
+        notice = Notice(seq=event.seq, code="report.refused", message=message)
+        self._hear(self._api.report(self._rank, [notice.model_dump_json().encode()]))
+        self._set_aside(line)
 
     def _set_aside(self, line: bytes) -> None:
         try:
+            self._dead_letters.parent.mkdir(parents=True, exist_ok=True)
             with self._dead_letters.open("ab") as file:
                 file.write(line + b"\n")
         except OSError:
             log.exception("cannot write a refused event: %s", line.decode())
 
     def _hear(self, reply: ReportReply) -> None:
+        self._refusals.end()
         with self.changed:
-            first_seq = self._last_seq - len(self._spool) + 1
-            self._spool.drop(max(0, reply.ack_seq - first_seq + 1))
+            self._agree_on(reply.ack_seq)
             # The other thread may have been fenced by now.
             self.heard = replace(
                 self.heard,
@@ -306,3 +386,28 @@ class Outbox:
                 resize=reply.resize,
             )
             self.changed.notify_all()
+
+    def _agree_on(self, applied_seq: int) -> int:
+        """Have the spool begin behind what the service has applied; return by how many events.
+
+        Fewer than it once acknowledged: its database was restored and lacks the last ones.
+        """
+        with self.changed:
+            num_new = applied_seq - (self._last_seq - len(self._spool))
+            if num_new > len(self._spool):
+                raise Unheard(
+                    f"expected event {self._last_seq} as the last, which this rank said, saw "
+                    f"{applied_seq}: another process has reported as this rank"
+                )
+            if num_new >= 0:
+                self._spool.drop(num_new)
+            elif not self._spool.take_back(-num_new):
+                raise Unheard(
+                    f"expected events up to {applied_seq - num_new} in the database, saw up to "
+                    f"{applied_seq}, as in one that was restored; the rank no longer has the "
+                    "first of those that are missing"
+                )
+            else:
+                log.warning("the service lacks the last %d events; sending them again", -num_new)
+                self.hurry()
+        return num_new

@@ -13,7 +13,15 @@ from typing import Protocol
 from roadless.service.contract.reports.events import Event
 from roadless.service.contract.states import Desired
 from roadless.worker.reporting.checkpoint_uploader import FileApi, Publisher
-from roadless.worker.reporting.outbox import SPOOL_BYTES, EventApi, Heard, Outbox, as_it_is
+from roadless.worker.reporting.outbox import (
+    BOUNDS,
+    Bounds,
+    EventApi,
+    Heard,
+    Outbox,
+    as_it_is,
+    ignore,
+)
 from roadless.worker.reporting.staged_checkpoint import Staged
 
 
@@ -34,11 +42,14 @@ class Reporter:
         *,
         rank: int,
         folder: Path,
-        spool_bytes: int = SPOOL_BYTES,
+        bounds: Bounds = BOUNDS,
         redact: Callable[[Event], Event] = as_it_is,
+        on_unheard: Callable[[str], None] = ignore,
     ) -> None:
-        """``redact``: removes secrets from an event before it is kept anywhere."""
-        self._outbox = Outbox(api, rank=rank, folder=folder, spool_bytes=spool_bytes, redact=redact)
+        """Start reporting; the arguments are those of the outbox."""
+        self._outbox = Outbox(
+            api, rank=rank, folder=folder, bounds=bounds, redact=redact, on_unheard=on_unheard
+        )
         self._publisher = Publisher(api, self._outbox)
 
     @property
@@ -54,6 +65,10 @@ class Reporter:
     def set_desired_state(self, desired: Desired) -> None:
         """Start from what the user wanted when this rank fetched its specification."""
         self._outbox.set_desired_state(desired)
+
+    def set_patience(self, seconds: float) -> None:
+        """Give up once the service has refused everything for this long; being away is not that."""
+        self._outbox.set_patience(seconds)
 
     def say(self, event: Event) -> None:
         """Queue an event. Never raises; beyond the bound, step points are thinned."""

@@ -20,6 +20,7 @@ from roadless.service.contract.reports.events import (
     StepMetrics,
 )
 from roadless.service.contract.states import Desired, Reason
+from roadless.worker.api import EventsMissing, Refused
 from roadless.worker.checkpointing.training_state import tensors_file
 from roadless.worker.training.agreement import Orders, Signals
 
@@ -135,14 +136,26 @@ def test_a_job_that_cannot_be_trained_fails_with_its_reason(
 def test_an_unexpected_error_is_told_with_the_end_of_its_traceback(
     ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
 ) -> None:
-    """A training state that the service does not have is an error that has no name."""
+    """A training state that the service does not give away is an error that has no name."""
     server = serve(make_brief().model_copy(update={"resume": _missing_state()}))
+    server.status_of_missing = 403
     assert ranks.run(tmp_path, "rank", url=server.url) == [0]
     (failed,) = server.service.said
     assert isinstance(failed, Failed)
     assert failed.reason is Reason.WORKER_ERROR
-    assert failed.message.startswith("rank 0: Refused: 404: no such file\n")
+    assert failed.message.startswith("rank 0: Refused: 403: no such file\n")
     assert "in _fetch_file" in failed.message
+
+
+def test_a_state_that_is_gone_is_one_that_cannot_be_read(
+    ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
+) -> None:
+    """As after a database was restored; the next attempt takes the other one."""
+    server = serve(make_brief().model_copy(update={"resume": _missing_state()}))
+    assert ranks.run(tmp_path, "rank", url=server.url) == [0]
+    (failed,) = server.service.said
+    assert failed.reason is Reason.CHECKPOINT_UNREADABLE
+    assert failed.message == "state.json: expected the file that was stored, saw none"
 
 
 def _missing_state() -> Manifest:
@@ -245,3 +258,54 @@ def test_a_rank_that_cannot_deliver_its_ending_says_so_by_its_exit_code(
     server.service.is_away = True
     assert ranks.run(tmp_path, "rank:impatient", url=server.url) == [1]
     assert server.service.said == []
+
+
+# ---- a service that does not hear it ------------------------------------------------------------
+
+
+def _endless(**changes: object) -> AttemptBrief:
+    rarely = {"evaluation": {"every_steps": 10**6}, "checkpoints": {"state_every_steps": 10**6}}
+    return make_brief(budget=None, **rarely, **changes)
+
+
+def test_a_rank_whose_reports_are_all_refused_ends_the_attempt_in_words(
+    ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
+) -> None:
+    """It would train on for nobody. The end is said beside the reports, which do not pass."""
+    server = serve(_endless(retry={"hang_seconds": 2}))
+
+    def refuse_from_now_on(event: object) -> bool:
+        if isinstance(event, StepMetrics):
+            server.service.refusal = Refused("expected less", status=422)
+        return False
+
+    server.service.refuses = refuse_from_now_on
+    assert ranks.run(tmp_path, "rank:hasty", url=server.url) == [1]
+    (ended,) = server.ended
+    assert ended.reason is Reason.UNHEARD
+    assert ended.message.startswith("rank 0: expected the service to accept a report within 2 s")
+    assert ended.message.endswith("422: expected less")
+
+
+def test_a_rank_says_again_what_a_restored_database_lacks(
+    ranks: Ranks, tmp_path: Path, serve: Callable[[AttemptBrief], AttemptServer]
+) -> None:
+    """It was about to end: each step is there once, and the end behind all that was said before."""
+    server = serve(make_brief(budget={"max_steps": 300}))
+    lost: list[object] = []
+
+    def restore_once(event: object) -> bool:
+        if isinstance(event, Finished) and not lost:
+            lost.extend(server.service.said[50:])
+            del server.service.said[50:]
+            raise EventsMissing("restored", status=409, applied_seq=50)
+        return False
+
+    server.service.refuses = restore_once
+    assert ranks.run(tmp_path, "rank:hasty", url=server.url) == [0]
+    said = server.service.said
+    assert lost
+    assert [event.seq for event in said] == list(range(1, len(said) + 1))
+    assert [event.step for event in said if isinstance(event, StepMetrics)] == list(range(1, 301))
+    assert isinstance(said[-1], Finished)
+    assert server.ended == []

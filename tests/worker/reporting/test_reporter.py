@@ -1,5 +1,6 @@
 """The Reporter against a service that follows the real rule of numbers, over a bad network."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,9 +42,9 @@ from roadless.service.contract.reports.events import (
 )
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker import retry
-from roadless.worker.api import Fenced
+from roadless.worker.api import Away, EventsMissing, Fenced, Refused
 from roadless.worker.reporting import outbox, spool
-from roadless.worker.reporting.outbox import Heard
+from roadless.worker.reporting.outbox import Bounds, Heard
 from roadless.worker.reporting.reporter import Reporter
 from roadless.worker.reporting.staged_checkpoint import Staged
 
@@ -683,7 +684,7 @@ def test_a_refused_event_is_kept_aside_and_the_rest_goes_through(
 def test_a_refused_event_goes_its_way_although_it_cannot_be_kept(
     service: FakeAttemptService, reporter: Reporter, tmp_path: Path
 ) -> None:
-    (tmp_path / "scratch" / "refused-0.jsonl").mkdir()
+    (tmp_path / "scratch" / "refused-0.jsonl").mkdir(parents=True)
     service.refuses = lambda event: isinstance(event, EvalPoint)
     reporter.say(eval_point(1))
     reporter.say(step_point(2))
@@ -707,7 +708,7 @@ def test_beyond_the_bound_only_steps_are_thinned(
     monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
     service.is_away = True
     size = len(step_point(1000).model_dump_json())
-    reporter = make_reporter(spool_bytes=100 * size)
+    reporter = make_reporter(bounds=Bounds(spool_bytes=100 * size))
     for step in range(1000, 6000):
         reporter.say(step_point(step))
     for step in range(50):
@@ -758,7 +759,7 @@ def test_what_ranks_say_of_their_machine_is_thinned_with_the_steps(
 ) -> None:
     service.is_away = True
     size = len(usage_point(1000).model_dump_json())
-    reporter = make_reporter(spool_bytes=100 * size)
+    reporter = make_reporter(bounds=Bounds(spool_bytes=100 * size))
     for step in range(1000, 6000):
         reporter.say(usage_point(step))
     reporter.end(FINISHED)
@@ -789,7 +790,7 @@ def test_thinning_ends_with_the_backlog_and_is_told_again(
     service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
-    reporter = make_reporter(spool_bytes=2000)
+    reporter = make_reporter(bounds=Bounds(spool_bytes=2000))
     for absence in range(2):
         service.is_away = True
         for step in range(100):
@@ -802,29 +803,249 @@ def test_thinning_ends_with_the_backlog_and_is_told_again(
     assert {500, 1500} <= set(steps_of(service.said))
 
 
-def test_a_full_disk_costs_step_points_and_nothing_else(
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SmallDisk:
+    """Where the spools of this test are."""
+    disk = SmallDisk()
+    monkeypatch.setattr(spool.tempfile, "TemporaryFile", disk)
+    return disk
+
+
+def test_a_full_disk_costs_nothing_while_the_service_is_at_hand(
     service: FakeAttemptService,
     make_reporter: MakeReporter,
+    disk: SmallDisk,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    disk = SmallDisk()
-    monkeypatch.setattr(spool.tempfile, "TemporaryFile", disk)
-    service.is_away = True
-    reporter = make_reporter()
-    reporter.say(step_point(1))
-    wait_until(lambda: any(report.events for report in service.reports))
+    """Not from the start either, nor for checkpoints, endings and what is refused."""
+    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
     disk.room = 0
-    for step in (2, 3):
+    service.refuses = lambda event: isinstance(event, EvalPoint) and event.step == 500
+    monkeypatch.setattr(Path, "open", full_for("refused-0.jsonl"))
+    reporter = make_reporter()
+    for step in range(1, 1001):
         reporter.say(step_point(step))
-    reporter.say(eval_point(3))
-    reporter.publish(stage(tmp_path, 3))
+        if step % 100 == 0:
+            reporter.say(usage_point(step))
+            reporter.say(eval_point(step))
+    reporter.publish(stage(tmp_path, 1000))
+    reporter.end(FINISHED)
+    assert reporter.close(timeout_seconds=30)
+    assert steps_of(service.said) == list(range(1, 1001))
+    kinds = [event.kind for event in service.said]
+    assert [kinds.count(kind) for kind in ("usage", "eval", "checkpoint", "finished")] == [
+        *(10, 9, 1, 1)
+    ]
+    notices = [event.code for event in service.said if isinstance(event, Notice)]
+    assert notices == ["report.refused"]
+
+
+def full_for(name: str) -> Callable[..., Any]:
+    """``Path.open`` on a disk that has no room for the file of this name."""
+    real = Path.open
+
+    def opening(path: Path, *given: Any, **named: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *given, **named)
+
+    return opening
+
+
+def test_a_full_disk_and_a_service_that_is_away_cost_the_steps_that_memory_does_not_hold(
+    service: FakeAttemptService, make_reporter: MakeReporter, disk: SmallDisk, tmp_path: Path
+) -> None:
+    """And nothing else; once there is room for the next ones they are kept again."""
+    service.is_away = True
+    size = len(step_point(10).model_copy(update={"seq": 10}).model_dump_json())
+    reporter = make_reporter(bounds=Bounds(memory_bytes=3 * size))
+    disk.room = 0
+    for step in range(10, 20):
+        reporter.say(step_point(step))
+    reporter.say(eval_point(20))
+    reporter.publish(stage(tmp_path, 20))
     disk.room = 10_000
-    reporter.say(step_point(4))
+    reporter.say(step_point(21))
     reporter.end(FINISHED)
     service.is_away = False
     reporter.close(timeout_seconds=10)
     kinds = [event.kind for event in service.said]
-    assert kinds == ["step", "notice", "eval", "step", "checkpoint", "finished"]
-    assert service.said[1].code == "metrics.lost"
-    assert steps_of(service.said) == [1, 4]
+    assert kinds == [*["step"] * 3, "notice", "eval", "step", "checkpoint", "finished"]
+    assert service.said[3].code == "metrics.lost"
+    assert steps_of(service.said) == [10, 11, 12, 21]
+
+
+# ---- a service that has forgotten ----------------------------------------------------------------
+
+
+def told(service: FakeAttemptService, reporter: Reporter, steps: range) -> None:
+    """Steps that the service has acknowledged."""
+    for step in steps:
+        reporter.say(step_point(step))
+    wait_until(lambda: reporter.is_delivered and steps_of(service.said)[-1] == steps[-1])
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_what_a_restored_database_lacks_is_sent_again(
+    service: FakeAttemptService, reporter: Reporter, is_silent: bool
+) -> None:
+    """Whether the rank learns of it from a heartbeat, or from what it has to say."""
+    told(service, reporter, range(1, 1001))
+    reporter.say(eval_point(1000))
+    wait_until(lambda: reporter.is_delivered)
+    before = list(service.said)
+    with service.lock:
+        del service.said[89:]
+        service.is_away = not is_silent
+    if not is_silent:
+        reporter.say(step_point(1001))
+        service.is_away = False
+        before.append(step_point(1001).model_copy(update={"seq": 1002}))
+    wait_until(lambda: len(service.said) == len(before))
+    assert service.said == before
+    assert reporter.close(timeout_seconds=10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    losses=st.lists(st.integers(0, 60), max_size=4),
+    faults=st.lists(st.sampled_from(FAULTS), max_size=20),
+)
+def test_however_often_a_database_goes_back_every_event_is_there_once_and_in_order(
+    tmp_path_factory: pytest.TempPathFactory, losses: list[int], faults: list[Fault]
+) -> None:
+    folder = tmp_path_factory.mktemp("reporter")
+    service = FakeAttemptService(faults)
+    reporter = Reporter(service, rank=0, folder=folder)
+    steps = range(1, 30 * len(losses) + 31)
+    for loss, start in zip([0, *losses], steps[::30], strict=True):
+        for step in range(start, start + 30):
+            reporter.say(step_point(step))
+        with service.lock:
+            del service.said[max(0, len(service.said) - loss) :]
+    wait_until(lambda: steps_of(service.said) == list(steps))
+    reporter.end(FINISHED)
+    reporter.close(timeout_seconds=10)
+    assert unnumbered(service.said) == [*map(step_point, steps), FINISHED]
+
+
+def test_a_rank_that_no_longer_has_what_is_missing_says_so_and_falls_silent(
+    service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "SEGMENT_BYTES", 1000)
+    given_up: list[str] = []
+    reporter = make_reporter(bounds=Bounds(kept_bytes=2000), on_unheard=given_up.append)
+    told(service, reporter, range(1, 101))
+    with service.lock:
+        del service.said[10:]
+    wait_until(lambda: given_up)
+    (message,) = given_up
+    assert message.startswith("expected events up to 100 in the database, saw up to 10,")
+    num_reports = len(service.reports)
+    reporter.close(timeout_seconds=10)
+    assert len(service.reports) == num_reports
+
+
+def test_a_service_that_has_heard_more_than_was_said_is_left(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    """Its database has what an earlier process said as this rank: none of ours would count."""
+    service.applied[0] = [step_point(step) for step in range(5)]
+    given_up: list[str] = []
+    make_reporter(on_unheard=given_up.append)
+    wait_until(lambda: given_up)
+    assert "expected event 0 as the last, which this rank said, saw 5" in given_up[0]
+
+
+# ---- a service that refuses everything -----------------------------------------------------------
+
+
+class Refusing:
+    """A service that refuses every report, or whose answer makes no sense."""
+
+    def __init__(self, service: FakeAttemptService, error: Exception) -> None:
+        self.service = service
+        self.error: Exception | None = error
+        self.num_reports = 0
+
+    def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
+        self.num_reports += 1
+        if self.error is not None:
+            raise self.error
+        return self.service.report(rank, events)
+
+    def upload(self, path: Path, **options: str) -> None:
+        raise AssertionError("nothing is uploaded here")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Refused("no", status=422),
+        Refused("no", status=413),
+        Refused("no", status=403),
+        EventsMissing("no", status=409, applied_seq=0),
+        ValueError("no"),
+        OSError("no"),
+    ],
+    ids=str,
+)
+def test_a_rank_that_is_refused_for_too_long_says_so_and_falls_silent(
+    service: FakeAttemptService, make_reporter: MakeReporter, error: Exception
+) -> None:
+    api, given_up = Refusing(service, error), list[str]()
+    reporter = make_reporter(api, on_unheard=given_up.append)
+    reporter.say(step_point(1))
+    wait_until(lambda: api.num_reports > 3)
+    assert not given_up, "it waits, until it knows for how long"
+    reporter.set_patience(0.05)
+    wait_until(lambda: given_up)
+    assert given_up[0].startswith("expected the service to accept a report within 0.05 s, saw each")
+    assert given_up[0].endswith("no")
+    assert not reporter.close(timeout_seconds=10)
+
+
+def test_a_rank_whose_service_is_away_never_gives_up(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    api, given_up = Refusing(service, Away("no")), list[str]()
+    reporter = make_reporter(api, on_unheard=given_up.append)
+    reporter.set_patience(0.0)
+    reporter.say(step_point(1))
+    wait_until(lambda: api.num_reports > 20)
+    api.error = None
+    assert reporter.close(timeout_seconds=10)
+    assert not given_up
+
+
+def test_what_is_refused_for_another_reason_than_its_content_is_not_set_aside(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    api = Refusing(service, Refused("no", status=403))
+    reporter = make_reporter(api)
+    reporter.say(eval_point(1))
+    wait_until(lambda: api.num_reports > 3)
+    api.error = None
+    assert reporter.close(timeout_seconds=10)
+    assert unnumbered(service.said) == [eval_point(1)]
+
+
+def test_a_long_report_is_sent_in_parts_that_a_bound_on_bodies_lets_pass(
+    service: FakeAttemptService, make_reporter: MakeReporter
+) -> None:
+    class Bounded(Refusing):
+        def report(self, rank: int, events: Sequence[bytes] = ()) -> ReportReply:
+            self.num_reports += 1
+            if sum(map(len, events)) > 5000:
+                raise Refused("too large", status=413)
+            return self.service.report(rank, events)
+
+    service.is_away = True
+    reporter = make_reporter(Bounded(service, Away("")))
+    for step in range(1, 301):
+        reporter.say(step_point(step))
+    service.is_away = False
+    assert reporter.close(timeout_seconds=10)
+    assert steps_of(service.said) == list(range(1, 301))
+    assert not any(isinstance(event, Notice) for event in service.said)
