@@ -27,6 +27,7 @@ _PID_BYTES = 20
 #: ``struct flock``: type, whence, start, length, pid. Unlike flock(2), such a lock can be asked for
 #: without being taken for a moment, which would be in the way of whoever wants it.
 _LOCK = struct.Struct("hhqqi4x")
+_SHARED = _LOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
 _WHOLE_FILE = _LOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -53,7 +54,7 @@ def claim_rank(folder: Path, rank: int) -> None:
 
 
 def claim_attempt(folder: Path) -> int:
-    """Claim the attempt for this agent; close what this returns to give it up.
+    """Claim the attempt for this agent; ``give_up`` takes what this returns.
 
     Raises NotClaimed when another agent has it, and OSError, e.g. on a full disk.
     """
@@ -63,6 +64,25 @@ def claim_attempt(folder: Path) -> int:
             raise NotClaimed(f"expected a free attempt, saw that agent {_pid_of(fd)} has it")
         _sign(fd)
         return fd
+
+
+def give_up(claim: int) -> None:
+    """Give up the claim to an attempt; whoever waits for that is told that nobody has died."""
+    try:
+        os.ftruncate(claim, 0)
+    finally:
+        os.close(claim)
+
+
+def wait_until_dead(folder: Path) -> bool:
+    """Wait until no agent has the attempt; return whether the one that had it has died.
+
+    It may last as long as the attempt, and is for a thread of its own.
+    """
+    with suppress(FileNotFoundError), _reading(folder / _AGENT) as fd:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _SHARED)
+        return _pid_of(fd) is not None
+    return False
 
 
 def mark_over(folder: Path) -> None:

@@ -8,7 +8,6 @@ A node may have a second agent, on standby: both share the scratch folder, and t
 
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -82,7 +81,7 @@ class _Book:
 
     def end(self, attempt_id: str) -> None:
         """Forget the attempt's ranks, and give up the claim to it."""
-        os.close(self.running.pop(attempt_id).claim)
+        claims.give_up(self.running.pop(attempt_id).claim)
 
     def close(self, attempt_id: str) -> None:
         """Remember not to start the attempt here again."""
@@ -134,6 +133,18 @@ class NodeAgent:
             with self._changed:
                 self._book.end(attempt_id)
             raise
+
+    def stand_by(self, attempt_id: str, launches: Sequence[RankLaunch]) -> None:
+        """Report the attempt's end if another agent of this node has started it, and dies."""
+        with self._changed:
+            if attempt_id in self._book.running:
+                return
+        threading.Thread(
+            target=self._report_orphans,
+            args=(attempt_id, launches),
+            name=f"standby-{attempt_id}",
+            daemon=True,
+        ).start()
 
     def kill(self, attempt_id: str) -> Killed:
         """Kill the attempt's ranks on this node, wait, and never start it again."""
@@ -193,10 +204,10 @@ class NodeAgent:
         except OSError as error:
             raise LaunchError(f"expected room for {folder}, saw {error}") from error
         if claims.is_over(folder):
-            os.close(claim)
+            claims.give_up(claim)
             return None
         if claims.have_begun(folder, ranks):  # under an agent that has died since
-            os.close(claim)
+            claims.give_up(claim)
             raise LaunchError(
                 f"expected ranks that have not begun yet, saw that those of {attempt_id} have been "
                 "started on this node before"
@@ -248,6 +259,19 @@ class NodeAgent:
         if is_news:
             self._launcher.kill(exited.attempt_id)
             self._report_death(running.launches[exited.rank], code=exited.code)
+
+    def _report_orphans(self, attempt_id: str, launches: Sequence[RankLaunch]) -> None:
+        folder = self._claims / attempt_id
+        if not claims.wait_until_dead(folder):
+            return
+        # The kernel is killing the ranks: a next attempt should not meet them.
+        _end(folder, deadline=time.monotonic() + _KILL_SECONDS)
+        ended = AttemptEnded(
+            reason=Reason.RANK_DIED,
+            message="the node agent that had started its ranks died, and they with it",
+            exits=[RankExit(rank=launch.rank, code=-signal.SIGKILL) for launch in launches],
+        )
+        _tell(launches[0], ended)
 
     def _report_death(self, launch: RankLaunch, *, code: int) -> None:
         """Tell the service from another thread: it may be away for a long time."""

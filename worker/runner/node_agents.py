@@ -118,7 +118,7 @@ class Agents:
         calls = {node_id: next(mine) for node_id, mine in tries.items()}
         for node_id, call in calls.items():
             _settle(call, others=tries[node_id])
-            self._note_launched(node_id, attempt_id)
+            self._note_launched(node_id, attempt_id, by_node[node_id])
 
     def kill(self, attempt_id: str) -> bool:
         """Kill the attempt's ranks on all nodes; return whether none is left, and none can begin.
@@ -181,9 +181,10 @@ class Agents:
             key=lambda agent: (agent.state is None, agent.missed_rounds > 0, not agent.is_warm),
         )
 
-    def _note_launched(self, node_id: str, attempt_id: str) -> None:
+    def _note_launched(self, node_id: str, attempt_id: str, launches: Sequence[RankLaunch]) -> None:
         """Until its next answer, each of the node's agents counts as having told of the attempt."""
         for agent in self._nodes.get(node_id, []):
+            agent.handle.stand_by.remote(attempt_id, launches)
             if (state := agent.state) is not None:
                 still = {**state.still_seconds, attempt_id: 0.0}
                 agent.state = replace(state, still_seconds=still)

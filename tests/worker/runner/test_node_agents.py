@@ -1,14 +1,16 @@
 """The two agents of a node, on real Ray: one does what the other, dead or frozen, cannot."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 from ray.util import list_named_actors
-from worker_drills import STAND_IN, is_alive, make_launch, read_note, wait_until
+from worker_drills import STAND_IN, Listener, is_alive, make_launch, read_note, wait_until
 
 from roadless.worker.agent.launcher import LaunchError
 from roadless.worker.runner import agent_handle
@@ -39,9 +41,9 @@ class Node:
 
         wait_until(are_warm, seconds=60)
 
-    def start(self, attempt_id: str) -> int:
+    def start(self, attempt_id: str, **changes: Any) -> int:
         """Launch an attempt of one rank, and return its pid."""
-        launch = make_launch(attempt_id, attempt_id=attempt_id)
+        launch = make_launch(attempt_id, attempt_id=attempt_id, **changes)
         self.agents.launch(attempt_id, {self.node_id: [launch]})
         pid: int = read_note(self.scratch / attempt_id)["pid"]
         return pid
@@ -54,9 +56,6 @@ def agent_of(rank_pid: int) -> psutil.Process:
     return agent
 
 
-MakeNode = Callable[..., Node]
-
-
 @contextmanager
 def frozen(process: psutil.Process) -> Iterator[None]:
     process.suspend()
@@ -67,45 +66,81 @@ def frozen(process: psutil.Process) -> Iterator[None]:
             process.resume()
 
 
-@pytest.fixture
-def make_node(ray_head: Head, tmp_path: Path) -> Iterator[MakeNode]:
-    def make(*, has_standby: bool = True) -> Node:
-        agents = Agents(scratch=str(tmp_path), entry=STAND_IN, preload=(), has_standby=has_standby)
-        node = Node(agents, tmp_path)
-        node.look()
-        agents.wait_ready(30)
-        return node
-
-    yield make
+def remove_agents() -> None:
     for name in list_named_actors():
         ray.kill(ray.get_actor(name))
 
 
-@pytest.fixture
-def node(make_node: MakeNode) -> Node:
-    node = make_node()
-    node.wait_warm(2)
+def make_node(scratch: Path, *, has_standby: bool = True) -> Node:
+    agents = Agents(scratch=str(scratch), entry=STAND_IN, preload=(), has_standby=has_standby)
+    node = Node(agents, scratch)
+    node.look()
+    agents.wait_ready(30)
     return node
 
 
+@pytest.fixture(scope="module")
+def shared(ray_head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    yield make_node(tmp_path_factory.mktemp("scratch"))
+    remove_agents()
+
+
+@pytest.fixture
+def node(shared: Node) -> Iterator[Node]:
+    """With two agents, and without an attempt of an earlier test."""
+    shared.wait_warm(2)
+    yield shared
+    for attempt_id in shared.look():
+        assert shared.agents.kill(attempt_id)
+
+
 def test_when_an_agent_is_killed_the_other_one_tells_it_at_once_and_goes_on(node: Node) -> None:
-    rank_pid = node.start("att_1")
+    rank_pid = node.start("att_1a")
     first = agent_of(rank_pid)
-    assert list(node.look()) == ["att_1"]
+    assert list(node.look()) == ["att_1a"]
     first.kill()
     wait_until(lambda: not is_alive(rank_pid))
     assert list(node.look()) == []
-    assert node.agents.kill("att_1")
-    again = node.start("att_2")
+    assert node.agents.kill("att_1a")
+    again = node.start("att_1b")
     assert agent_of(again).pid != first.pid
     node.wait_warm(2)
-    assert list(node.look()) == ["att_2"]
+    assert list(node.look()) == ["att_1b"]
     assert is_alive(again)
-    assert node.agents.kill("att_2")
+    assert node.agents.kill("att_1b")
+
+
+def test_the_end_of_an_agent_is_reported_by_the_other_one_once(
+    node: Node, listener: Listener
+) -> None:
+    """The runner may be away, or about to look in a second."""
+    first = agent_of(node.start("att_2a", service_url=listener.url))
+    first.kill()
+    call = listener.wait_for_call()
+    assert (call.path, call.token) == ("/internal/v1/attempts/att_2a/ended", "attempt-secret")
+    assert call.body["reason"] == "rank_died"
+    assert call.body["exits"] == [{"rank": 0, "code": -9}]
+    assert "the node agent that had started its ranks died" in call.body["message"]
+    assert node.agents.kill("att_2a")
+    node.wait_warm(2)
+    assert len(listener.calls) == 1
+
+
+@pytest.mark.parametrize(("what", "reports"), [("exit:0", 0), ("exit:3", 1), ("stay", 0)])
+def test_the_other_agent_reports_no_end_that_is_none_of_an_agent(
+    node: Node, listener: Listener, what: str, reports: int
+) -> None:
+    attempt_id = f"att_3a_{what}"
+    node.start(attempt_id, job_id=what, service_url=listener.url)
+    if what == "stay":
+        assert node.agents.kill(attempt_id)
+    wait_until(lambda: list(node.look()) == [])
+    time.sleep(0.3)
+    assert len(listener.calls) == reports
 
 
 def test_when_a_fork_server_is_killed_the_next_rank_does_not_wait_for_a_new_one(node: Node) -> None:
-    rank_pid = node.start("att_1")
+    rank_pid = node.start("att_4a")
     first = agent_of(rank_pid)
     server = psutil.Process(rank_pid).parent()
     assert server is not None
@@ -113,61 +148,64 @@ def test_when_a_fork_server_is_killed_the_next_rank_does_not_wait_for_a_new_one(
         server.kill()
         wait_until(lambda: not is_alive(rank_pid))
         node.look()
-        assert agent_of(node.start("att_2")).pid != first.pid
+        assert agent_of(node.start("att_4b")).pid != first.pid
     node.wait_warm(2)
-    assert node.agents.kill("att_1")
-    assert node.agents.kill("att_2")
+    assert node.agents.kill("att_4a")
+    assert node.agents.kill("att_4b")
 
 
 def test_ranks_of_a_frozen_agent_are_seen_and_killed_and_others_start(node: Node) -> None:
-    rank_pid = node.start("att_1")
+    rank_pid = node.start("att_5a")
     first = agent_of(rank_pid)
     with frozen(first):
-        assert list(node.look()) == ["att_1"]
-        assert is_alive(node.start("att_2"))
-        assert sorted(node.look()) == ["att_1", "att_2"]
-        assert node.agents.kill("att_1")
+        assert list(node.look()) == ["att_5a"]
+        assert is_alive(node.start("att_5b"))
+        assert sorted(node.look()) == ["att_5a", "att_5b"]
+        assert node.agents.kill("att_5a")
         assert not is_alive(rank_pid)
-        assert list(node.look()) == ["att_2"]
+        assert list(node.look()) == ["att_5b"]
     node.wait_warm(2)
-    assert list(node.look()) == ["att_2"]
-    assert node.agents.kill("att_2")
+    assert list(node.look()) == ["att_5b"]
+    assert node.agents.kill("att_5b")
 
 
 def test_another_runner_finds_the_ranks_that_the_agent_on_standby_has_started(
-    node: Node, make_node: MakeNode
+    node: Node,
 ) -> None:
-    first = agent_of(node.start("att_1"))
+    first = agent_of(node.start("att_6a"))
     with frozen(first):
         node.look()
-        rank_pid = node.start("att_2")
-        assert sorted(make_node().look()) == ["att_1", "att_2"]
+        rank_pid = node.start("att_6b")
+        assert sorted(make_node(node.scratch).look()) == ["att_6a", "att_6b"]
     assert is_alive(rank_pid)
-    assert node.agents.kill("att_1")
-    assert node.agents.kill("att_2")
-
-
-def test_an_agent_that_is_silent_for_too_long_is_replaced_and_its_ranks_with_it(
-    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(agent_handle, "SILENT_SECONDS", 2.0)
-    node = make_node(has_standby=False)
-    node.wait_warm(1)
-    rank_pid = node.start("att_1")
-    first = agent_of(rank_pid)
-    with frozen(first):
-        assert list(node.look()) == ["att_1"]
-        wait_until(lambda: list(node.look()) == [], seconds=60)
-        wait_until(lambda: not is_alive(rank_pid), seconds=60)
-    node.wait_warm(1)
-    assert is_alive(node.start("att_2"))
-    assert node.agents.kill("att_2")
+    assert node.agents.kill("att_6a")
+    assert node.agents.kill("att_6b")
 
 
 def test_a_launch_that_fails_says_so_in_the_agents_own_words(node: Node) -> None:
     (node.scratch / "claims" / node.node_id).mkdir(parents=True, exist_ok=True)
-    (node.scratch / "claims" / node.node_id / "att_1").write_text("in the way")
-    with pytest.raises(LaunchError, match=r"^LaunchError: expected room for .*att_1, saw .*exists"):
-        node.start("att_1")
-    assert is_alive(node.start("att_2"))
-    assert node.agents.kill("att_2")
+    (node.scratch / "claims" / node.node_id / "att_8a").write_text("in the way")
+    with pytest.raises(
+        LaunchError, match=r"^LaunchError: expected room for .*att_8a, saw .*exists"
+    ):
+        node.start("att_8a")
+    assert is_alive(node.start("att_8b"))
+    assert node.agents.kill("att_8b")
+
+
+def test_an_agent_that_is_silent_for_too_long_is_replaced_and_its_ranks_with_it(
+    shared: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_handle, "SILENT_SECONDS", 2.0)
+    remove_agents()
+    node = make_node(tmp_path, has_standby=False)
+    node.wait_warm(1)
+    rank_pid = node.start("att_7a")
+    first = agent_of(rank_pid)
+    with frozen(first):
+        assert list(node.look()) == ["att_7a"]
+        wait_until(lambda: list(node.look()) == [], seconds=60)
+        wait_until(lambda: not is_alive(rank_pid), seconds=60)
+    node.wait_warm(1)
+    assert is_alive(node.start("att_7b"))
+    assert node.agents.kill("att_7b")
