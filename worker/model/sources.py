@@ -38,7 +38,7 @@ def allowed_folder(path: str, *, roots: Iterable[str]) -> Path:
     """
     opened = tuple(roots)
     resolved = _allowed(path, roots=opened)
-    if not resolved.is_dir():
+    if not os.path.isdir(resolved):
         raise ModelNotFound(f"expected a folder at {path}, saw none")
     try:
         entries = list(resolved.iterdir())

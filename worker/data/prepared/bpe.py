@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from roadless.worker.data.prepared.tokenizer import config_beside
 from roadless.worker.data.sources.source_file import Identity
-from roadless.worker.errors import DataInvalid
+from roadless.worker.errors import DataInvalid, DataUnreadable
 
 
 class Bpe:
@@ -66,7 +66,10 @@ class Bpe:
 
 def load(file: Path, *, separator: str | None, shown: str) -> Bpe:
     """Read the file. Raises DataInvalid if it is not a tokenizer or has no such separator."""
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataUnreadable(f"expected to read {shown}, saw: {error.strerror}") from error
     try:
         tokenizer = tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises no narrower one

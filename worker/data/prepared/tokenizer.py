@@ -1,5 +1,6 @@
 """How texts become tokens: bytes as they are, or the tokens of a ``tokenizer.json``."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,8 +57,10 @@ def load(path: str, *, separator: str | None, sources: DataSources) -> Tokenizer
     if path == "bytes":
         return Bytes()
     found = allowed_path(path, sources=sources)
-    file = allowed_path(str(found / TOKENIZER_FILE), sources=sources) if found.is_dir() else found
-    if not file.is_file():
+    is_folder = os.path.isdir(found)
+    file = allowed_path(str(found / TOKENIZER_FILE), sources=sources) if is_folder else found
+    allowed_path(str(config_beside(file)), sources=sources)
+    if not os.path.isfile(file):
         raise DataNotFound(f"expected a {TOKENIZER_FILE} at {path}, saw none")
     loaded: Tokenizer = lazy_import("prepared.bpe").load(file, separator=separator, shown=path)
     return loaded

@@ -14,6 +14,7 @@ description may name files elsewhere, which are neither looked for nor read
 import dataclasses
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -79,7 +80,7 @@ def find(spec: HuggingFaceData, *, sources: DataSources) -> "HubRecords":
     """
     if spec.path.startswith(("/", ".")):
         folder = allowed_path(spec.path, sources=sources)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise DataNotFound(f"expected a folder at {spec.path}, saw none")
         return _records(spec, path=str(folder), sources=sources)
     if not sources.allow_hub:

@@ -30,6 +30,7 @@ from roadless.worker.model.huggingface.config import (
     require_positions,
     require_task_loss,
 )
+from roadless.worker.model.huggingface.own_files import require_own_files
 from roadless.worker.model.sources import ALLOW_HUB_VARIABLE, allowed_folder
 from roadless.worker.model.trial import require_outputs
 from roadless.worker.rank_launch import ModelSources
@@ -56,6 +57,8 @@ def build(
     transformers_logging.disable_progress_bar()
     folder = like or _source(spec, sources=sources)
     # Each architecture checks and fails in its own way, in its properties and methods too.
+    if folder is not None and like is None:
+        require_own_files(folder, shown=str(spec.pretrained or spec.hub_id))
     expected = "an architecture that transformers can make of this"
     with blaming(ModelInvalid, expected, has_our_code=True):
         model = _made(spec, folder, data=data, has_own_weights=like is None)
