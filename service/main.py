@@ -16,10 +16,8 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from roadless.service import dashboard
-from roadless.service.attempts.access import require_attempt
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.auth.bootstrap import make_first_tokens
-from roadless.service.auth.dependencies import require_runner, require_user
 from roadless.service.checkpoints import rank_routes as checkpoint_rank_routes
 from roadless.service.checkpoints import routes as checkpoint_routes
 from roadless.service.clock import utc_now
@@ -30,8 +28,14 @@ from roadless.service.errors import Unavailable
 from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
-from roadless.service.http import health, openapi, problems
+from roadless.service.http import health, problems
 from roadless.service.http.bodies import PARSING_THREADS
+from roadless.service.http.connections import (
+    KEEP_ALIVE_SECONDS,
+    RESERVED_FILES,
+    Doorkeeper,
+    raise_file_limit,
+)
 from roadless.service.http.dependencies import AppState
 from roadless.service.http.middleware import RequestGuard
 from roadless.service.http.request_checks import check_request
@@ -97,9 +101,6 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     dashboard.mount(app)
-    openapi.install(
-        app, tokens={require_user: "user", require_runner: "runner", require_attempt: "attempt"}
-    )
     return app
 
 
@@ -198,6 +199,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.db.close()
 
 
+def server_config(app: FastAPI, keeper: Doorkeeper, *, host: str, port: int) -> uvicorn.Config:
+    """How uvicorn serves the app; the keeper watches its connections."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=cast("type[asyncio.Protocol]", keeper.protocol),
+        ws="none",
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=5,
+    )
+
+
 class _Server(uvicorn.Server):
     """Ends long polls when it is to stop, since they would delay it."""
 
@@ -224,14 +239,8 @@ def main() -> None:
         sys.exit(f"the service cannot use its database: {error}")
     except Unavailable as error:
         sys.exit(f"the service cannot start: {error}")
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=5,
-    )
-    _Server(config).run()
+    keeper = Doorkeeper(max_connections=raise_file_limit() - RESERVED_FILES)
+    _Server(server_config(app, keeper, host=settings.host, port=settings.port)).run()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ Door = Callable[[Request], Awaitable[str]]
 _ANSWERS = "roadless.doors"
 ON_KNOWN = "roadless.on_known"
 
-_DOORS: set[Any] = set()
+_DOORS: set[Callable[..., Any]] = set()
 
 
 def door(ask: Door) -> Door:
@@ -42,6 +42,6 @@ def _nobody_asked() -> None:
 def doors_of(dependant: Dependant) -> Iterator[Door]:
     """The doors of a route."""
     for inner in dependant.dependencies:
-        if inner.call in _DOORS:
+        if inner.call is not None and inner.call in _DOORS:
             yield inner.call
         yield from doors_of(inner)

@@ -38,16 +38,24 @@ def test_a_member_of_a_union_is_no_part_of_the_pointer(path, body, is_missing, p
     assert pointer_of(path, body, is_missing=is_missing) == pointer
 
 
+class Unseen:
+    """Fails whoever looks at it."""
+
+    def __repr__(self):
+        raise AssertionError("it was looked at")
+
+
 @pytest.mark.parametrize(
     "value",
     [
         "x" * 10**6,
         b"x" * 10**6,
-        dict.fromkeys(map(str, range(10**5)), "x" * 1000),
-        [["x" * 10**5] * 10**5] * 10**5,
         {"x" * 10**6: {"x" * 10**6: 1}},
+        [*["x" * 10] * 20, Unseen()],
+        {**dict.fromkeys(map(str, range(20)), "x" * 10), "last": Unseen()},
+        {"a" * 20: {"b" * 20: {"c" * 20: {"d": Unseen()}}}, "e" * 20: 1},
     ],
-    ids=["text", "bytes", "keys", "lists", "long keys"],
+    ids=["text", "bytes", "long keys", "list", "object", "deep"],
 )
 def test_what_was_seen_is_shown_without_a_look_at_all_of_it(value):
     assert len(short(value)) == 80
