@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,8 +17,10 @@ import uvicorn
 from fastapi import Depends, FastAPI
 
 from roadless.service import dashboard
+from roadless.service.attempts.access import require_attempt
 from roadless.service.attempts.leases import LeaseKeeper
 from roadless.service.auth.bootstrap import make_first_tokens
+from roadless.service.auth.dependencies import require_runner, require_user
 from roadless.service.checkpoints import rank_routes as checkpoint_rank_routes
 from roadless.service.checkpoints import routes as checkpoint_routes
 from roadless.service.clock import utc_now
@@ -28,7 +31,7 @@ from roadless.service.errors import Unavailable
 from roadless.service.evaluations import routes as evaluation_routes
 from roadless.service.evaluations.routes import CurveBounds
 from roadless.service.events import routes as event_routes
-from roadless.service.http import health, problems
+from roadless.service.http import health, openapi, problems
 from roadless.service.http.bodies import PARSING_THREADS
 from roadless.service.http.connections import (
     KEEP_ALIVE_SECONDS,
@@ -49,7 +52,7 @@ from roadless.service.secrets import routes as secret_routes
 from roadless.service.secrets.cipher import Cipher, KeyUnusable
 from roadless.service.secrets.keys import open_cipher
 from roadless.service.secrets.rotation import rotate
-from roadless.service.settings import Settings
+from roadless.service.settings import Settings, SettingsError, read_settings
 from roadless.service.storage.blobs import BlobStore
 from roadless.service.storage.disk import needing_room
 from roadless.service.storage.intake import STORING_THREADS
@@ -101,6 +104,9 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     dashboard.mount(app)
+    openapi.install(
+        app, tokens={require_user: "user", require_runner: "runner", require_attempt: "attempt"}
+    )
     return app
 
 
@@ -224,13 +230,33 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def main() -> None:
-    """Serve until a signal arrives."""
-    os.umask(0o077)  # what it writes is its user's alone
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings()
+def _bound(settings: Settings) -> list[socket.socket]:
+    """Sockets at the address, taken before anything else happens; exits where that is impossible.
+
+    Nobody can connect until the server listens on them.
+    """
+    sockets = []
     try:
-        app = create_app(settings)
+        for family, kind, _, _, address in socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sockets.append(socket.socket(family, kind))
+            sockets[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sockets[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sockets[-1].bind(address)
+    except OSError as error:
+        sys.exit(
+            f"expected ROADLESS_HOST and ROADLESS_PORT to be an address to listen on, saw "
+            f"{settings.host} port {settings.port}: {error.strerror or error}"
+        )
+    return sockets
+
+
+def _created(settings: Settings) -> FastAPI:
+    """The app; exits with one line where what the operator has set cannot work."""
+    try:
+        return create_app(settings)
     except BucketUnusable as error:
         sys.exit(f"the service cannot store checkpoints: {error}")
     except KeyUnusable as error:
@@ -239,8 +265,25 @@ def main() -> None:
         sys.exit(f"the service cannot use its database: {error}")
     except Unavailable as error:
         sys.exit(f"the service cannot start: {error}")
+    except OSError as error:
+        sys.exit(
+            f"expected ROADLESS_HOME to be a folder that can be written, saw {settings.home_dir}: "
+            f"{error.strerror or error}"
+        )
+
+
+def main() -> None:
+    """Serve until a signal arrives."""
+    os.umask(0o077)  # what it writes is its user's alone
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        sys.exit(str(error))
+    listening = _bound(settings)
+    app = _created(settings)
     keeper = Doorkeeper(max_connections=raise_file_limit() - RESERVED_FILES)
-    _Server(server_config(app, keeper, host=settings.host, port=settings.port)).run()
+    _Server(server_config(app, keeper, host=settings.host, port=settings.port)).run(listening)
 
 
 if __name__ == "__main__":
