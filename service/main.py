@@ -124,6 +124,7 @@ def _compose(settings: Settings) -> AppState:
     limit = ConcurrencyLimit()
     state.add(Cipher, cipher)
     state.add(LeaseKeeper, leases)
+    state.add(health.Readiness, health.Readiness(state.db, settings))
     state.add(ConcurrencyLimit, limit)
     state.add(CurveBounds, JobBounds(state.db, limit))  # type: ignore[type-abstract]
     return state
