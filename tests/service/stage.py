@@ -21,12 +21,13 @@ from roadless.service.contract.reports.cluster import (
 )
 from roadless.service.contract.reports.events import Report, ReportReply
 from roadless.service.contract.requests import Extend, Pause
+from roadless.service.contract.states import Reason
 from roadless.service.db.migrate import alone, migrate
 from roadless.service.db.session import Database
 from roadless.service.db.tables import AttemptRow, EventRow, JobRow, Table
-from roadless.service.ingest.apply import apply_report
+from roadless.service.ingest.apply import apply_report, lock_open_attempt
 from roadless.service.jobs import actions, deletion, store
-from roadless.service.jobs.transitions import Deadlines, Transition
+from roadless.service.jobs.transitions import Deadlines, Transition, end_attempt
 from roadless.service.scheduling.loop import tick
 from roadless.service.scheduling.registration import register
 from roadless.service.scheduling.sync import Tick, View, sync
@@ -45,6 +46,14 @@ class Stage:
         self.now = START
         self._sessions: dict[str, str] = {}  #: of the runners that registered, by id
         self._tokens: dict[str, str] = {}  #: of the attempts that were handed out, by id
+        self.keeper = LeaseKeeper.starting(
+            START, seconds=LEASE_SECONDS, look_every_seconds=tick_seconds
+        )
+
+    def begin_again(self, deadlines: Deadlines, *, tick_seconds: float) -> None:
+        """A service that starts on an empty database, as at first."""
+        self.empty()
+        self.deadlines, self.now = deadlines, START
         self.keeper = LeaseKeeper.starting(
             START, seconds=LEASE_SECONDS, look_every_seconds=tick_seconds
         )
@@ -163,6 +172,14 @@ class Stage:
                 self._transition(session), report, token=token, lease=self.keeper.policy
             )
         return reply
+
+    def ended(self, token: str, reason: Reason) -> None:
+        """An agent or a runner tells that the attempt is over."""
+        with self.db.write() as session:
+            job, attempt = lock_open_attempt(session, token)
+            end_attempt(
+                self._transition(session), job, attempt, reason=reason, message="it is over"
+            )
 
     def facts(self, session: Session) -> Tick:
         return Tick(session, self.now, self.deadlines, self.keeper.policy)
