@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from roadless.worker.agent.launcher import PRELOAD, RANK_ENTRY, LaunchError
@@ -243,17 +243,20 @@ def _tries(
 
 def _settle(call: Any, *, others: Iterator[Any]) -> None:
     """Wait for a launch, and for the next try while it fails; raise LaunchError when all have."""
-    while True:
+    failures: list[str] = []
+    while call is not None:
         try:
             ray.get(call, timeout=_LAUNCH_SECONDS)
             return
         except RayError as error:
-            _log.warning("a launch has failed: %s", _words(error))
-            if (call := next(others, None)) is None:
-                raise LaunchError(_words(error)) from error
+            failures.append(_words(error))
+        call = next(others, None)
+    raise LaunchError("; ".join(dict.fromkeys(failures)))
 
 
 def _words(error: RayError) -> str:
     """What the agent itself has said, rather than Ray's report of where."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {cause}"
+    if isinstance(cause, GetTimeoutError):
+        return f"expected an agent to answer within {_LAUNCH_SECONDS:g} s, saw none"
+    return str(cause) if isinstance(cause, LaunchError) else f"{type(cause).__name__}: {cause}"

@@ -186,7 +186,7 @@ def test_a_launch_that_fails_says_so_in_the_agents_own_words(node: Node) -> None
     (node.scratch / "claims" / node.node_id).mkdir(parents=True, exist_ok=True)
     (node.scratch / "claims" / node.node_id / "att_8a").write_text("in the way")
     with pytest.raises(
-        LaunchError, match=r"^LaunchError: expected room for .*att_8a, saw .*exists"
+        LaunchError, match=r"^expected room for .*att_8a, saw .*exists"
     ):
         node.start("att_8a")
     assert is_alive(node.start("att_8b"))
