@@ -41,7 +41,8 @@ class PgServer:
         self._control("start", "-o", f'-h "" -k {self.folder}')
 
     def _control(self, action: str, *options: str) -> None:
-        (control,) = _BINARIES.glob("pginstall*/bin/pg_ctl")
+        version = (self.folder / "PG_VERSION").read_text().strip()
+        control = _BINARIES / f"pginstall{version}" / "bin" / "pg_ctl"
         command = [str(control), "-w", "-D", str(self.folder), "-l", str(self.folder / "log")]
         if os.geteuid() == 0:  # the server's own user, since it does not run as root
             user = ["setpriv", "--reuid=pgserver", "--regid=pgserver", "--clear-groups"]
