@@ -48,6 +48,9 @@ TIMEOUT_SECONDS = 30.0
 #: Seconds before each retry.
 PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)
 LONGEST_PAUSE_SECONDS = 5.0
+#: After this long without an answer there is no further try: a service may take what is sent and
+#: stay silent for the whole timeout each time.
+PATIENCE_SECONDS = 20.0
 _JSON_TYPE = {"Content-Type": "application/json"}
 
 Resource = TypeVar("Resource", bound=BaseModel)
@@ -120,10 +123,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url = url or os.environ.get("ROADLESS_URL") or DEFAULT_URL
+        self.url = _http_url(url or os.environ.get("ROADLESS_URL") or DEFAULT_URL)
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token or find_token()}"},
+            headers={"Authorization": f"Bearer {_sendable(token or find_token())}"},
             timeout=TIMEOUT_SECONDS,
             transport=transport,
         )
@@ -473,11 +476,12 @@ class Client:
         if json is not None:
             options["content"] = _as_json(json)
             options["headers"] = {**options.get("headers", {}), **_JSON_TYPE}
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         for pause in (*PAUSES, None):
             try:
                 response = self._http.request(method, path, **options)
             except httpx.TransportError as error:
-                if pause is None:
+                if pause is None or time.monotonic() > give_up_at:
                     raise self._unreachable(error) from error
             else:
                 if response.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
@@ -488,6 +492,26 @@ class Client:
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return Unreachable(f"no answer from {self.url}: {error or type(error).__name__}")
+
+
+def _http_url(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise ClientError(f"expected an http:// or https:// URL of the service, saw {url!r}")
+    return url
+
+
+def _sendable(token: str) -> str:
+    """The token; anything else, such as a file with several lines, would never be accepted."""
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise ClientError(
+            "expected a token of ASCII characters without spaces, saw something else; see "
+            "ROADLESS_TOKEN, or user.token in the data folder"
+        )
+    return token
 
 
 def _as_json(body: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import ray
 from ray.exceptions import RayError
 
-from roadless.worker.api import NameTaken, Replaced, RunnerApi
+from roadless.worker.api import NameTaken, Refused, Replaced, RunnerApi
 from roadless.worker.processes import configure_logging
 from roadless.worker.runner.gang import Gangs
 from roadless.worker.runner.node_agents import NAMESPACE, Agents
@@ -70,6 +70,8 @@ def main() -> None:
         _serve(RunnerSettings.from_environment(os.environ))
     except (SettingsError, NoCluster, UnauthenticatedRay, NameTaken, Replaced) as error:
         sys.exit(str(error))
+    except Refused as error:
+        sys.exit(f"expected a runner token that the service knows, saw it refuse ours: {error}")
     except KeyboardInterrupt:
         sys.exit(0)
 

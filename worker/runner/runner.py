@@ -35,6 +35,7 @@ from roadless.worker.runner.gang import Group, NotReleased, StartFailed, View, b
 
 _log = logging.getLogger(__name__)
 
+_TOKEN_REFUSED = (401, 403)
 _POLL_SECONDS = 10.0
 #: The same while attempts run: only polling reveals a lost node.
 _WATCH_SECONDS = 1.0
@@ -92,8 +93,8 @@ class Runner:
     def run(self) -> NoReturn:
         """Serve the cluster until the process is told to exit.
 
-        Raises Replaced when another process does so from now on, and NameTaken when another
-        cluster's runner keeps the name of this one.
+        Raises Replaced when another process does so from now on, NameTaken when another cluster's
+        runner keeps the name of this one, and Refused when the service does not know the token.
         """
         runner_id, pauses = None, retry.pauses()
         while True:
@@ -107,6 +108,8 @@ class Runner:
             except (Replaced, NameTaken):
                 raise
             except Refused as error:
+                if error.status in _TOKEN_REFUSED:  # it may be a newer one after a restart
+                    raise
                 _log.error("the service refuses this runner: %s", error)
                 runner_id = None
             except RayError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from roadless.service.client.client import (
     PAUSES,
+    TIMEOUT_SECONDS,
     ApiError,
     Client,
     ClientError,
@@ -123,6 +125,42 @@ def test_retries_end():
     with pytest.raises(Unreachable, match="no answer from http://service"):
         service.client().job("job_1")
     assert service.pauses == list(PAUSES)
+
+
+def test_a_service_that_takes_requests_and_stays_silent_is_not_asked_for_minutes(monkeypatch):
+    """A timeout is long; each further try would be as long again."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def stays_silent(request: httpx.Request) -> httpx.Response:
+        now[0] += TIMEOUT_SECONDS
+        raise httpx.ReadTimeout("timed out", request=request)
+
+    service = Service(stays_silent)
+    with pytest.raises(Unreachable, match="timed out"):
+        service.client().job("job_1")
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_token_that_is_refused_is_not_sent_again(status):
+    service = Service(answers({}, status))
+    with pytest.raises(ApiError, match=str(status)):
+        service.client().submit(SPEC)
+    assert len(service.requests) == 1
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "a space", "r\u00e9sum\u00e9", "\x00"])
+def test_what_can_be_no_token_is_refused_unsent_and_not_shown(token):
+    with pytest.raises(ClientError, match="expected a token of ASCII characters") as refused:
+        Client("http://service", token)
+    assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://service", "http://", "http://:x"])
+def test_what_is_no_url_of_a_service_is_told_at_once(url):
+    with pytest.raises(ClientError, match="expected an http:// or https:// URL of the service"):
+        Client(url, "secret")
 
 
 def test_a_service_that_stays_away_is_an_api_error():

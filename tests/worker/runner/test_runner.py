@@ -307,6 +307,16 @@ def test_runner_outlasts_a_service_that_is_away_and_registers_again_when_unknown
     assert len(api.heard) == 5
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_runner_whose_token_is_refused_does_not_send_it_again(
+    runner: Runner, api: FakeApi, status: int
+) -> None:
+    api.replies = [Refused("expected a runner's token", status=status)]
+    with pytest.raises(Refused):
+        runner.run()
+    assert len(api.heard) == 1
+
+
 def test_runner_that_was_replaced_ends_instead_of_taking_its_place_again(
     runner: Runner, api: FakeApi
 ) -> None:
