@@ -32,12 +32,13 @@ def expire_leases(tick: Tick) -> int:
 
 def _silence(tick: Tick, job: JobRow, attempt: AttemptRow) -> str:
     """Who was silent, and for how long."""
-    if attempt.heard_at is None:
-        renewed_at = attempt.lease_until - timedelta(seconds=tick.lease.seconds)
-        return f"no news from its runner for {_seconds(tick, renewed_at)}; no rank has reported yet"
-    silence = f"no news from any rank for {_seconds(tick, attempt.heard_at)}"
     silent_since, moved_at = tick.lease.silent_since(tick.now), attempt.moved_at
-    if store.last_seen(tick.session, attempt.runner_id) < silent_since:
+    is_runner_silent = store.last_seen(tick.session, attempt.runner_id) < silent_since
+    if attempt.heard_at is None:
+        silence = f"no rank has reported in {_seconds(tick, attempt.created_at)} since it began"
+        return f"{silence}, and its runner is silent" if is_runner_silent else silence
+    silence = f"no news from any rank for {_seconds(tick, attempt.heard_at)}"
+    if is_runner_silent:
         return f"{silence}, nor from their runner"
     if moved_at is None or moved_at < silent_since:
         return f"{silence}; they use no processor time"

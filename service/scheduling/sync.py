@@ -134,12 +134,17 @@ def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignmen
     for attempt in still_open:
         attempt.seen_alive |= attempt.id in view.alive
         _note_movement(tick, view, attempt)
-        if attempt.heard_at is None:
+        if attempt.heard_at is None and _may_be_starting(tick, attempt):
             attempt.lease_until = tick.lease.until(tick.now)
         if not attempt.seen_alive:
             again.append(_hand_out_again(tick, attempt))
     _renew_unheard(tick, still_open)
     return again
+
+
+def _may_be_starting(tick: Tick, attempt: AttemptRow) -> bool:
+    """Whether ranks that have not reported yet are given time to, in whatever phase the job is."""
+    return tick.now - attempt.created_at <= timedelta(seconds=tick.deadlines.start_seconds)
 
 
 def _note_movement(tick: Tick, view: View, attempt: AttemptRow) -> None:

@@ -6,6 +6,7 @@ left with nobody to move it, and every job ends once its user asks for it and th
 
 import contextlib
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import pytest
 from hypothesis import settings
@@ -18,6 +19,7 @@ from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment
 from roadless.service.contract.states import RETRYABLE, TERMINAL, Phase
 from roadless.service.errors import Conflict, Fenced, Invalid
+from roadless.service.scheduling.registration import NameTaken, Replaced
 
 SPEC = {
     "model": {"kind": "preset", "name": "mlp"},
@@ -38,6 +40,7 @@ class Gang:
     assignment: Assignment
     #: Ranks run; without them the seats are still held.
     is_up: bool = True
+    frozen_at: datetime | None = None  #: since when they neither speak nor use the processor
     seq: int = 0
     step: int = 0
     heard: str = "run"
@@ -51,7 +54,9 @@ class Gang:
 class Cluster:
     """A cluster and its runner, who may be killed: then only what is detached stays."""
 
-    runner_id: str
+    key: str
+    runner_id: str = ""
+    session: int = 0
     gangs: dict[str, Gang] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)  #: attempts whose seats do not come free now
@@ -72,7 +77,9 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.stage = Stage(self.db)
         self.stage.empty()
-        self.clusters = [Cluster(self.stage.register(name)) for name in ("a", "b")]
+        self.clusters = [Cluster("a"), Cluster("b")]
+        for cluster in self.clusters:
+            self._register(cluster)
         self.ended: dict[str, str] = {}
         self.former: list[Gang] = []
 
@@ -122,9 +129,16 @@ class Walk(RuleBasedStateMachine):
         self._sync(self.clusters[index], room=room, is_lost=is_lost)
 
     def _sync(self, cluster, *, room=2, is_lost=False):
-        told = set(cluster.released)
-        alive = [gang.id for gang in cluster.gangs.values() if gang.is_up]
-        reply = self.stage.sync(cluster.runner_id, alive=alive, released=told, free_cpus=room)
+        told, ranks = set(cluster.released), [g for g in cluster.gangs.values() if g.is_up]
+        reply = self.stage.sync(
+            cluster.runner_id,
+            session=str(cluster.session),
+            alive=[gang.id for gang in ranks],
+            held=list(cluster.gangs),
+            released=told,
+            still_seconds={gang.id: self._still_seconds(gang) for gang in ranks},
+            free_cpus=room,
+        )
         if is_lost:
             return
         cluster.released -= told
@@ -132,6 +146,20 @@ class Walk(RuleBasedStateMachine):
             cluster.gangs[assignment.attempt_id] = Gang(assignment)
         for attempt_id in reply.stop:
             self._release(cluster, attempt_id)
+
+    def _still_seconds(self, gang):
+        return (self.stage.now - (gang.frozen_at or self.stage.now)).total_seconds()
+
+    def _register(self, cluster, name=None):
+        """A new process of the runner, under a new name if another cluster has the old one."""
+        cluster.session += 1
+        said = {"cluster": cluster.key, "session": str(cluster.session)}
+        try:
+            runner_id = self.stage.register(name or cluster.key, **said)
+        except NameTaken:
+            runner_id = self.stage.register(f"{cluster.key} again", **said)
+        assert cluster.runner_id in ("", runner_id), "the same cluster is the same runner"
+        cluster.runner_id = runner_id
 
     def _release(self, cluster, attempt_id):
         if attempt_id in cluster.stuck:
@@ -143,7 +171,27 @@ class Walk(RuleBasedStateMachine):
     @rule(index=st.integers(0, 1))
     def kill_the_runner(self, index):
         """Its successor finds the gangs, and does not know what was released but not yet told."""
-        self.clusters[index].released.clear()
+        cluster = self.clusters[index]
+        cluster.released.clear()
+        self._register(cluster)
+
+    @rule(index=st.integers(0, 1))
+    def the_runner_before_speaks(self, index):
+        """It was frozen, say, and was replaced meanwhile: nothing that it says may count."""
+        cluster = self.clusters[index]
+        ids = [row.id for row in self.stage.attempts()]
+        with pytest.raises(Replaced):
+            self.stage.sync(cluster.runner_id, session=str(cluster.session - 1), released=ids)
+
+    @rule(name=st.sampled_from(["a", "b", "a again"]))
+    def a_stranger_wants_the_name_and_says_that_everything_is_released(self, name):
+        """Whether it gets the name or not, nobody's seats are free on its word."""
+        try:
+            runner_id = self.stage.register(name, cluster="stranger", session="stranger")
+        except NameTaken:
+            return
+        ids = [row.id for row in self.stage.attempts()]
+        self.stage.sync(runner_id, session="stranger", released=ids, held=ids, free_cpus=0)
 
     @precondition(lambda self: self._gangs())
     @rule(data=st.data())
@@ -161,7 +209,7 @@ class Walk(RuleBasedStateMachine):
         return [(cluster, gang) for cluster in self.clusters for gang in cluster.gangs.values()]
 
     def _running(self):
-        return [gang for _, gang in self._gangs() if gang.is_up]
+        return [gang for _, gang in self._gangs() if gang.is_up and gang.frozen_at is None]
 
     def _say(self, gang, *events):
         numbered = [{**event, "seq": gang.seq + i} for i, event in enumerate(events, 1)]
@@ -220,6 +268,11 @@ class Walk(RuleBasedStateMachine):
     @rule(data=st.data())
     def die_without_a_word(self, data):
         data.draw(st.sampled_from(self._running())).is_up = False
+
+    @precondition(lambda self: self._running())
+    @rule(data=st.data())
+    def freeze(self, data):
+        data.draw(st.sampled_from(self._running())).frozen_at = self.stage.now
 
     @precondition(lambda self: self.former)
     @rule(data=st.data())

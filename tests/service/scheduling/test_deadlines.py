@@ -141,7 +141,25 @@ def test_a_runner_keeps_what_it_starts_until_the_first_report(stage, digits_spec
     stage.live(LEASE_SECONDS + 2)
     job = stage.job(job_id)
     assert (job.phase, job.reason) == ("RECOVERING", "lease_expired")
-    assert job.message == "no news from its runner for 31 s; no rank has reported yet"
+    assert job.message == "no rank has reported in 91 s since it began, and its runner is silent"
+
+
+@pytest.mark.parametrize("request_", ["stop", "pause"])
+def test_ranks_that_never_report_are_not_waited_for_because_their_job_is_to_end(
+    stage, digits_spec, request_
+):
+    stage.thaw()
+    job_id = stage.submit(digits_spec)
+    stage.claim(stage.register())
+    getattr(stage, request_)(job_id)
+    under_a_runner(stage, DEADLINES.start_seconds - 1, still_seconds=0.0)
+    assert stage.attempts()[0].ended_at is None
+    under_a_runner(stage, LEASE_SECONDS + 3, still_seconds=DEADLINES.start_seconds)
+    (row,) = stage.attempts()
+    assert (row.reason, row.message) == (
+        "lease_expired",
+        "no rank has reported in 151 s since it began",
+    )
 
 
 def test_after_an_outage_ranks_that_only_compute_have_a_lease_to_speak_again(stage, digits_spec):
