@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 from stack import curve_of, rank_pids, wait_for_end, wait_for_step, wait_until
 from up_stack import UpStack
 
@@ -34,6 +35,14 @@ class Pair:
         attempt = self.before[index].attempt
         assert attempt is not None
         return rank_pids(attempt.id)
+
+    def fork_server(self) -> int:
+        """Process id of what has forked the ranks; a node has another one on standby."""
+        return psutil.Process(self.ranks(0)[0]).ppid()
+
+    def agent(self) -> int:
+        """Process id of the node agent that has started them."""
+        return psutil.Process(self.fork_server()).ppid()
 
 
 @dataclass(frozen=True)

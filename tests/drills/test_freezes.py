@@ -6,7 +6,7 @@ import time
 
 from pairs import LONG, Pair, spec
 from stack import wait_for_end, wait_for_step, wait_until
-from up_stack import AGENT, RUNNER, SERVICE, frozen, is_alive
+from up_stack import RUNNER, SERVICE, frozen, is_alive
 
 from roadless.service.contract.states import Phase
 
@@ -41,7 +41,7 @@ def test_the_node_agent(up, drill):
     """Ranks train and report without it."""
 
     def fault(pair):
-        with frozen(up.pid(AGENT)):
+        with frozen(pair.agent()):
             time.sleep(SECONDS)
 
     drill(up, fault, steps=LONG)

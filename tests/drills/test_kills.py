@@ -11,7 +11,7 @@ import time
 
 from pairs import LONG
 from stack import wait_until
-from up_stack import AGENT, FORK_SERVER, GCS, HEAD, RAYLET, RUNNER, SERVICE, frozen, is_alive
+from up_stack import GCS, HEAD, RAYLET, RUNNER, SERVICE, frozen, is_alive
 
 
 def kill(*pids):
@@ -61,13 +61,13 @@ def test_the_first_rank_of_each_job(up, drill):
 
 
 def test_the_node_agent(up, drill):
-    """Its ranks die with it; Ray makes another."""
-    assert drill(up, lambda pair: kill(up.pid(AGENT))).fences == [2, 2]
+    """Its ranks die with it; the one on standby starts the next ones."""
+    assert drill(up, lambda pair: kill(pair.agent())).fences == [2, 2]
 
 
 def test_the_fork_server(up, drill):
-    """Its ranks die with it; its agent starts another."""
-    assert drill(up, lambda pair: kill(up.pid(FORK_SERVER))).fences == [2, 2]
+    """Its ranks die with it; the one on standby forks the next ones."""
+    assert drill(up, lambda pair: kill(pair.fork_server())).fences == [2, 2]
 
 
 def test_service_runner_and_ranks_at_once(up, drill):

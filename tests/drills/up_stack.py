@@ -21,7 +21,6 @@ from roadless.service.client.client import ApiError, Client, Unreachable
 #: How a process is recognised by its command line.
 SERVICE, RUNNER, HEAD = "roadless.service.main", "roadless.worker.runner", "roadless.worker.head"
 RAYLET, GCS = "raylet/raylet", "gcs_server"
-AGENT, FORK_SERVER = "ray::NodeAgent", "worker.agent.fork_server"
 
 START_SECONDS = 180.0
 STOP_SECONDS = 90.0
