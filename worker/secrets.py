@@ -5,6 +5,7 @@ where libraries look for them; a :class:`Redactor` keeps them out of events and 
 """
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
@@ -93,7 +94,10 @@ class Redactor:
 
 
 class RedactedStream:
-    """A text stream that redacts each piece written to it; otherwise it behaves like the stream."""
+    """A text stream that redacts each piece written to it; otherwise it behaves like the stream.
+
+    What a full disk has no room for is not in the log: a model that prints trains on.
+    """
 
     def __init__(self, stream: TextIO, redactor: Redactor) -> None:
         self._stream = stream
@@ -101,8 +105,14 @@ class RedactedStream:
 
     def write(self, text: str) -> int:
         """Write the text without the values; return how much of ``text`` was taken: all."""
-        self._stream.write(self._redactor.redact(text))
+        with contextlib.suppress(OSError):
+            self._stream.write(self._redactor.redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write each of the lines."""

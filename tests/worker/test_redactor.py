@@ -224,3 +224,18 @@ def test_a_process_whose_streams_are_redacted_writes_no_value_whatever_writes():
     assert lines[1].endswith(f"UserWarning: {HIDDEN}")
     assert lines[-1] == f"RuntimeError: {HIDDEN}"
     assert "a-secret-value" not in done.stderr
+
+
+@pytest.mark.parametrize("buffering", [0, 1, -1])
+def test_a_log_without_room_keeps_nobody_from_going_on(buffering):
+    """Written through, by lines, or by blocks; at the end all of it is flushed."""
+    raw = open("/dev/full", "wb", buffering=0)  # noqa: SIM115  closed before what buffers it
+    target = io.TextIOWrapper(
+        io.BufferedWriter(raw), write_through=buffering == 0, line_buffering=buffering == 1
+    )
+    stream = RedactedStream(target, Redactor())
+    print("a line", file=stream)
+    print("a line", file=stream, flush=True)
+    stream.writelines(["more\n"])
+    stream.flush()
+    raw.close()

@@ -1,6 +1,8 @@
 """Ranks as real processes: how each one ends, and that two of them agree in everything."""
 
-from collections.abc import Callable
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -309,3 +311,35 @@ def test_a_rank_says_again_what_a_restored_database_lacks(
     assert [event.step for event in said if isinstance(event, StepMetrics)] == list(range(1, 301))
     assert isinstance(said[-1], Finished)
     assert server.ended == []
+
+
+# ---- a full disk --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder for a file's name, but for not one byte of its content."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    with contextlib.suppress(OSError), (folder / "ballast").open("wb", buffering=0) as ballast:
+        while ballast.write(bytes(4096)):
+            pass
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_rank_without_room_for_a_byte_reports_all_that_it_computes(
+    ranks: Ranks, full_disk: Path, serve: Callable[[AttemptBrief], AttemptServer]
+) -> None:
+    """Neither spool nor log has room, nor the checkpoint: so the attempt fails at its end."""
+    server = serve(make_brief(budget={"max_steps": 40}, checkpoints={"state_every_steps": 10**6}))
+    assert ranks.run(full_disk, "rank", url=server.url) == [0]
+    said = server.service.said
+    assert [event.step for event in said if isinstance(event, StepMetrics)] == list(range(1, 41))
+    assert [event.step for event in said if isinstance(event, EvalPoint)][-1] == 40
+    failed = said[-1]
+    assert isinstance(failed, Failed)
+    assert "No space left on device" in failed.message
