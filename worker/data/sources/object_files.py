@@ -106,16 +106,16 @@ def _listed(store: Any, key: str) -> list[Any]:
         return [obstore.head(store, key)]
     found: list[Any] = []
     num_seen = 0
-    matches = [matcher(one) for one in readings(key)]
+    matchers = [matcher(one) for one in readings(key)]
     for batch in obstore.list(store, prefix=before_magic(key) or None):
-        found += [about for about in batch if any(one.fullmatch(about["path"]) for one in matches)]
+        found += [about for about in batch if any(is_match(about["path"]) for is_match in matchers)]
         num_seen += len(batch)
         if num_seen > MAX_LOOKED_AT:
             raise DataInvalid(too_many(key))
         if len(found) > MAX_FILES:
             raise DataInvalid(f"expected at most {MAX_FILES} objects for {key}, saw more")
     paths = sorted(str(about["path"]) for about in found)
-    only_reading(([path for path in paths if one.fullmatch(path)] for one in matches), pattern=key)
+    only_reading((list(filter(one, paths)) for one in matchers), pattern=key)
     return sorted(found, key=lambda about: str(about["path"]))
 
 

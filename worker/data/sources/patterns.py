@@ -4,10 +4,13 @@ import fnmatch
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from roadless.worker.errors import DataInvalid
 
+#: A set of characters, as fnmatch reads it: ``[]`` and ``[!]`` are none yet, and ``[]]`` is one.
+_CLASS = re.compile(r"\[!?+\]?+[^\]]*\]")
 #: Names that are looked at for one pattern: some seconds on a local disk.
 MAX_LOOKED_AT = 1_000_000
 
@@ -59,20 +62,65 @@ def too_many(pattern: str) -> str:
     )
 
 
-def matcher(pattern: str) -> re.Pattern[str]:
-    """Return a regular expression for whole paths.
+def matcher(pattern: str) -> Callable[[str], bool]:
+    """Return what tells whether a whole path matches.
 
-    >>> bool(matcher("a/**/*.csv").fullmatch("a/b/c/d.csv"))
-    True
-    >>> bool(matcher("a/*.csv").fullmatch("a/b/d.csv"))
-    False
+    Not a regular expression of many stars, whose tries grow with their power: this takes the length
+    of the pattern times that of the path.
+
+    >>> matcher("a/**/*.csv")("a/b/c/d.csv"), matcher("a/*.csv")("a/b/d.csv")
+    (True, False)
     """
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
-    return re.compile("".join(map(_translated, parts)))
+    parts = re.split(rf"(\*\*/|\*\*|\*|\?|{_CLASS.pattern})", pattern)
+    steps = [_step(part) for part in parts if part]
+
+    def matches(path: str) -> bool:
+        ends = {0}  # of what the steps so far can match
+        for step in steps:
+            ends = step(path, ends) if ends else ends
+        return len(path) in ends
+
+    return matches
 
 
-def _translated(part: str) -> str:
-    if part.startswith("[") and part.endswith("]"):
-        return re.sub(r"^\(\?s:|\)\\[Zz]$", "", fnmatch.translate(part))
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return known.get(part) or re.escape(part)
+_Step = Callable[[str, set[int]], set[int]]
+
+
+def _step(part: str) -> _Step:
+    match part:
+        case "**/":
+            return _folders
+        case "**":
+            return lambda path, starts: set(range(min(starts), len(path) + 1))
+        case "*":
+            return _within_folder
+        case "?":
+            return _one_of(r"[^/]")
+        case _ if _CLASS.fullmatch(part):
+            return _one_of(fnmatch.translate(part))
+        case _:
+            return partial(_literal, part)
+
+
+def _folders(path: str, starts: set[int]) -> set[int]:
+    """None, or any number of them with the slash behind."""
+    return starts | {at + 1 for at in range(min(starts), len(path)) if path[at] == "/"}
+
+
+def _within_folder(path: str, starts: set[int]) -> set[int]:
+    ends: set[int] = set()
+    for start in starts:
+        end = start
+        while end not in ends:
+            ends.add(end)
+            end += end < len(path) and path[end] != "/"
+    return ends
+
+
+def _one_of(characters: str) -> _Step:
+    is_one = re.compile(characters).fullmatch
+    return lambda path, starts: {start + 1 for start in starts if is_one(path[start : start + 1])}
+
+
+def _literal(text: str, path: str, starts: set[int]) -> set[int]:
+    return {start + len(text) for start in starts if path.startswith(text, start)}

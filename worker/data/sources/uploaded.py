@@ -53,7 +53,8 @@ def find(
 
 
 def _matching(content: DatasetContent, pattern: str) -> list[DatasetFile]:
-    found = [file for file in content.files if matcher(pattern).fullmatch(file.name)]
+    is_match = matcher(pattern)
+    found = [file for file in content.files if is_match(file.name)]
     if not found:
         names = ", ".join(file.name for file in content.files[:_SHOWN_FILES])
         raise DataNotFound(

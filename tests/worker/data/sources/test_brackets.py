@@ -1,6 +1,7 @@
 """Names with brackets: a file of exactly that name is meant, unless the pattern matches others."""
 
 import fnmatch
+import re
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,33 @@ names = st.text("ab[]!-^\\.", min_size=1, max_size=8).filter(lambda name: name n
 @given(st.text("ab[]!-^z*?", max_size=8), st.text("ab[]!-^z", max_size=4))
 def test_within_a_folder_a_pattern_means_what_it_means_to_a_shell(pattern, name):
     plain = pattern.replace("**", "*")
-    assert bool(matcher(plain).fullmatch(name)) == fnmatch.fnmatchcase(name, plain)
+    assert matcher(plain)(name) == fnmatch.fnmatchcase(name, plain)
 
 
 @given(names)
 def test_every_name_is_matched_by_the_reading_with_literal_brackets(name):
-    assert matcher(readings(name)[-1]).fullmatch(name)
+    assert matcher(readings(name)[-1])(name)
+
+
+parts = st.sampled_from(["*", "**", "**/", "?", "[ab]", "[!a]", "a", "b", "/", "ab/"])
+
+
+def expression_of(parts: list[str]) -> str:
+    """The parts as a regular expression, which is right where it ends in time."""
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "[!a]": "[^a]"}
+    return "".join(known.get(part, part) for part in parts)
+
+
+@given(st.lists(parts, max_size=6), st.text("ab/", max_size=8))
+def test_a_pattern_matches_what_its_regular_expression_does(parts, path):
+    pattern = "".join(parts)
+    # Two parts may make another one: "*" and "*", "**" and "/".
+    parts = [part for part in re.split(r"(\*\*/|\*\*|\*|\?|\[!?[ab]\])", pattern) if part]
+    assert matcher(pattern)(path) == bool(re.fullmatch(expression_of(parts), path))
+
+
+@pytest.mark.parametrize("pattern", ["*a" * 400 + "b", "**a" * 400 + "b", "**/" * 400 + "b"])
+def test_many_stars_end_at_once(pattern):
+    """A regular expression of six tries for minutes, and no other thread runs meanwhile."""
+    assert not matcher(pattern)("a" * 400)
+    assert not matcher(pattern)("a/" * 200)
