@@ -113,6 +113,6 @@ LARGE = {
     "task": "classification",
     "optimizer": {"name": "adamw_schedulefree", "lr": 0.01},
     "training": {"batch_size": 48},
-    "parallelism": {"num_workers": 64},
+    "parallelism": {"num_workers": 2, "cpus_per_worker": 64},
     "budget": {"max_steps": 1},
 }
