@@ -6,6 +6,7 @@ What is changed here is changed before the rank forks its zygote, so evaluators 
 import hashlib
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,6 +45,9 @@ def main(launch: RankLaunch) -> None:
         _note_settings(scratch)
     if what == "no zygote":
         zygote._fork = lambda *_: os._exit(1)
+    if what == "frozen zygote":
+        zygote._FORK_SECONDS = 1.0
+        zygote._fork = lambda *_: os.kill(os.getpid(), signal.SIGSTOP)
     rank_main.main(replace(launch, model_sources=ModelSources(entry_points=ENTRY_POINTS)))
 
 

@@ -303,12 +303,13 @@ def _kill_rank(scratch: Path) -> None:
     os.kill(note["session"], signal.SIGKILL)  # a rank leads its session
 
 
+@pytest.mark.parametrize("what", ["no zygote", "frozen zygote"])
 def test_without_a_zygote_nothing_is_listed_and_the_job_goes_on(
-    ranks: Ranks, tmp_path: Path, serve: Serve
+    ranks: Ranks, tmp_path: Path, serve: Serve, what: str
 ) -> None:
     brief = make_brief(**job_of("mlp"), budget={"max_steps": 2}, evaluation=EACH_STEP)
     server = serve(brief)
-    assert ranks.run(tmp_path, "no zygote", url=server.url) == [0]
+    assert ranks.run(tmp_path, what, url=server.url) == [0]
     assert evals(server) == []
     assert [point[0] for point in curve(server)] == [1, 2]
     assert notices(server) == ["checkpoint.unchecked"] * 2
