@@ -35,8 +35,8 @@ from roadless.service.http import health, openapi, problems
 from roadless.service.http.bodies import PARSING_THREADS
 from roadless.service.http.connections import (
     KEEP_ALIVE_SECONDS,
-    RESERVED_FILES,
     Doorkeeper,
+    keeper_for,
     raise_file_limit,
 )
 from roadless.service.http.dependencies import AppState
@@ -283,7 +283,7 @@ def main() -> None:
         sys.exit(str(error))
     listening = _bound(settings)
     app = _created(settings)
-    keeper = Doorkeeper(max_connections=raise_file_limit() - RESERVED_FILES)
+    keeper = keeper_for(raise_file_limit())
     _Server(server_config(app, keeper, host=settings.host, port=settings.port)).run(listening)
 
 

@@ -3,7 +3,7 @@
 A connection takes a file, of which a process has only so many. uvicorn bounds how long one rests
 between two requests, and nothing else. Here, one without a request in progress lasts for
 `WAIT_SECONDS`, however slowly bytes trickle in; those of strangers, who have shown no token yet,
-are also bounded in number. Requests in progress are bounded elsewhere (bodies in
+are at most half of all. Requests in progress are bounded elsewhere (bodies in
 `service/http/middleware.py`, answers by what they ask for), so long polls and downloads last.
 """
 
@@ -22,8 +22,6 @@ from roadless.service.http.doors import ON_KNOWN
 WAIT_SECONDS = 10.0
 #: Of it, one that has had an answer and sends nothing: uvicorn's own bound.
 KEEP_ALIVE_SECONDS = 5
-#: Strangers' connections that wait for the rest of a request.
-MAX_STRANGERS = 256
 #: The beginning of a request: its line and headers.
 MAX_HEAD_BYTES = 64 * 2**10
 #: A client that takes nothing of its answer, or has vanished.
@@ -72,7 +70,7 @@ class Doorkeeper:
         self,
         *,
         max_connections: int,
-        max_strangers: int = MAX_STRANGERS,
+        max_strangers: int,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._max_connections = max_connections
@@ -226,6 +224,12 @@ def _bound_stalls(connection: socket.socket | None) -> None:
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
         milliseconds = round(STALLED_SECONDS * 1000)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def keeper_for(num_files: int) -> Doorkeeper:
+    """The doorkeeper of a process that may have so many open files."""
+    max_connections = max(num_files // 2, num_files - RESERVED_FILES)
+    return Doorkeeper(max_connections=max_connections, max_strangers=max_connections // 2)
 
 
 def raise_file_limit() -> int:

@@ -23,6 +23,7 @@ from roadless.service.http import connections
 from roadless.service.http.connections import (
     MAX_HEAD_BYTES,
     Doorkeeper,
+    keeper_for,
     raise_file_limit,
     surplus,
 )
@@ -326,6 +327,15 @@ def test_those_let_go_are_of_the_largest_crowd_and_have_waited_longest(addresses
         assert one == crowds[one.address][0]
         left.remove(one)
     assert len(left) == min(len(waiting), max(0, at_most))
+
+
+@pytest.mark.parametrize(("num_files", "most"), [(10_256, 10_000), (1024, 768), (256, 128)])
+def test_connections_leave_files_for_everything_else(num_files, most):
+    loop = PlayedLoop(keeper_for(num_files))
+    members = [loop.entered(is_known=True) for _ in range(most)]
+    newcomer = loop.entered()
+    assert newcomer.is_dropped
+    assert not any(one.is_dropped for one in members)
 
 
 def test_a_process_has_as_many_files_as_it_may():

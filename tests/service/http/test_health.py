@@ -1,5 +1,6 @@
 """Probes: each answers within its bound, whatever hangs and however many ask."""
 
+import asyncio
 import os
 import threading
 import time
@@ -61,11 +62,17 @@ def test_readyz_answers_though_something_hangs_and_recovers(
         assert time.monotonic() < until
 
 
+async def looks():
+    """How many are under way or wait for a thread."""
+    return sum(task.get_coro().__name__ == "_in_thread" for task in asyncio.all_tasks())
+
+
 def test_many_who_ask_share_one_look(service, readiness, monkeypatch):
     with hanging(monkeypatch, Database, "ping") as calls, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda _: service.http.get("/readyz"), range(20)))
         assert {answer.status_code for answer in answers} == {503}
         assert len(calls) == 1
+        assert service.http.portal.call(looks) == 1
 
 
 def test_readyz_needs_none_of_the_users_threads(service, settings):
