@@ -1,12 +1,12 @@
 """Plans without a job: the best base rates, a ranking, and how to make a run longer. Pure."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from roadless.optim.checks import require_above_zero
 from roadless.optim.schedules.by_name import rates
 from roadless.optim.theory.bounds import BoundTerms, split_bound, split_schedule_free_bound
 from roadless.service.contract.job.schedules import has_horizon
@@ -103,9 +103,13 @@ def _best(schedule: Candidate, horizon: int, loss: _Loss, pointer: str) -> _Best
     """``pointer``: where the request names the schedule."""
     with within_doubles(partial(Invalid.at, pointer)):
         terms = _terms(schedule, horizon, loss)
-        best = {"base_lr": terms.best_factor, "bound": terms.best_total}
-        require_above_zero(best, *best)
-        return _Best(**best)
+        best = _Best(terms.best_factor, terms.best_total)
+        if not (0 < best.base_lr < math.inf and 0 < best.bound < math.inf):
+            raise ValueError(
+                "expected a base rate and a bound within double precision, saw "
+                f"{best.base_lr} and {best.bound}"
+            )
+        return best
 
 
 def _terms(schedule: Candidate, horizon: int, loss: _Loss) -> BoundTerms:
