@@ -5,6 +5,7 @@ done twice, and by several replicas at once.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -23,8 +24,8 @@ from roadless.service.storage.blobs import BlobStore
 
 log = logging.getLogger(__name__)
 
-#: Batches that the request itself deletes: all that most jobs have.
-BATCHES_AT_ONCE = 20
+#: For how long the request itself deletes: all that most jobs have.
+SECONDS_AT_ONCE = 1.0
 #: Batches of one job in one round of housekeeping.
 BATCHES_PER_ROUND = 100_000
 #: Deleted jobs that one round of housekeeping removes.
@@ -44,7 +45,7 @@ _PARTS: tuple[Callable[[Session, str], bool], ...] = (
 def begin(db: Database, blobs: BlobStore, job_id: str, project: str) -> None:
     """Remove a deleted job as far as a request may take; housekeeping does the rest."""
     try:
-        if not remove(db, blobs, job_id, project, max_batches=BATCHES_AT_ONCE):
+        if not remove(db, blobs, job_id, project, seconds=SECONDS_AT_ONCE):
             log.info("what is left of the deleted job %s is removed in the background", job_id)
     except Unavailable as error:
         # The request has succeeded: the job is gone for its user.
@@ -60,26 +61,36 @@ def remove_deleted_jobs(db: Database, blobs: BlobStore) -> int:
 
 def _is_removed(db: Database, blobs: BlobStore, job_id: str, project: str) -> bool:
     try:
-        return remove(db, blobs, job_id, project, max_batches=BATCHES_PER_ROUND)
+        return remove(db, blobs, job_id, project)
     except Unavailable as error:  # a folder may be one that its store keeps: the next job's turn
         log.warning("what is left of the deleted job %s is removed later: %s", job_id, error)
         return False
 
 
-def remove(db: Database, blobs: BlobStore, job_id: str, project: str, *, max_batches: int) -> bool:
-    """Remove a deleted job's files and up to so many batches of rows; return whether it is gone."""
+def remove(
+    db: Database, blobs: BlobStore, job_id: str, project: str, *, seconds: float = math.inf
+) -> bool:
+    """Remove a deleted job's files, and rows for so long; return whether it is gone."""
     blobs.delete(job_folder(project, job_id))
-    return remove_rows(db, job_id, max_batches=max_batches)
+    return remove_rows(db, job_id, seconds=seconds)
 
 
-def remove_rows(db: Database, job_id: str, *, max_batches: int = BATCHES_PER_ROUND) -> bool:
-    """Remove up to so many batches of a deleted job's rows; return whether all are gone.
+def remove_rows(
+    db: Database,
+    job_id: str,
+    *,
+    max_batches: int = BATCHES_PER_ROUND,
+    seconds: float = math.inf,
+) -> bool:
+    """Remove some batches of a deleted job's rows; return whether all are gone.
 
     After each batch it rests for as long as that took, so that others have their turns.
     """
-    parts = list(_PARTS)
+    parts, deadline = list(_PARTS), time.monotonic() + seconds
     for _ in range(max_batches):
         began = time.monotonic()
+        if began >= deadline:
+            return False
         with db.write() as session:
             has_more = parts[0](session, job_id)
         if not has_more:

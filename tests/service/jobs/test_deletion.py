@@ -68,7 +68,7 @@ def test_a_job_whose_rows_are_still_there_is_gone_for_its_user(
     service, settings, db, digits_spec, monkeypatch
 ):
     job_id, checkpoint_id = ended_with_checkpoint(service, digits_spec)
-    monkeypatch.setattr(deletion, "BATCHES_AT_ONCE", 0)
+    monkeypatch.setattr(deletion, "SECONDS_AT_ONCE", 0.0)
     assert delete(service, job_id).status_code == 204
     assert num_rows(db)["eval_points"] == 1, "or the test shows nothing"
 
@@ -105,7 +105,7 @@ def test_files_that_cannot_be_deleted_keep_the_mark_and_hold_up_no_other(
     first, _ = ended_with_checkpoint(service, digits_spec)
     second, _ = ended_with_checkpoint(service, digits_spec)
     blobs = LocalBlobs(settings.home_dir / "blobs")
-    monkeypatch.setattr(deletion, "BATCHES_AT_ONCE", 0)
+    monkeypatch.setattr(deletion, "SECONDS_AT_ONCE", 0.0)
     assert {delete(service, one).status_code for one in (first, second)} == {204}
     stubborn = Stubborn(blobs, first)
     assert deletion.remove_deleted_jobs(db, stubborn) == 1
@@ -177,11 +177,16 @@ def test_reports_of_other_jobs_flow_while_a_large_job_is_deleted(large, capsys):
     assert num_rows(large)["jobs"] == 1
 
 
-def test_a_request_deletes_no_more_than_its_share(large, tmp_path, monkeypatch):
-    monkeypatch.setattr(deletion, "BATCHES_AT_ONCE", 3)
-    deletion.begin(large, LocalBlobs(tmp_path / "blobs"), "job_gone", "default")
+def test_a_batch_is_small(large):
+    assert not deletion.remove_rows(large, "job_gone", max_batches=3)
     left = num_rows(large)["metric_chunks"]
     assert NUM_CHUNKS - 200 <= left < NUM_CHUNKS, "two batches of chunks, each of at most 32 MiB"
+
+
+def test_a_request_deletes_no_longer_than_its_share(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(deletion, "SECONDS_AT_ONCE", 0.0)
+    deletion.begin(large, LocalBlobs(tmp_path / "blobs"), "job_gone", "default")
+    assert num_rows(large)["metric_chunks"] == NUM_CHUNKS
 
 
 def test_old_keys_are_forgotten_in_batches(service, settings, db, monkeypatch):
