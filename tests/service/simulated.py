@@ -76,6 +76,10 @@ class Gang:
     def is_training(self) -> bool:
         return self.is_up and not self.is_frozen
 
+    @property
+    def has_said_last(self) -> bool:
+        return bool(self.said) and self.said[-1]["kind"] in {"finished", "failed"}
+
     def say(self, *events: dict[str, Any]) -> None:
         for event in events:
             self.said.append({**event, "seq": len(self.said) + 1})
@@ -182,19 +186,11 @@ class World:
             raise Away
 
     def _train(self, cluster: Cluster, gang: Gang) -> None:
-        if not gang.said:
-            gang.say({"kind": "started", "world_size": 1})
-        gang.step += 1
-        if gang.step % 2:  # otherwise a heartbeat will do
-            gang.say(step_event(gang.step))
-        if gang.step % 3 == 0:
-            gang.say(_state(gang))
-        reason = _reason_to_leave(gang)
-        if reason is not None:
-            gang.say({"kind": "finished", "reason": reason, "step": gang.step})
+        if not gang.has_said_last:
+            _step(gang)
         with contextlib.suppress(Away):
             self._report(cluster, gang)
-        if reason is not None and gang.num_acknowledged == len(gang.said):
+        if gang.has_said_last and gang.num_acknowledged == len(gang.said):
             gang.is_up = False
 
     def _report(self, cluster: Cluster, gang: Gang) -> None:
@@ -317,7 +313,8 @@ class World:
 
     def _rank_fails(self) -> None:
         gang = self._a_gang()[1]
-        gang.say({"kind": "failed", "reason": "worker_error", "message": "it broke"})
+        if not gang.has_said_last:
+            gang.say({"kind": "failed", "reason": "worker_error", "message": "it broke"})
 
     def _rank_freezes(self) -> None:
         self._a_gang()[1].is_frozen = True
@@ -485,6 +482,18 @@ def _rewind(gang: Gang, applied_seq: int) -> None:
         gang.num_acknowledged = applied_seq
     else:
         gang.die(Reason.WORKER_ERROR)
+
+
+def _step(gang: Gang) -> None:
+    if not gang.said:
+        gang.say({"kind": "started", "world_size": 1})
+    gang.step += 1
+    if gang.step % 2:  # otherwise a heartbeat will do
+        gang.say(step_event(gang.step))
+    if gang.step % 3 == 0:
+        gang.say(_state(gang))
+    if (reason := _reason_to_leave(gang)) is not None:
+        gang.say({"kind": "finished", "reason": reason, "step": gang.step})
 
 
 def _reason_to_leave(gang: Gang) -> str | None:
