@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,17 +40,18 @@ def claim_rank(folder: Path, rank: int) -> None:
 
     A process that has become another program by ``exec`` has its claim already.
     """
-    with _closed_on_error(_open(_path(folder, rank))) as fd:
-        is_free, before = _try_lock(fd), _pid_of(fd)
-        if before == os.getpid():
-            os.close(fd)
+    path = _path(folder, rank)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError as error:
+        if _locked_by(os.getpid(), {path.resolve()}):
             return
-        if before is not None or not is_free:
-            raise NotClaimed(f"expected the first process of rank {rank}, saw one after {before}")
-        _sign(fd)
-        os.set_inheritable(fd, True)
-        if is_over(folder):
-            raise NotClaimed("expected a live attempt, saw that it is over on this node")
+        raise NotClaimed(f"expected the first process of rank {rank}, saw a claim of it") from error
+    _try_lock(fd)
+    _sign(fd)
+    os.set_inheritable(fd, True)
+    if is_over(folder):
+        raise NotClaimed("expected a live attempt, saw that it is over on this node")
 
 
 def claim_attempt(folder: Path) -> int:
@@ -99,7 +100,7 @@ def is_over(folder: Path) -> bool:
 
 def have_begun(folder: Path, ranks: Iterable[int]) -> bool:
     """Whether any of these ranks has ever begun, alive or not."""
-    return any(_pid_in(_path(folder, rank)) is not None for rank in ranks)
+    return any(_path(folder, rank).exists() for rank in ranks)
 
 
 def is_live(folder: Path) -> bool:
@@ -108,7 +109,7 @@ def is_live(folder: Path) -> bool:
 
 
 def live_pids(folder: Path) -> list[int]:
-    """Return the processes of the attempt's live ranks, as their claims name them."""
+    """Return the processes of the attempt's live ranks, as far as their claims name them."""
     pids = (_pid_in(path) for path in folder.glob(_RANKS) if _is_locked(path))
     return [pid for pid in pids if pid is not None]
 
@@ -120,10 +121,14 @@ def clear(folder: Path) -> None:
 
 def kill(folder: Path) -> None:
     """Kill the attempt's live ranks and their groups, whichever agent has started them."""
-    for pid in live_pids(folder):
-        with suppress(ProcessLookupError, FileNotFoundError), _opened(pid) as pidfd:
-            # By now the pid may be another process's, which has no claim here.
-            if _has_claim(pid, folder):
+    locked = {path.resolve() for path in folder.glob(_RANKS) if _is_locked(path)}
+    holders = [pid for pid in live_pids(folder) if _locked_by(pid, locked)]
+    if len(holders) < len(locked):  # a claim names nobody, or a dead rank that has left a fork
+        holders = [pid for pid in _all_pids() if _locked_by(pid, locked)]
+    for pid in holders:
+        with suppress(ProcessLookupError), _opened(pid) as pidfd:
+            # By now the number may be another process's.
+            if _locked_by(pid, locked):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 os.killpg(pid, signal.SIGKILL)
 
@@ -148,8 +153,10 @@ def _open(path: Path) -> int:
 
 
 def _sign(fd: int) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    """Name this process in its claim, if the disk has room; what counts is the lock."""
+    with suppress(OSError):
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
 
 
 def _try_lock(fd: int) -> bool:
@@ -179,10 +186,23 @@ def _pid_of(fd: int) -> int | None:
     return int(text) if text else None
 
 
-def _has_claim(pid: int, folder: Path) -> bool:
-    fds = Path(f"/proc/{pid}/fd")
-    claims = {str(path.resolve()) for path in folder.glob(_RANKS)}
-    return any(os.readlink(fds / name) in claims for name in os.listdir(fds))
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _locked_by(pid: int, claims: Collection[Path]) -> set[Path]:
+    """Return which of these the process has locked, rather than open to look at.
+
+    None for a process that is gone or somebody else's.
+    """
+    found: set[Path] = set()
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                info = Path(f"/proc/{pid}/fdinfo/{fd.name}")
+                if (path := fd.readlink()) in claims and "OFDLCK" in info.read_text():
+                    found.add(path)
+    return found
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from worker_drills import wait_until
+from worker_drills import is_alive, wait_until
 
 from roadless.worker.agent import claims
 
@@ -63,7 +63,7 @@ def test_a_rank_begins_once_whether_the_first_lives_or_not(folder: Path) -> None
     assert not claims.have_begun(folder, [0])
     with running(STAY, folder) as rank:
         first_line(rank)
-        with pytest.raises(claims.NotClaimed, match=f"saw one after {rank.pid}"):
+        with pytest.raises(claims.NotClaimed, match="saw a claim of it"):
             claims.claim_rank(folder, 0)
         assert (claims.is_live(folder), claims.live_pids(folder)) == (True, [rank.pid])
     with pytest.raises(claims.NotClaimed):
@@ -83,14 +83,27 @@ def test_a_rank_lives_as_long_as_what_it_has_forked(folder: Path) -> None:
         child = int(first_line(rank))
         rank.wait()
         assert claims.is_live(folder)
-        os.kill(child, signal.SIGKILL)
+        claims.kill(folder)
         wait_until(lambda: not claims.is_live(folder))
+        wait_until(lambda: not is_alive(child))
 
 
 def test_no_rank_begins_once_its_attempt_is_over(folder: Path) -> None:
     claims.mark_over(folder)
     with pytest.raises(claims.NotClaimed, match="over"):
         claims.claim_rank(folder, 0)
+
+
+def test_a_kill_spares_who_is_looking_at_a_claim(folder: Path) -> None:
+    look = "looked_at = open(folder / 'rank-0.claim', 'rb'); print(flush=True); time.sleep(600)"
+    with running(STAY, folder) as rank:
+        first_line(rank)
+        with running(look, folder) as agent:
+            first_line(agent)
+            claims.kill(folder)
+            assert rank.wait(10) == -signal.SIGKILL
+            with pytest.raises(subprocess.TimeoutExpired):
+                agent.wait(0.5)
 
 
 def test_a_kill_finds_what_has_the_claim(folder: Path) -> None:
@@ -107,9 +120,31 @@ def test_a_kill_spares_a_process_that_only_has_the_number_of_a_rank(folder: Path
         first_line(it)
         (folder / "rank-0.claim").write_text(str(it.pid))
         claims.kill(folder)
-        assert claims.is_live(folder)
+        assert rank.wait(10) == -signal.SIGKILL
         with pytest.raises(subprocess.TimeoutExpired):
             it.wait(0.5)
+
+
+def test_without_room_for_a_byte_everything_is_claimed_seen_and_killed(folder: Path) -> None:
+    """A rank trains without it too."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        (folder / "full").write_bytes(bytes(4096))
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "more").write_bytes(b"x")
+        claim = claims.claim_attempt(folder)
+        with running(STAY, folder) as rank:
+            first_line(rank)
+            assert claims.is_live(folder)
+            claims.kill(folder)
+            assert rank.wait(10) == -signal.SIGKILL
+        assert claims.have_begun(folder, [0])
+        claims.give_up(claim)
+        assert not claims.is_live(folder)
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_one_agent_at_a_time_has_an_attempt(folder: Path) -> None:
