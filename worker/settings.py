@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self, get_args
 
+from roadless.service.contract.job.locations import require_url
 from roadless.worker.rank_launch import DataSources, LaunchMethod, ModelSources
 
 _POLL_SECONDS = 0.1
@@ -154,6 +155,10 @@ def _urls(listed: str) -> tuple[str, ...]:
                 "expected ROADLESS_DATA_URLS to list s3://, gs://, http:// or https:// URLs, "
                 f"saw {url!r}"
             )
+        try:
+            require_url(url)
+        except ValueError as error:
+            raise SettingsError(f"ROADLESS_DATA_URLS: {error}") from error
     return urls
 
 

@@ -44,6 +44,14 @@ def require_possible(location: str) -> None:
                 raise ValueError(f"expected the URL of one file, saw a pattern: {location}")
 
 
+def require_url(url: str) -> None:
+    """Raise ValueError if nothing can be at or below this URL."""
+    if scheme_of(url) in ("s3", "gs"):
+        _split(url)
+    else:
+        require_web_url(url)
+
+
 def require_path(path: str) -> None:
     """Raise ValueError if no file system has such a path."""
     if "\0" in path:
