@@ -165,3 +165,23 @@ def test_a_cluster_that_had_a_name_before_is_not_taken_for_that_of_an_older_runn
     assert stage.register("here", cluster="c") == mine != older
     with stage.db.read() as session:
         assert session.get(RunnerRow, older).name == f"here ({older})"
+
+
+# ---- as a runner hears it ------------------------------------------------------------------------
+
+
+def test_both_refusals_have_a_type_that_a_program_can_act_on(service):
+    def post(path, **body):
+        return service.http.post(f"/internal/v1/runners{path}", json=body, headers=service.runner)
+
+    registered = post("", name="here", cluster="c", session="one").json()
+    taken = post("", name="here", cluster="d", session="two")
+    assert (taken.status_code, taken.json()["type"]) == (
+        409,
+        "urn:roadless:problem:runner_name_taken",
+    )
+    post("", name="here", cluster="c", session="three")
+    replaced = post(f"/{registered['runner_id']}/sync", nodes=[], session="one")
+    assert replaced.status_code == 409
+    assert replaced.json()["type"] == "urn:roadless:problem:runner_replaced"
+    assert "'three'" in replaced.json()["detail"]

@@ -170,6 +170,7 @@ def test_gpu_ranks_get_the_gpus_that_ray_gave_them(gangs: Gangs, scratch: Path) 
     visible = sorted(note["environ"]["CUDA_VISIBLE_DEVICES"] for note in notes)
     assert visible == ["0", "1"]
     assert len([name for name in left_of(assignment.attempt_id) if name.startswith("seat:")]) == 2
+    assert gangs.look().holders == {assignment.attempt_id}
     gangs.release(assignment.attempt_id)
     wait_until(lambda: left_of(assignment.attempt_id) == [])
     again = assign(workers=2, gpus=1)
