@@ -85,6 +85,15 @@ FAKES = {
 }
 
 
+#: What one process needs, and no other may see.
+OPERATORS = {
+    "ROADLESS_SECRETS_KEY": "of the service",
+    "ROADLESS_TOKEN": "of a user",
+    "ROADLESS_RUNNER_TOKEN": "of another runner",
+    "RAY_AUTH_TOKEN": "of another cluster",
+}
+
+
 class Running:
     """The driver process, and what it and its children said."""
 
@@ -100,7 +109,7 @@ class Running:
             self.process = subprocess.Popen(
                 [sys.executable, "driver.py", str(folder / "home"), host, str(ready_seconds)],
                 cwd=folder,
-                env=kept | {"PYTHONPATH": str(folder)},
+                env=kept | {"PYTHONPATH": str(folder)} | OPERATORS,
                 stdin=subprocess.DEVNULL,
                 stdout=out if stdout is None else stdout,
                 stderr=subprocess.STDOUT,
@@ -205,6 +214,7 @@ def test_each_process_is_told_what_it_needs_and_no_more(start):
         "ROADLESS_HOST": "127.0.0.1",
         "ROADLESS_PORT": port,
         "ROADLESS_STACK": f"service@{home}",
+        **OPERATORS,
     }
     assert runner["env"] == {
         "ROADLESS_HOME": home,
@@ -348,6 +358,24 @@ def test_a_second_ctrl_c_ends_at_once_what_would_not_end(start, numbers):
     wait_until_gone(running, *PARTS)
 
 
+def test_what_a_part_leaves_behind_at_its_end_ends_too(start):
+    running = start(
+        fake_runner=FAKES["fake_runner"].replace(
+            'leave("runner")',
+            "import subprocess; below = subprocess.Popen(['setsid', 'sleep', '600']); "
+            "leave('runner'); open(f'below-{below.pid}', 'w')",
+        )
+    )
+    running.wait_for_note("runner")
+    give_up_at = time.monotonic() + 20
+    while not (below := list(running.folder.glob("below-*"))):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
+    running.process.send_signal(signal.SIGINT)
+    assert running.process.wait(20) == 0
+    assert not is_alive(int(below[0].name.removeprefix("below-")))
+
+
 @pytest.mark.parametrize("stage", ["ray", "service"])
 def test_ctrl_c_while_something_starts_leaves_nothing(start, stage):
     ready = {"ray": 'print("a warning', "service": "HTTPServer(("}[stage]
@@ -430,9 +458,11 @@ def test_the_next_one_starts_once_it_has_gone_however_it_went(start, number):
 
 def test_what_a_killed_one_has_left_is_ended_by_the_next(start):
     """Told by their mark, whoever their parent is: other processes of the same name stay."""
+    (start.folder / "disk").mkdir()
+    (start.folder / "home").symlink_to("disk")
     left, other = (
         subprocess.Popen(["sleep", "600"], env=os.environ | marked.mark("Ray head", home))
-        for home in (start.folder / "home", start.folder / "other")
+        for home in (start.folder / "disk", start.folder / "other")
     )
     running = start()
     running.wait_for("Ctrl-C stops everything.")
