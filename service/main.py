@@ -36,7 +36,7 @@ from roadless.service.http.bodies import PARSING_THREADS
 from roadless.service.http.connections import (
     KEEP_ALIVE_SECONDS,
     Doorkeeper,
-    keeper_for,
+    connections_that_fit,
     raise_file_limit,
 )
 from roadless.service.http.dependencies import AppState
@@ -94,6 +94,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Such pages load scripts from elsewhere into an origin that has a login.
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # `openapi` answers there
         redirect_slashes=False,
         lifespan=_lifespan,
         dependencies=[Depends(check_request)],
@@ -283,7 +284,8 @@ def main() -> None:
         sys.exit(str(error))
     listening = _bound(settings)
     app = _created(settings)
-    keeper = keeper_for(raise_file_limit())
+    raise_file_limit()
+    keeper = Doorkeeper(max_connections=connections_that_fit)
     _Server(server_config(app, keeper, host=settings.host, port=settings.port)).run(listening)
 
 

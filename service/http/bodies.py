@@ -26,8 +26,9 @@ from roadless.service.http.faults import (
     unstorable,
 )
 
-#: Bodies of users that are parsed at the same time; parsing keeps other threads from running.
-PARSING_THREADS = 2
+#: Bodies of users that are parsed at once: parsing holds the interpreter, so two would take twice
+#: as long and hold up others twice as much.
+PARSING_THREADS = 1
 #: Faults of which the first are still listed: they are all made before one can be read.
 MAX_FAULTS_MADE = 10_000
 #: How JSON writes NUL; behind an odd number of further backslashes it is another text.

@@ -11,7 +11,7 @@ import asyncio
 import resource
 import socket
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,6 +28,8 @@ MAX_HEAD_BYTES = 64 * 2**10
 STALLED_SECONDS = 60.0
 #: All connections, as far as files suffice; and the files that are left for everything else.
 MAX_CONNECTIONS, RESERVED_FILES = 10_000, 256
+#: Of them, those of strangers that wait for the rest of a request.
+STRANGERS_SHARE = 0.5
 #: Pause between two looks at all connections.
 LOOK_SECONDS = 0.25
 
@@ -61,20 +63,20 @@ class Doorkeeper:
     """Looks at all connections of a server now and then, and lets go of some.
 
     Args:
-        max_connections: in all.
-        max_strangers: of those without a token that wait for their client.
+        max_connections: asked at each new one, as the operator may change the limit of files.
+        strangers_share: of them, those without a token that wait for their client.
         wait_seconds: a connection without a request in progress.
     """
 
     def __init__(
         self,
         *,
-        max_connections: int,
-        max_strangers: int,
+        max_connections: Callable[[], int],
+        strangers_share: float = STRANGERS_SHARE,
         wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self._max_connections = max_connections
-        self._max_strangers = max_strangers
+        self._strangers_share = strangers_share
         self._wait_seconds = wait_seconds
         #: In the order in which they began to wait.
         self._connections: dict[GuardedConnection, None] = {}
@@ -88,7 +90,7 @@ class Doorkeeper:
     def entered(self, connection: "GuardedConnection") -> None:
         """Watch a new connection; at the bound another one goes for it."""
         self._connections[connection] = None
-        if len(self._connections) > self._max_connections:
+        if len(self._connections) > self._max_connections():
             strangers = [one for one in self._connections if one.is_waiting_stranger]
             for one in surplus(strangers, at_most=len(strangers) - 1):
                 one.drop()
@@ -121,7 +123,8 @@ class Doorkeeper:
         # What was here at the last look has been read by now, however busy the loop is.
         silent = [one for one in waiting if one in self._seen_waiting]
         newcomers = len(waiting) - len(silent)
-        for one in {*overdue, *surplus(silent, at_most=self._max_strangers - newcomers)}:
+        max_strangers = int(self._max_connections() * self._strangers_share)
+        for one in {*overdue, *surplus(silent, at_most=max_strangers - newcomers)}:
             one.drop()
         self._seen_waiting = set(waiting)
         if self._connections:
@@ -226,16 +229,15 @@ def _bound_stalls(connection: socket.socket | None) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
-def keeper_for(num_files: int) -> Doorkeeper:
-    """The doorkeeper of a process that may have so many open files."""
-    max_connections = max(num_files // 2, num_files - RESERVED_FILES)
-    return Doorkeeper(max_connections=max_connections, max_strangers=max_connections // 2)
+def connections_that_fit() -> int:
+    """How many this process may have, by its limit of open files."""
+    num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MAX_CONNECTIONS, max(num_files // 2, num_files - RESERVED_FILES))
 
 
-def raise_file_limit() -> int:
-    """Let this process have as many open files as it may; return how many."""
+def raise_file_limit() -> None:
+    """Let this process have as many open files as it may and needs."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MAX_CONNECTIONS + RESERVED_FILES
     num_files = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, most))
-    return num_files

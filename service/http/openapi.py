@@ -5,12 +5,15 @@ come. What only the state of a thing can refuse is named beside its route, with 
 """
 
 import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_args
 
-from fastapi import FastAPI
+import anyio
+import anyio.to_thread
+from fastapi import FastAPI, Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import RouteContext, iter_route_contexts
@@ -81,6 +84,26 @@ def install(app: FastAPI, *, tokens: Mapping[Door, str]) -> None:
     """Have the app describe itself so. ``tokens``: what each door wants, for instance ``user``."""
     # As FastAPI's manual has it.
     app.openapi = functools.cache(functools.partial(_described, app, tokens))  # type: ignore[method-assign]
+    app.add_route("/openapi.json", _Document(app).answer, name="openapi", include_in_schema=False)
+
+
+class _Document:
+    """Answers with the description, which a thread makes once: it takes a second."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+        self._content: bytes | None = None
+        self._making = anyio.Lock()
+
+    async def answer(self, _request: Request) -> Response:
+        """Whoever asks while it is made waits for that one."""
+        async with self._making:
+            if self._content is None:
+                self._content = await anyio.to_thread.run_sync(self._made)
+        return Response(self._content, media_type="application/json")
+
+    def _made(self) -> bytes:
+        return json.dumps(self._app.openapi(), ensure_ascii=False).encode()
 
 
 def _described(app: FastAPI, tokens: Mapping[Door, str]) -> Json:

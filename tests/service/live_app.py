@@ -19,7 +19,7 @@ def serving(app: FastAPI, **bounds: Any) -> Iterator[str]:
 
     ``bounds``: of the server's connections, instead of the usual ones.
     """
-    keeper = Doorkeeper(**{"max_connections": 1000, "max_strangers": 500, **bounds})
+    keeper = Doorkeeper(**{"max_connections": lambda: 1000, **bounds})
     config = server_config(app, keeper, host="127.0.0.1", port=0)
     config.lifespan = "off"
     server = uvicorn.Server(config)

@@ -23,7 +23,7 @@ from roadless.service.http import connections
 from roadless.service.http.connections import (
     MAX_HEAD_BYTES,
     Doorkeeper,
-    keeper_for,
+    connections_that_fit,
     raise_file_limit,
     surplus,
 )
@@ -157,7 +157,7 @@ def test_who_is_slow_but_known_or_waits_for_the_service_stays(service, token, mo
         return StreamingResponse(iter([b"x" * 10**6] * 20))
 
     job = b'{"name": 1}'
-    with serving(service.http.app, wait_seconds=1, max_strangers=1) as url, ExitStack() as stack:
+    with serving(service.http.app, wait_seconds=1, strangers_share=0) as url, ExitStack() as stack:
         body = stack.enter_context(opened(url, get("/v1/secrets", token=token)))
         assert b"HTTP/1.1 200" in body.recv(65536)
         body.sendall(post("/v1/jobs", token=token, length=len(job)))
@@ -186,7 +186,7 @@ def taken_slowly(url, sent):
 
 def test_a_crowd_of_strangers_shuts_nobody_out_and_thins(service, token):
     """It has more connections than the server takes, none of which would leave by itself."""
-    bounds = {"max_connections": 60, "max_strangers": 20, "wait_seconds": PATIENCE_SECONDS}
+    bounds = {"max_connections": lambda: 40, "wait_seconds": PATIENCE_SECONDS}
     with serving(service.http.app, **bounds) as url, ExitStack() as stack:
         member = stack.enter_context(httpx.Client(base_url=url))
         bearer = {"Authorization": f"Bearer {token}"}
@@ -201,7 +201,7 @@ def test_a_crowd_of_strangers_shuts_nobody_out_and_thins(service, token):
 
 def test_whoever_speaks_at_once_is_answered_however_many_do(service, token):
     """A burst is no crowd of silent ones, though its members are strangers when they come."""
-    with serving(service.http.app, max_strangers=5) as url, ExitStack() as stack:
+    with serving(service.http.app, strangers_share=0.005) as url, ExitStack() as stack:
         heads = [get("/v1/jobs", token=token), get(), post("/v1/jobs", token=token, length=1)]
         burst = [stack.enter_context(opened(url, heads[i % 3])) for i in range(150)]
         answers = [one.recv(12) for one in burst]
@@ -258,11 +258,11 @@ class PlayedLoop:
 
 
 def played(**bounds):
-    return PlayedLoop(Doorkeeper(**{"max_connections": 100, "max_strangers": 100, **bounds}))
+    return PlayedLoop(Doorkeeper(**{"max_connections": lambda: 100, **bounds}))
 
 
 def test_at_the_bound_a_newcomer_takes_the_place_of_who_waits_longest():
-    loop = played(max_connections=3)
+    loop = played(max_connections=lambda: 3)
     waiting = [loop.entered(is_known=True), loop.entered(is_idle=False), loop.entered()]
     newcomer = loop.entered()
     assert loop.dropped(*waiting, newcomer) == [False, False, True, False]
@@ -272,7 +272,7 @@ def test_at_the_bound_a_newcomer_takes_the_place_of_who_waits_longest():
 
 def test_a_stranger_is_counted_once_its_bytes_can_have_been_read():
     """All of a burst are accepted before a byte of it is read."""
-    loop = played(max_strangers=1)
+    loop = played(strangers_share=0.01)
     burst = [loop.entered() for _ in range(4)]
     loop.look()
     assert loop.dropped(*burst) == [False] * 4
@@ -283,7 +283,7 @@ def test_a_stranger_is_counted_once_its_bytes_can_have_been_read():
 
 
 def test_who_waits_longest_is_not_who_came_first():
-    loop = played(max_strangers=1)
+    loop = played(strangers_share=0.01)
     first, second = loop.entered(), loop.entered()
     loop.keeper.waits_again(first)
     loop.look()
@@ -329,19 +329,33 @@ def test_those_let_go_are_of_the_largest_crowd_and_have_waited_longest(addresses
     assert len(left) == min(len(waiting), max(0, at_most))
 
 
-@pytest.mark.parametrize(("num_files", "most"), [(10_256, 10_000), (1024, 768), (256, 128)])
-def test_connections_leave_files_for_everything_else(num_files, most):
-    loop = PlayedLoop(keeper_for(num_files))
-    members = [loop.entered(is_known=True) for _ in range(most)]
+def test_a_bound_that_falls_holds_at_once():
+    bounds = [4]
+    loop = played(max_connections=lambda: bounds[0])
+    waiting = [loop.entered() for _ in range(3)]
+    bounds[0] = 2
+    loop.look()
     newcomer = loop.entered()
-    assert newcomer.is_dropped
-    assert not any(one.is_dropped for one in members)
+    assert loop.dropped(*waiting, newcomer) == [True, False, False, False]
+    loop.look()
+    assert loop.dropped(*waiting, newcomer) == [True, True, True, False]
 
 
-def test_a_process_has_as_many_files_as_it_may():
+@pytest.fixture
+def file_limit():
+    """Sets that of this process, which has its own again afterwards."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
-    try:
-        assert raise_file_limit() == resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    yield lambda num_files: resource.setrlimit(resource.RLIMIT_NOFILE, (num_files, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_connections_leave_files_for_everything_else(file_limit):
+    for num_files, fit in ((1024, 768), (400, 200)):
+        file_limit(num_files)
+        assert connections_that_fit() == fit
+
+
+def test_a_process_has_as_many_files_as_it_may(file_limit):
+    file_limit(512)
+    raise_file_limit()
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 512

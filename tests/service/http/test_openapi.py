@@ -1,7 +1,9 @@
 """The description of the routes: whose token, which refusals, and what comes in answer."""
 
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,25 @@ def test_headers_that_a_route_honours_are_parameters(operations):
     assert headers("GET /v1/checkpoints/{checkpoint_id}/files/{name}") == {
         *("if-match", "if-none-match", "range", "if-range"),
     }
+
+
+def test_while_it_is_made_others_are_answered_and_it_is_made_once(service, monkeypatch):
+    begun, go_on, made = threading.Event(), threading.Event(), []
+    app = service.http.app
+
+    def slow():
+        made.append(1)
+        begun.set()
+        assert go_on.wait(30)
+        return {"openapi": "3.1.0"}
+
+    monkeypatch.setattr(app, "openapi", slow)
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(service.http.get, "/openapi.json") for _ in range(3)]
+        assert begun.wait(10)
+        try:
+            assert pool.submit(service.http.get, "/healthz").result(10).status_code == 200
+        finally:
+            go_on.set()
+        assert [one.result(30).json() for one in asked] == [{"openapi": "3.1.0"}] * 3
+    assert made == [1]
