@@ -42,6 +42,8 @@ FRESH_POINTS = 256
 MEMORY_BYTES = 16 << 20
 #: Acknowledged events that are kept on disk: a database that was restored lacks its last ones.
 KEPT_BYTES = 64 << 20
+#: Refused events in a file for whoever looks for the cause; the notices go on beyond it.
+SET_ASIDE_BYTES = 16 << 20
 #: Events in one report; a single one may be larger.
 REPORT_BYTES = 1 << 20
 #: The longest silence of a rank that has nothing to report; also how soon it learns of a stop.
@@ -369,7 +371,8 @@ class Outbox:
         try:
             self._dead_letters.parent.mkdir(parents=True, exist_ok=True)
             with self._dead_letters.open("ab") as file:
-                file.write(line + b"\n")
+                if file.tell() < SET_ASIDE_BYTES:
+                    file.write(line + b"\n")
         except OSError:
             log.exception("cannot write a refused event: %s", line.decode())
 

@@ -692,6 +692,23 @@ def test_a_refused_event_goes_its_way_although_it_cannot_be_kept(
     assert [event.kind for event in service.said] == ["notice", "step"]
 
 
+def test_no_more_is_set_aside_than_a_file_may_hold(
+    service: FakeAttemptService,
+    reporter: Reporter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = eval_point(1).model_copy(update={"seq": 1}).model_dump_json()
+    monkeypatch.setattr(outbox, "SET_ASIDE_BYTES", 2 * len(line))
+    service.refuses = lambda event: isinstance(event, EvalPoint)
+    for step in range(1, 6):
+        reporter.say(eval_point(step))
+    assert reporter.close(timeout_seconds=10)
+    assert [event.kind for event in service.said] == ["notice"] * 5
+    letters = (tmp_path / "scratch" / "refused-0.jsonl").read_text().splitlines()
+    assert [EvalPoint.model_validate_json(letter).step for letter in letters] == [1, 2]
+
+
 # ---- bounds -------------------------------------------------------------------------------------
 
 
