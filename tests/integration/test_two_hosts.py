@@ -62,7 +62,8 @@ def test_a_cut_link_shrinks_the_job_and_a_mended_one_grows_it(tmp_path, monkeypa
         wait_for_step(client, job_id, 50)
         assert num_ranks(client, job_id) == [2]
         heard_at = listening(rank_pids(client.job(job_id).attempt.id))
-        assert heard_at == [{stack.hosts.a.address}, {stack.hosts.b.address}]
+        hosts = [{stack.hosts.a.address}, {stack.hosts.b.address}]
+        assert sorted(heard_at, key=sorted) == hosts, "rank 0 may be on either"
 
         stack.hosts.cut()
         cut_at = time.monotonic()
