@@ -24,6 +24,7 @@ from roadless.worker.processes import die_with_parent, read_tail, wait_pidfd
 
 #: Ray puts Unix sockets below its temporary folder, and their paths are limited to 107 bytes.
 _TEMP_ROOT = "/tmp"
+_FOLDER_PREFIX = "roadless-"
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -111,12 +112,14 @@ def start_head(
 ) -> Head:
     """Start a Ray head whose token is in ``home``; raise RayStartError when it does not start.
 
+    One head at a time lives on a home.
+
     ``num_cpus``, ``num_gpus``: None for all of the machine's. ``port``: 0 for any. ``node_ip``: the
     address at which other nodes reach it; None: there are no others, and it listens on loopback.
     """
     token_file = home / "ray.token"
     _ensure_token(token_file)
-    folder = Path(tempfile.mkdtemp(prefix="roadless-", dir=_TEMP_ROOT))
+    folder = _new_folder(home)
     head = Head(token_file=token_file, folder=folder, is_alone=node_ip is None)
     options = [f"--port={port}", "--include-dashboard=false"]
     options += [] if node_ip is None else [f"--node-ip-address={node_ip}"]
@@ -126,6 +129,18 @@ def start_head(
         head.stop()
         raise
     return head
+
+
+def _new_folder(home: Path) -> Path:
+    """A folder for the home's head, in place of what one that was killed has left."""
+    note = home / "ray.folder"
+    left = Path(note.read_text()) if note.exists() else Path()
+    if left.parent == Path(_TEMP_ROOT) and left.name.startswith(_FOLDER_PREFIX):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=_TEMP_ROOT)
+    note.touch(mode=0o600)
+    note.write_text(folder)
+    return Path(folder)
 
 
 def require_authentication(
