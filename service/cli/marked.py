@@ -1,15 +1,14 @@
 """The processes of one ``roadless up``, found by the mark that each of them inherits.
 
 A process that was killed leaves children that are below nobody, and a number in a file may be
-another process's by now. The mark is what the kernel shows as a process's first environment, so it
-is neither lost nor given to a stranger.
+another process's by now. The mark is in the environment that the kernel shows of a process, so no
+stranger has it.
 """
 
 import os
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,38 +47,60 @@ def kill(home: Path, *, parts: Collection[str]) -> Killed:
 
 
 def _kill_once(marks: Mapping[bytes, str]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for pid in _others():
-        with _pinned(pid) as pidfd:
-            if pidfd is not None and (part := _part(pid, marks)):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                found[pid] = part
+    seen = _look(marks)
+    found = {pid: part for pid in seen if (part := _part(pid, seen))}
+    for pid in found:
+        _kill(pid, seen[pid])
     return found
 
 
-def _others() -> list[int]:
-    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid()]
+@dataclass(frozen=True)
+class _Seen:
+    """A process that has not ended. ``part``: by its own mark; None: it has none."""
+
+    parent: int
+    started: str  #: tells it from a later one of the same number
+    part: str | None
 
 
-@contextmanager
-def _pinned(pid: int) -> Iterator[int | None]:
-    """A descriptor of the process: a signal sent through it reaches no other of the same number."""
+def _look(marks: Mapping[bytes, str]) -> dict[int, _Seen]:
+    pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
+    looks = {pid: _seen(pid, marks) for pid in pids if pid != os.getpid()}
+    return {pid: seen for pid, seen in looks.items() if seen}
+
+
+def _seen(pid: int, marks: Mapping[bytes, str]) -> _Seen | None:
     try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        pidfd = None
-    try:
-        yield pidfd
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
-
-
-def _part(pid: int, marks: Mapping[bytes, str]) -> str | None:
-    """Which of the parts the process is; None: a stranger, or one that has ended."""
-    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return None
-    return next((marks[entry] for entry in environment if entry in marks), None)
+    if stat[0] == "Z":
+        return None
+    part = next((marks[entry] for entry in environment if entry in marks), None)
+    return _Seen(parent=int(stat[1]), started=stat[19], part=part)
+
+
+def _part(pid: int, seen: Mapping[int, _Seen]) -> str | None:
+    """The nearest mark above: a process that shows a title, as Ray's do, writes it over its own."""
+    while process := seen.get(pid):
+        if process.part:
+            return process.part
+        pid = process.parent
+    return None
+
+
+def _kill(pid: int, process: _Seen) -> None:
+    """Kill it; what has been given its number meanwhile stays."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        now = _seen(pid, {})
+        if now and now.started == process.started:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    finally:
+        os.close(pidfd)

@@ -457,20 +457,28 @@ def test_the_next_one_starts_once_it_has_gone_however_it_went(start, number):
 
 
 def test_what_a_killed_one_has_left_is_ended_by_the_next(start):
-    """Told by their mark, whoever their parent is: other processes of the same name stay."""
+    """Told by their mark or by that of what they are below: others of the same name stay."""
     (start.folder / "disk").mkdir()
     (start.folder / "home").symlink_to("disk")
     left, other = (
-        subprocess.Popen(["sleep", "600"], env=os.environ | marked.mark("Ray head", home))
+        subprocess.Popen(
+            ["sh", "-c", "env -i sleep 600 & echo $!; wait"],
+            env=os.environ | marked.mark("Ray head", home),
+            stdout=subprocess.PIPE,
+        )
         for home in (start.folder / "disk", start.folder / "other")
     )
+    below_left, below_other = (int(process.stdout.readline()) for process in (left, other))
     running = start()
     running.wait_for("Ctrl-C stops everything.")
     assert left.wait(1) == -signal.SIGKILL
-    assert f"had left running: Ray head ({left.pid})\n" in running.output.read_text()
+    said = running.output.read_text().partition("had left running: ")[2].partition("\n")[0]
+    assert set(said.split(", ")) == {f"Ray head ({pid})" for pid in (left.pid, below_left)}
+    assert not is_alive(below_left)
     assert other.poll() is None
-    other.kill()
-    other.wait()
+    os.kill(below_other, signal.SIGKILL)
+    other.communicate()
+    left.stdout.close()
 
 
 def test_one_that_was_killed_is_not_named_to_the_third(tmp_path):
