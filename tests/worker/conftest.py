@@ -42,6 +42,8 @@ def listener() -> Iterator[Listener]:
             status = heard.answers.pop(0) if heard.answers else 204
             heard.calls.append(call)
             self.send_response(status)
+            if status >= 400:
+                self.send_header("Content-Type", "application/problem+json")
             self.send_header("Content-Length", "0")
             self.end_headers()
 

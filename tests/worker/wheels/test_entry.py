@@ -53,6 +53,8 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
 
         def _answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
+            if status >= 400:
+                self.send_header("Content-Type", "application/problem+json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
