@@ -97,6 +97,18 @@ def held_by(session: Session, runner_id: str) -> Sequence[AttemptRow]:
     return session.scalars(query.execution_options(populate_existing=True)).all()
 
 
+def unlocked(session: Session, attempt_ids: Collection[str]) -> set[str]:
+    """Those of these attempts on which no other transaction works, locked from here on.
+
+    They are read again. Whoever waited for the others would hold these meanwhile, and two that hold
+    some and wait for others may wait for each other.
+    """
+    query = select(AttemptRow).where(AttemptRow.id.in_(attempt_ids)).order_by(AttemptRow.id)
+    query = query.with_for_update(skip_locked=True, key_share=True)
+    rows = session.scalars(query.execution_options(populate_existing=True))
+    return {attempt.id for attempt in rows}
+
+
 def hang_seconds(session: Session, job_ids: Collection[str]) -> dict[str, float]:
     """How long a step of each of these jobs may take."""
     query = select(JobRow.id, JobRow.spec).where(JobRow.id.in_(job_ids))

@@ -128,9 +128,13 @@ def _lose(tick: Tick, job: JobRow, attempt: AttemptRow) -> None:
 
 
 def _renew(tick: Tick, view: View, held: Sequence[AttemptRow]) -> list[Assignment]:
-    """Renew the leases of what starts or moves; hand out again what the runner does not know of."""
+    """Renew the leases of what starts or moves; hand out again what the runner does not know of.
+
+    What a report works on has its lease from it, and is looked at again by the next sync.
+    """
     again = []
-    still_open = [attempt for attempt in held if attempt.ended_at is None]
+    free = attempts.unlocked(tick.session, [one.id for one in held if one.ended_at is None])
+    still_open = [attempt for attempt in held if attempt.id in free and attempt.ended_at is None]
     for attempt in still_open:
         attempt.seen_alive |= attempt.id in view.alive
         _note_movement(tick, view, attempt)
