@@ -13,7 +13,7 @@ from ray.util import list_named_actors
 from worker_drills import STAND_IN, Listener, is_alive, make_launch, read_note, wait_until
 
 from roadless.worker.agent.launcher import LaunchError
-from roadless.worker.runner import agent_handle
+from roadless.worker.runner import agent_handle, node_agents
 from roadless.worker.runner.node_agents import Agents
 from roadless.worker.runner.ray_cluster import Head
 
@@ -168,6 +168,21 @@ def test_ranks_of_a_frozen_agent_are_seen_and_killed_and_others_start(node: Node
     node.wait_warm(2)
     assert list(node.look()) == ["att_5b"]
     assert node.agents.kill("att_5b")
+
+
+def test_a_launch_that_an_agent_does_not_answer_is_asked_of_the_other_and_happens_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It froze after its last answer to the runner, and hears of the launch once it thaws."""
+    first = agent_of(node.start("att_20a"))
+    assert node.agents.kill("att_20a")
+    monkeypatch.setattr(node_agents, "_LAUNCH_SECONDS", 1.0)
+    with frozen(first):
+        rank_pid = node.start("att_20b")
+    assert agent_of(rank_pid).pid != first.pid
+    node.wait_warm(2)
+    assert list(node.look()) == ["att_20b"]
+    assert is_alive(rank_pid)
 
 
 def test_another_runner_finds_the_ranks_that_the_agent_on_standby_has_started(
