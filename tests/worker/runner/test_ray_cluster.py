@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -75,35 +76,38 @@ def listening(root: int) -> set[str]:
     }
 
 
-def test_a_head_that_loses_a_part_ends_with_everything_it_has_started(tmp_path: Path) -> None:
-    """Without its GCS, Ray's agents would go on for a while; a dead raylet takes them along."""
-    head = subprocess.Popen(
+@pytest.fixture
+def head_process(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """A head that is up, as a process of its own."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "roadless.worker.head", "--home", str(tmp_path), "--num-cpus", "1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert head.stdout is not None
-    assert json.loads(head.stdout.readline())["RAY_ADDRESS"].startswith("127.0.0.1:")
-    assert listening(head.pid) == {"127.0.0.1"}
-    below = psutil.Process(head.pid).children(recursive=True)
+    assert process.stdout is not None
+    assert json.loads(process.stdout.readline())["RAY_ADDRESS"].startswith("127.0.0.1:")
+    yield process
+    process.terminate()
+    process.communicate()
+
+
+def test_a_head_that_loses_a_part_ends_with_everything_it_has_started(
+    head_process: "subprocess.Popen[str]",
+) -> None:
+    """Without its GCS, Ray's agents would go on for a while; a dead raylet takes them along."""
+    assert listening(head_process.pid) == {"127.0.0.1"}
+    below = psutil.Process(head_process.pid).children(recursive=True)
     next(process for process in below if process.name() == "gcs_server").kill()
-    _, said = head.communicate(timeout=60)
-    assert head.returncode == 1
+    _, said = head_process.communicate(timeout=60)
+    assert head_process.returncode == 1
     assert "expected all of Ray's processes to run, saw: gcs_server [exit code=-9]" in said
     assert [process for process in below if is_alive(process.pid)] == []
 
 
-def test_a_killed_head_leaves_no_process(tmp_path: Path) -> None:
-    head = subprocess.Popen(
-        [sys.executable, "-m", "roadless.worker.head", "--home", str(tmp_path), "--num-cpus", "1"],
-        stdout=subprocess.PIPE,
-    )
-    assert head.stdout is not None
-    head.stdout.readline()
-    below = psutil.Process(head.pid).children(recursive=True)
-    head.kill()
-    head.communicate()
+def test_a_killed_head_leaves_no_process(head_process: "subprocess.Popen[str]") -> None:
+    below = psutil.Process(head_process.pid).children(recursive=True)
+    head_process.kill()
     wait_until(lambda: not any(is_alive(process.pid) for process in below))
 
 
