@@ -252,9 +252,13 @@ class World:
             return
         cluster.released -= told
         for assignment in reply.start:
-            cluster.gangs.setdefault(assignment.attempt_id, Gang(assignment))
+            gang = Gang(assignment, step=self._resumed_step(assignment.attempt_id))
+            cluster.gangs.setdefault(gang.id, gang)
         for attempt_id in reply.stop:
             self._release(cluster, attempt_id)
+
+    def _resumed_step(self, attempt_id: str) -> int:
+        return next(row.resumed_step for row in self.stage.attempts() if row.id == attempt_id)
 
     def _release(self, cluster: Cluster, attempt_id: str) -> None:
         gang = cluster.gangs.get(attempt_id)
