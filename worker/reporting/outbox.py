@@ -1,14 +1,12 @@
-"""Events of a rank that the service has not acknowledged yet: numbered, on disk, sent in order.
+"""Sends a rank's events in order, and hears what the service wants; a thread of its own.
 
-Most are step points, so these must be cheap: the loop leaves each here as it is, and a separate
-thread numbers, writes and sends them by the hundred, as the bytes that the spool holds.
+The loop leaves each event in a queue (``event_queue.py``), which is all that a step waits for.
 """
 
 import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,13 +20,19 @@ from roadless.service.contract.reports.events import (
     Event,
     Notice,
     ReportReply,
-    StepMetrics,
     Usage,
 )
 from roadless.service.contract.states import Desired
 from roadless.worker import retry
 from roadless.worker.api import Away, EventsMissing, Fenced, Refused
 from roadless.worker.errors import MESSAGE_LENGTH
+from roadless.worker.reporting.event_queue import (
+    BOUNDS,
+    Bounds,
+    EventQueue,
+    Unheard,
+    as_it_is,
+)
 from roadless.worker.reporting.refusals import Refusals
 from roadless.worker.reporting.spool import Spool
 
@@ -36,39 +40,17 @@ log = logging.getLogger(__name__)
 
 #: How long step points gather before they are sent together.
 GATHER_SECONDS = 0.5
-#: Step points in memory before they are written: batches cost less, and rarely delay a step.
-FRESH_POINTS = 256
-#: Step points and usage in memory while the disk has no room; beyond it they are lost.
-MEMORY_BYTES = 16 << 20
-#: Acknowledged events that are kept on disk: a database that was restored lacks its last ones.
-KEPT_BYTES = 64 << 20
 #: Refused events in a file for whoever looks for the cause; the notices go on beyond it.
 SET_ASIDE_BYTES = 16 << 20
-#: Events in one report; a single one may be larger.
-REPORT_BYTES = 1 << 20
 #: The longest silence of a rank that has nothing to report; also how soon it learns of a stop.
 HEARTBEAT_SECONDS = 1.0
-#: Unacknowledged bytes after which step points are thinned; everything else is always kept.
-SPOOL_BYTES = 256 << 20
-#: Beyond the bound one step in this many is kept, and beyond twice the bound none.
-THINNED_TO_ONE_IN = 16
-
 #: The answers to an event that is refused for what it says: sent again, it would be again.
 _ABOUT_CONTENT = frozenset({413, 422})
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
-def as_it_is(event: Event) -> Event:
-    """Redact nothing."""
-    return event
-
-
 def ignore(message: str) -> None:
     """Do nothing beside being silent."""
-
-
-class Unheard(Exception):
-    """The service will not take what this rank says, whatever it does."""
 
 
 class EventApi(Protocol):
@@ -90,18 +72,6 @@ class Heard:
     budget: BudgetNow | None = None
     resize: bool = False
     is_fenced: bool = False
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How many bytes of events wait on disk, wait in memory, and are kept once acknowledged."""
-
-    spool_bytes: int = SPOOL_BYTES
-    memory_bytes: int = MEMORY_BYTES
-    kept_bytes: int = KEPT_BYTES
-
-
-BOUNDS = Bounds()
 
 
 class Outbox:
@@ -129,23 +99,15 @@ class Outbox:
                 nothing of what this rank says; nothing more is sent then.
         """
         self._api = api
-        self._redact = redact
         self._on_unheard = on_unheard
         self._rank = rank
-        self._bounds = bounds
-        self._spool = Spool(folder / f"spool-{rank}", kept_bytes=bounds.kept_bytes)
+        spool = Spool(folder / f"spool-{rank}", kept_bytes=bounds.kept_bytes)
+        self._queue = EventQueue(spool, bounds=bounds, redact=redact)
         self._refusals = Refusals(time.monotonic)
         self._patience_seconds = math.inf
         self._dead_letters = folder / f"refused-{rank}.jsonl"
-        #: Step points from the loop that the sending thread has yet to write: a step waits for
-        #: neither JSON nor disk.
-        self._fresh: deque[StepMetrics] = deque()
-        self._last_seq = 0
-        self._steps_said = 0
-        self._is_thinning = False
         #: By a service of an older release, which would refuse every one.
         self._is_usage_refused = False
-        self._has_lost_steps = False
         self._is_closing = False
         self._urgent = threading.Event()
         self.changed = threading.Condition()
@@ -156,7 +118,7 @@ class Outbox:
     @property
     def is_empty(self) -> bool:
         """Whether everything said is acknowledged."""
-        return not (self._fresh or len(self._spool))
+        return not len(self._queue)
 
     @property
     def is_over(self) -> bool:
@@ -174,14 +136,12 @@ class Outbox:
 
     def say(self, event: Event) -> None:
         """Queue an event. Beyond the bound, step points and usage are thinned."""
+        if isinstance(event, Usage) and self._is_usage_refused:
+            return
         with self.changed:
-            if isinstance(event, StepMetrics):
-                self._say_step(event)
-            elif isinstance(event, Usage):
-                self._say_usage(event)
-            else:
-                self._append(event)
-                self.hurry()
+            is_urgent = self._queue.add(event)
+        if is_urgent:
+            self.hurry()
 
     def hurry(self) -> None:
         """Send what is pending now."""
@@ -204,79 +164,7 @@ class Outbox:
         """Wait for sending to end, and drop what is left."""
         self._thread.join(max(0.0, deadline - time.monotonic()) + retry.LONGEST_SECONDS)
         with self.changed:
-            self._spool.close()
-
-    # ---- the spool -----------------------------------------------------------------------------
-
-    def _say_step(self, point: StepMetrics) -> None:
-        if not self._is_thinned_out():
-            self._fresh.append(point)
-        if len(self._fresh) == FRESH_POINTS:
-            self._spool_fresh()
-        if self._steps_said == 1:
-            self.hurry()
-
-    def _say_usage(self, usage: Usage) -> None:
-        if not self._is_usage_refused and not self._is_thinned_out():
-            self._append(usage)
-
-    def _append(self, event: Event) -> None:
-        self._spool_fresh()
-        self._spool_one(event)
-
-    def _spool_fresh(self) -> None:
-        """Number and write the step points that the loop has left here."""
-        if not self._fresh:
-            return
-        points = list(self._fresh)
-        self._fresh.clear()
-        lines = [self._line(point, seq=self._last_seq + n) for n, point in enumerate(points, 1)]
-        if self._keep(*lines, memory_bytes=self._bounds.memory_bytes) is None:
-            return
-        for point in points:  # as many as there is room for
-            self._spool_one(point)
-
-    def _spool_one(self, event: Event) -> None:
-        is_step = isinstance(event, StepMetrics | Usage)
-        room = self._bounds.memory_bytes if is_step else math.inf
-        error = self._keep(self._line(event, seq=self._last_seq + 1), memory_bytes=room)
-        if error is not None:
-            self._lose_step(error)
-
-    def _keep(self, *lines: bytes, memory_bytes: float) -> OSError | None:
-        """Spool the lines, in memory if the disk fails; return its error if there is no room."""
-        try:
-            self._spool.append(*lines)
-        except OSError as error:
-            if self._spool.memory_bytes + sum(map(len, lines)) > memory_bytes:
-                return error
-            self._spool.append_in_memory(*lines)
-        self._last_seq += len(lines)
-        return None
-
-    def _line(self, event: Event, *, seq: int) -> bytes:
-        numbered = self._redact(event).model_copy(update={"seq": seq})
-        return numbered.model_dump_json().encode()
-
-    def _lose_step(self, error: OSError) -> None:
-        """There is no room left: say so once, and continue without the step points."""
-        if self._has_lost_steps:
-            return
-        self._has_lost_steps = True
-        log.error("the spool cannot hold more step points; some are lost: %s", error)
-        self._spool_one(Notice(code="metrics.lost", message=f"step points are lost: {error}"))
-
-    def _is_thinned_out(self) -> bool:
-        self._steps_said += 1
-        pending = self._spool.pending_bytes
-        if pending <= self._bounds.spool_bytes:
-            self._is_thinning = False
-            return False
-        if not self._is_thinning:
-            self._is_thinning = True
-            message = f"{pending} bytes wait for the service; step points are thinned from here on"
-            self._append(Notice(code="metrics.thinned", message=message))
-        return pending > 2 * self._bounds.spool_bytes or self._steps_said % THINNED_TO_ONE_IN != 0
+            self._queue.close()
 
     # ---- sending -------------------------------------------------------------------------------
 
@@ -290,7 +178,7 @@ class Outbox:
                 self._send_once()
                 pauses = retry.pauses()
             except Away as error:
-                log.warning("the service is away, %d events wait: %s", len(self._spool), error)
+                log.warning("the service is away, %d events wait: %s", len(self._queue), error)
                 self._refusals.pause()
                 time.sleep(next(pauses))
             except Fenced:
@@ -328,17 +216,19 @@ class Outbox:
 
     def _has_full_report(self) -> bool:
         with self.changed:
-            return len(self._spool) + len(self._fresh) >= MAX_EVENTS_PER_REPORT
+            return len(self._queue) >= MAX_EVENTS_PER_REPORT
 
     def _send_once(self) -> None:
         with self.changed:
-            self._spool_fresh()
-            lines = self._spool.peek(MAX_EVENTS_PER_REPORT, max_bytes=REPORT_BYTES)
+            lines = self._queue.first()
         try:
             self._send(lines)
         except EventsMissing as error:
-            if self._agree_on(error.applied_seq) >= 0:
+            with self.changed:
+                num_new = self._queue.agree_on(error.applied_seq)
+            if num_new >= 0:
                 raise  # it has all that was before these
+            self.hurry()
 
     def _send(self, lines: Sequence[bytes]) -> None:
         try:
@@ -379,7 +269,8 @@ class Outbox:
     def _hear(self, reply: ReportReply) -> None:
         self._refusals.end()
         with self.changed:
-            self._agree_on(reply.ack_seq)
+            if self._queue.agree_on(reply.ack_seq) < 0:
+                self.hurry()
             # The other thread may have been fenced by now.
             self.heard = replace(
                 self.heard,
@@ -389,28 +280,3 @@ class Outbox:
                 resize=reply.resize,
             )
             self.changed.notify_all()
-
-    def _agree_on(self, applied_seq: int) -> int:
-        """Have the spool begin behind what the service has applied; return by how many events.
-
-        Fewer than it once acknowledged: its database was restored and lacks the last ones.
-        """
-        with self.changed:
-            num_new = applied_seq - (self._last_seq - len(self._spool))
-            if num_new > len(self._spool):
-                raise Unheard(
-                    f"expected event {self._last_seq} as the last, which this rank said, saw "
-                    f"{applied_seq}: another process has reported as this rank"
-                )
-            if num_new >= 0:
-                self._spool.drop(num_new)
-            elif not self._spool.take_back(-num_new):
-                raise Unheard(
-                    f"expected events up to {applied_seq - num_new} in the database, saw up to "
-                    f"{applied_seq}, as in one that was restored; the rank no longer has the "
-                    "first of those that are missing"
-                )
-            else:
-                log.warning("the service lacks the last %d events; sending them again", -num_new)
-                self.hurry()
-        return num_new

@@ -13,15 +13,8 @@ from typing import Protocol
 from roadless.service.contract.reports.events import Event
 from roadless.service.contract.states import Desired
 from roadless.worker.reporting.checkpoint_uploader import FileApi, Publisher
-from roadless.worker.reporting.outbox import (
-    BOUNDS,
-    Bounds,
-    EventApi,
-    Heard,
-    Outbox,
-    as_it_is,
-    ignore,
-)
+from roadless.worker.reporting.event_queue import BOUNDS, Bounds, as_it_is
+from roadless.worker.reporting.outbox import EventApi, Heard, Outbox, ignore
 from roadless.worker.reporting.staged_checkpoint import Staged
 
 

@@ -6,7 +6,8 @@ from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 from table_rows import a_job, a_runner, an_attempt
 
-from roadless.service.auth.dependencies import require_user
+from roadless.service.auth.store import insert_token
+from roadless.service.auth.tokens import Audience
 from roadless.service.clock import utc_now
 from roadless.service.contract.reports.events import StepMetrics
 from roadless.service.contract.resources import MetricBuckets, MetricSummary, Page
@@ -17,6 +18,7 @@ from roadless.service.metrics import store
 from roadless.service.metrics.routes import router
 
 URL = "/v1/jobs/job_1/metrics"
+TOKEN = "a user's"
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def db(tmp_path):
     now = utc_now()
     with database.write() as session:
         session.add(a_runner("run_1", now))
-        projects = {"job_1": "mine", "job_2": "mine", "job_3": "theirs"}
+        insert_token(session, TOKEN, name="user", audience=Audience.USER)
+        projects = {"job_1": "default", "job_2": "default", "job_3": "theirs"}
         jobs = [a_job(id, now, project=project) for id, project in projects.items()]
         session.add_all(jobs)
         session.flush()
@@ -41,9 +44,8 @@ def http(db):
     app = FastAPI()
     app.state.db = db  # the one part that the routes ask for
     app.include_router(router)
-    app.dependency_overrides[require_user] = lambda: "mine"
     app.add_exception_handler(ServiceError, answer)
-    with TestClient(app) as client:
+    with TestClient(app, headers={"Authorization": f"Bearer {TOKEN}"}) as client:
         yield client
 
 

@@ -43,8 +43,9 @@ from roadless.service.contract.reports.events import (
 from roadless.service.contract.states import Desired, Reason
 from roadless.worker import retry
 from roadless.worker.api import Away, EventsMissing, Fenced, Refused
-from roadless.worker.reporting import outbox, spool
-from roadless.worker.reporting.outbox import Bounds, Heard
+from roadless.worker.reporting import event_queue, outbox, spool
+from roadless.worker.reporting.event_queue import Bounds
+from roadless.worker.reporting.outbox import Heard
 from roadless.worker.reporting.reporter import Reporter
 from roadless.worker.reporting.staged_checkpoint import Staged
 
@@ -722,7 +723,7 @@ def test_beyond_the_bound_only_steps_are_thinned(
 
     Give or take the points that are not written yet, which the bounds do not see.
     """
-    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
+    monkeypatch.setattr(event_queue, "FRESH_POINTS", 16)
     service.is_away = True
     size = len(step_point(1000).model_dump_json())
     reporter = make_reporter(bounds=Bounds(spool_bytes=100 * size))
@@ -741,13 +742,13 @@ def test_beyond_the_bound_only_steps_are_thinned(
     assert service.said[kinds.index("notice")].code == "metrics.thinned"
     steps = steps_of(service.said)
     whole = kinds.index("notice")
-    assert 95 <= whole <= 105 + outbox.FRESH_POINTS
+    assert 95 <= whole <= 105 + event_queue.FRESH_POINTS
     assert steps[:whole] == list(range(1000, 1000 + whole))
     gaps = {
         after - before for before, after in zip(steps[whole:], steps[whole + 1 :], strict=False)
     }
-    assert gaps == {outbox.THINNED_TO_ONE_IN}
-    assert 90 - outbox.FRESH_POINTS <= len(steps) - whole <= 110 + outbox.FRESH_POINTS
+    assert gaps == {event_queue.THINNED_TO_ONE_IN}
+    assert 90 - event_queue.FRESH_POINTS <= len(steps) - whole <= 110 + event_queue.FRESH_POINTS
 
 
 def test_a_step_is_written_by_another_thread_or_with_many(
@@ -761,14 +762,14 @@ def test_a_step_is_written_by_another_thread_or_with_many(
     reporter = make_reporter(redact=kept)
     reporter.say(step_point(1))
     wait_until(lambda: service.said)
-    for step in range(2, 2 + outbox.FRESH_POINTS - 1):
+    for step in range(2, 2 + event_queue.FRESH_POINTS - 1):
         reporter.say(step_point(step))
     assert steps_of(kept.events) == [1]
-    reporter.say(step_point(outbox.FRESH_POINTS + 1))
-    assert steps_of(kept.events) == list(range(1, outbox.FRESH_POINTS + 2))
+    reporter.say(step_point(event_queue.FRESH_POINTS + 1))
+    assert steps_of(kept.events) == list(range(1, event_queue.FRESH_POINTS + 2))
     reporter.end(FINISHED)
     reporter.close(timeout_seconds=10)
-    assert steps_of(service.said) == list(range(1, outbox.FRESH_POINTS + 2))
+    assert steps_of(service.said) == list(range(1, event_queue.FRESH_POINTS + 2))
 
 
 def test_what_ranks_say_of_their_machine_is_thinned_with_the_steps(
@@ -806,7 +807,7 @@ def test_a_service_that_does_not_know_usage_hears_it_once(
 def test_thinning_ends_with_the_backlog_and_is_told_again(
     service: FakeAttemptService, make_reporter: MakeReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
+    monkeypatch.setattr(event_queue, "FRESH_POINTS", 16)
     reporter = make_reporter(bounds=Bounds(spool_bytes=2000))
     for absence in range(2):
         service.is_away = True
@@ -836,7 +837,7 @@ def test_a_full_disk_costs_nothing_while_the_service_is_at_hand(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not from the start either, nor for checkpoints, endings and what is refused."""
-    monkeypatch.setattr(outbox, "FRESH_POINTS", 16)
+    monkeypatch.setattr(event_queue, "FRESH_POINTS", 16)
     disk.room = 0
     service.refuses = lambda event: isinstance(event, EvalPoint) and event.step == 500
     monkeypatch.setattr(Path, "open", full_for("refused-0.jsonl"))
