@@ -37,16 +37,19 @@ settings.load_profile("patient")
 
 #: Folders whose tests share one running system, or this machine as a whole.
 _WHOLE_FOLDERS = ("tests/integration", "tests/deploy")
+#: Files in them that start a system of their own.
+_OWN_SYSTEMS = ("tests/integration/test_stack.py", "tests/integration/test_two_hosts.py")
 #: Prefixes of tests in the order in which they are shared out; the last one fits all.
 _ORDER = (*_WHOLE_FOLDERS, "tests/worker", "tests/service", "")
 
 
 class ByFile(LoadScopeScheduling):
-    """Shares tests among processes by files, and the folders above as a whole."""
+    """Shares tests among processes by files, and the folders above as a whole, but for some."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return "system" if path.startswith(_WHOLE_FOLDERS) else path
+        is_shared = path.startswith(_WHOLE_FOLDERS) and path not in _OWN_SYSTEMS
+        return "system" if is_shared else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
