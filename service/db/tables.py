@@ -235,7 +235,10 @@ class CheckpointRow(Table):
     """A complete checkpoint. The row is written after every file is stored and hashed."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (Index("ix_checkpoints_job", "job_id", "kind", "step"),)
+    __table_args__ = (
+        Index("ix_checkpoints_job", "job_id", "kind", "step"),
+        Index("ix_checkpoints_attempt", "attempt_id"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
