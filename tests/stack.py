@@ -1,5 +1,6 @@
 """The whole system as processes of its own, so that each can be killed."""
 
+import functools
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import httpx
 
 from roadless.service.client.client import Client
 from roadless.service.contract.resources import Job
-from roadless.service.contract.states import TERMINAL
+from roadless.service.contract.states import TERMINAL, Phase
 from roadless.worker.runner.ray_cluster import Head
 
 TIMEOUT_SECONDS = 90.0
@@ -80,6 +81,21 @@ class Stack:
             return httpx.get(f"{self.url}/readyz").is_success
         except httpx.TransportError:
             return False
+
+
+def undisturbed_curves(
+    stack: Stack, spec_of: Callable[[int], dict[str, Any]]
+) -> Callable[[int], tuple[Any, ...]]:
+    """Return a function to the curve of an undisturbed run of so many ranks, trained when asked."""
+
+    @functools.cache
+    def curve(num_workers: int) -> tuple[Any, ...]:
+        with stack.client() as client:
+            job_id = client.submit(spec_of(num_workers)).id
+            assert wait_for_end(client, job_id).phase is Phase.SUCCEEDED
+            return curve_of(client, job_id)
+
+    return curve
 
 
 def free_port() -> int:

@@ -7,10 +7,9 @@ from typing import Any
 import paced_models
 import pytest
 from drilled_job import spec_of
-from stack import Stack, curve_of, wait_for_end
+from stack import Stack, undisturbed_curves
 
 from roadless.service.client.client import Client
-from roadless.service.contract.states import Phase
 from roadless.worker.runner.ray_cluster import Head, start_head
 
 
@@ -39,14 +38,4 @@ def client(stack: Stack) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def reference(stack: Stack) -> Callable[[int], tuple[Any, ...]]:
     """Curves of runs of the drilled job that nobody disturbs, by number of ranks."""
-    curves: dict[int, tuple[Any, ...]] = {}
-
-    def curve(num_workers: int) -> tuple[Any, ...]:
-        if num_workers not in curves:
-            with stack.client() as client:
-                job_id = client.submit(spec_of(num_workers)).id
-                assert wait_for_end(client, job_id).phase is Phase.SUCCEEDED
-                curves[num_workers] = curve_of(client, job_id)
-        return curves[num_workers]
-
-    return curve
+    return undisturbed_curves(stack, spec_of)

@@ -4,7 +4,7 @@ The only trace is the evaluation at the step where it stood, which is taken out 
 """
 
 import pytest
-from stack import curve_of, wait_for_end, wait_for_step, wait_until
+from stack import curve_of, undisturbed_curves, wait_for_end, wait_for_step, wait_until
 
 from roadless.service.contract.checkpoint.manifest import CheckpointKind
 from roadless.service.contract.requests import Extend
@@ -33,17 +33,7 @@ def spec_of(num_workers: int, **changes):
 @pytest.fixture(scope="module")
 def undisturbed(stack):
     """Curves of whole runs, by number of ranks."""
-    curves = {}
-
-    def curve(num_workers):
-        if num_workers not in curves:
-            with stack.client() as client:
-                job_id = client.submit(spec_of(num_workers)).id
-                assert wait_for_end(client, job_id).phase is Phase.SUCCEEDED
-                curves[num_workers] = curve_of(client, job_id)
-        return curves[num_workers]
-
-    return curve
+    return undisturbed_curves(stack, spec_of)
 
 
 def curve_without(client, job_id, *stood_at):

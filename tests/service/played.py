@@ -9,6 +9,7 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from roadless.service.contract.ids import new_id
+from roadless.service.contract.reports.cluster import Assignment
 
 NODE = {"node_id": "node-1", "cpus": 4, "gpus": 0, "free_cpus": 4, "free_gpus": 0}
 
@@ -104,6 +105,20 @@ def step_event(step: int, loss: float = 1.0) -> dict[str, Any]:
         "gpu_seconds": 0,
         "values": {"train.loss": loss},
     }
+
+
+def state_event(assignment: Assignment, step: int) -> dict[str, Any]:
+    """A training state, as the lead rank announces it."""
+    manifest = {
+        "checkpoint_id": new_id("ckpt"),
+        "job_id": assignment.job_id,
+        "attempt_id": assignment.attempt_id,
+        "kind": "resume",
+        "step": step,
+        "samples": step,
+        "files": [{"name": "a", "size": 1, "sha256": "0" * 64}],
+    }
+    return {"kind": "checkpoint", "manifest": manifest}
 
 
 def eval_event(step: int, loss: float = 1.0) -> dict[str, Any]:

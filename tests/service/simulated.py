@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from played import step_event
+from played import state_event, step_event
 from stage import LEASE_SECONDS, Stage
 
 from roadless.service.attempts.leases import LeaseKeeper
-from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment
 from roadless.service.contract.states import TERMINAL, Phase, Reason
 from roadless.service.db.tables import JobRow
@@ -495,7 +494,7 @@ def _step(gang: Gang) -> None:
     if gang.step % 2:  # otherwise a heartbeat will do
         gang.say(step_event(gang.step))
     if gang.step % 3 == 0:
-        gang.say(_state(gang))
+        gang.say(state_event(gang.assignment, gang.step))
     if (reason := _reason_to_leave(gang)) is not None:
         gang.say({"kind": "finished", "reason": reason, "step": gang.step})
 
@@ -506,19 +505,6 @@ def _reason_to_leave(gang: Gang) -> str | None:
     if gang.is_deaf:
         return None
     return {"stop": "stopped_by_user", "pause": "paused_by_user"}.get(gang.heard)
-
-
-def _state(gang: Gang) -> dict[str, Any]:
-    manifest = {
-        "checkpoint_id": new_id("ckpt"),
-        "job_id": gang.assignment.job_id,
-        "attempt_id": gang.id,
-        "kind": "resume",
-        "step": gang.step,
-        "samples": gang.step,
-        "files": [{"name": "a", "size": 1, "sha256": "0" * 64}],
-    }
-    return {"kind": "checkpoint", "manifest": manifest}
 
 
 #: What may happen, as often as it stands here.

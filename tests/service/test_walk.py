@@ -12,10 +12,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from played import step_event
+from played import state_event, step_event
 from stage import LEASE_SECONDS, Stage, staged
 
-from roadless.service.contract.ids import new_id
 from roadless.service.contract.reports.cluster import Assignment
 from roadless.service.contract.states import RETRYABLE, TERMINAL, Phase
 from roadless.service.errors import Conflict, Fenced, Invalid
@@ -229,20 +228,8 @@ class Walk(RuleBasedStateMachine):
         events = [{"kind": "started", "world_size": 1}] if with_start else []
         events.append(step_event(gang.step))
         if with_state:
-            events.append(self._state(gang))
+            events.append(state_event(gang.assignment, gang.step))
         self._say(gang, *events)
-
-    def _state(self, gang):
-        manifest = {
-            "checkpoint_id": new_id("ckpt"),
-            "job_id": gang.assignment.job_id,
-            "attempt_id": gang.id,
-            "kind": "resume",
-            "step": gang.step,
-            "samples": gang.step,
-            "files": [{"name": "a", "size": 1, "sha256": "0" * 64}],
-        }
-        return {"kind": "checkpoint", "manifest": manifest}
 
     @precondition(lambda self: self._running())
     @rule(

@@ -4,9 +4,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from played import state_event
 from stage import DEADLINES, staged
 
-from roadless.service.contract.ids import new_id
 from roadless.service.jobs.transitions import LONGEST_RETRY_DELAY_SECONDS
 from roadless.service.jobs.views import job_resource
 
@@ -25,20 +25,6 @@ def lose(stage, runner_id, *events):
     attempt = stage.claim(runner_id)
     stage.report(attempt.token, *events, {**LOST, "seq": len(events) + 1})
     stage.sync(runner_id, released=[attempt.attempt_id], free_cpus=0)
-
-
-def state_event(attempt):
-    """A training state, as a rank announces it."""
-    manifest = {
-        "checkpoint_id": new_id("ckpt"),
-        "job_id": attempt.job_id,
-        "attempt_id": attempt.attempt_id,
-        "kind": "resume",
-        "step": 1,
-        "samples": 1,
-        "files": [{"name": "a", "size": 1, "sha256": "0" * 64}],
-    }
-    return {"kind": "checkpoint", "manifest": manifest, "seq": 1}
 
 
 def seconds_until_claimed(stage, runner_id):
@@ -85,7 +71,7 @@ def test_a_training_state_gained_makes_the_next_loss_a_first_one(stage, digits_s
         lose(stage, runner_id)
         stage.pass_time(60)
     attempt = stage.claim(runner_id)
-    stage.report(attempt.token, state_event(attempt), {**LOST, "seq": 2})
+    stage.report(attempt.token, {**state_event(attempt, 1), "seq": 1}, {**LOST, "seq": 2})
     assert stage.job(job_id).not_before is None
     assert stage.claim(runner_id, released=[attempt.attempt_id]).fence == 5
 
